@@ -1,0 +1,746 @@
+"""REINFORCE as an SB3 algorithm: one constructor, one rollout, one update."""
+
+import copy
+import io
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
+
+from sb3_reinforce import baselines, returns
+from sb3_reinforce.buffers import (
+    DictEpisodeRolloutBuffer,
+    EpisodeBatch,
+    EpisodeRolloutBuffer,
+    map_observation,
+)
+from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, remove_critic
+from sb3_reinforce.returns import Array
+from sb3_reinforce.sampling import make_action_sampler
+
+SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
+
+RETURN_TYPES = ("reward_to_go", "episode")
+BASELINES = ("value", "leave_one_out", "time_step", "mean", None)
+LOSS_REDUCTIONS = ("step", "episode")
+
+DEFAULT_N_STEPS = 256
+#: Steps of an environment that a rollout may last beyond its budget, unless ``max_rollout_steps`` says otherwise.
+DEFAULT_EXTRA_STEPS = 50_000
+#: With ``n_episodes``, how long the default bound expects an episode to be.
+EXPECTED_EPISODE_STEPS = 1_000
+
+
+class REINFORCE(OnPolicyAlgorithm):
+    """
+    REINFORCE, the Monte Carlo policy gradient (Williams 1992; Sutton & Barto 2018, section 13.3 and 13.4).
+
+    An update collects whole episodes with the current policy, computes their returns, subtracts a baseline, takes one
+    gradient step on ``-(advantage * log_prob)`` minus the entropy bonus, throws the data away, and only then fits the
+    learned baseline, if there is one.
+
+    An episode counts if it *started* while the budget (``n_steps`` or ``n_episodes``) was open, and every counted episode
+    is finished and used whole. With ``n_episodes`` the episode mean is unbiased; with ``n_steps`` the number of
+    episodes is random, and the mean is a ratio estimate with a bias of order 1 / (number of episodes).
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: Step size of the policy, it can be a function of the current progress remaining (from 1 to 0).
+        Ten times PPO's default or more is usual: there is one gradient step per rollout.
+    :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are
+        finished. 256 if neither ``n_steps`` nor ``n_episodes`` is given.
+    :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start
+        (at the same step: in the order of the environments).
+    :param gamma: Discount factor inside the return, in [0, 1].
+    :param gae_lambda: 1 is Monte Carlo. Below 1 the advantage is Schulman et al.'s generalized estimate: it needs
+        ``baseline="value"``, is biased by the critic, and is no longer REINFORCE.
+    :param return_type: ``"reward_to_go"``: each action is credited with what came after it (Sutton & Barto 2018, eq. 13.8).
+        ``"episode"``: each action is credited with the whole episode's return (Williams 1992), unbiased too, but noisier.
+    :param discounted_weighting: Weight step t by ``gamma**t``, which makes the gradient that of the discounted objective
+        (Sutton & Barto 2018, section 13.3). Off by default, as everywhere, since it makes late steps count for nothing.
+        Makes no difference with ``return_type="episode"``, whose return is discounted from the first step anyway.
+    :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the
+        other episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch,
+        biased, as it contains the episode's own return; None: nothing. Only with ``"value"`` a critic is built.
+    :param normalize_advantage: Whether to subtract the mean of the advantages and divide by their standard deviation.
+        Off by default, since it is biased for finite batches; it makes the step size independent of the scale of the rewards.
+    :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode,
+        mean over episodes, which is unbiased. They differ by the mean episode length.
+    :param ent_coef: Coefficient of the entropy bonus: a float, a function of the progress remaining, or ``"lin_0.01"``
+        for a linear decay from 0.01 to 0.
+    :param entropy_in_return: Add ``-ent_coef * log_prob`` of each action to its reward (the maximum-entropy objective,
+        Levine 2018, eq. 9) instead of adding the entropy to the loss.
+    :param bootstrap_at_time_limit: With ``baseline="value"``, an episode that a time limit cut (``TimeLimit.truncated``)
+        goes on with the critic's value of its true final observation. If False, or without a critic, or before the
+        critic was fitted for the first time, the limit is the end of the episode (the finite-horizon objective).
+    :param vf_coef: Factor of the critic's loss in its own gradient steps.
+    :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step.
+    :param critic_batch_size: Steps per gradient step of the critic; None for the whole rollout.
+    :param critic_learning_rate: Step size of the critic, in any form that ``ent_coef`` takes; None for ``learning_rate``.
+    :param micro_batch_size: Compute gradients in pieces of so many steps and add them up: the same gradient in bounded
+        memory. None for one piece.
+    :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
+        and treated as at a time limit, with a warning. None for 50,000 steps beyond the budget, where an episode of
+        ``n_episodes`` is taken to last 1,000 steps.
+    :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. ``float("inf")`` for
+        no clipping.
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use, derived from ``EpisodeRolloutBuffer`` or
+        ``DictEpisodeRolloutBuffer``. If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
+    :param stats_window_size: Window size for the rollout logging, specifying the number of counted episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: If an argument is out of its range or two arguments contradict each other; the message names them.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    n_steps: int | None  # type: ignore[assignment]
+    rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 5e-3,
+        n_steps: int | None = None,
+        n_episodes: int | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        return_type: str = "reward_to_go",
+        discounted_weighting: bool = False,
+        baseline: str | None = "value",
+        normalize_advantage: bool = False,
+        loss_reduction: str = "step",
+        ent_coef: float | str | Schedule = 0.0,
+        entropy_in_return: bool = False,
+        bootstrap_at_time_limit: bool = True,
+        vf_coef: float = 0.5,
+        critic_epochs: int = 3,
+        critic_batch_size: int | None = None,
+        critic_learning_rate: float | str | Schedule | None = None,
+        micro_batch_size: int | None = None,
+        max_rollout_steps: int | None = None,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,  # type: ignore[arg-type]
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.n_episodes = n_episodes
+        self.return_type = return_type
+        self.discounted_weighting = discounted_weighting
+        self.baseline = baseline
+        self.normalize_advantage = normalize_advantage
+        self.loss_reduction = loss_reduction
+        self.entropy_in_return = entropy_in_return
+        self.bootstrap_at_time_limit = bootstrap_at_time_limit
+        self.critic_epochs = critic_epochs
+        self.critic_batch_size = critic_batch_size
+        self.critic_learning_rate = critic_learning_rate
+        self.micro_batch_size = micro_batch_size
+        self.max_rollout_steps = max_rollout_steps
+        self._warned: set[str] = set()
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        if self.n_steps is None and self.n_episodes is None:
+            self.n_steps = DEFAULT_N_STEPS
+        self._check_arguments()
+        self._setup_lr_schedule()
+        self.ent_coef_schedule = make_schedule(self.ent_coef, "ent_coef")
+        self.critic_lr_schedule = (
+            self.lr_schedule
+            if self.critic_learning_rate is None
+            else make_schedule(self.critic_learning_rate, "critic_learning_rate")
+        )
+        if self.entropy_in_return and self.ent_coef_schedule(1.0) == self.ent_coef_schedule(0.0) == 0.0:
+            warnings.warn("entropy_in_return has no effect with ent_coef=0: set ent_coef above 0", UserWarning, stacklevel=3)
+        self.set_random_seed(self.seed)
+        self._setup_rollout_buffer()
+        self._setup_policy()
+        self._maybe_recommend_cpu(MlpPolicy.__name__)
+
+    def _check_arguments(self) -> None:
+        if self.n_steps is not None and self.n_episodes is not None:
+            raise ValueError(
+                f"n_steps={self.n_steps} and n_episodes={self.n_episodes} are both set, but only one can rule the rollout: "
+                "drop n_steps to count episodes, or n_episodes to count steps (None drops it)"
+            )
+        for name in ("n_steps", "n_episodes", "micro_batch_size", "max_rollout_steps", "critic_batch_size", "critic_epochs"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value != int(value)):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value}: raise it")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        for name, choices in (("return_type", RETURN_TYPES), ("baseline", BASELINES), ("loss_reduction", LOSS_REDUCTIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {getattr(self, name)!r}")
+        if self.gae_lambda < 1.0 and (self.baseline != "value" or self.return_type != "reward_to_go"):
+            raise ValueError(
+                f"gae_lambda={self.gae_lambda} mixes critic values into the reward-to-go: it needs baseline='value' and "
+                f"return_type='reward_to_go', not baseline={self.baseline!r} and return_type={self.return_type!r}"
+            )
+        one_episode = self.n_episodes == 1 or (self.n_steps == 1 and self.env is not None and self.n_envs == 1)
+        if self.baseline in ("leave_one_out", "time_step") and one_episode:
+            raise ValueError(
+                f"baseline={self.baseline!r} compares episodes with each other, but an update has only one: "
+                "raise n_episodes or n_steps, or choose another baseline"
+            )
+
+    def _setup_rollout_buffer(self) -> None:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        needed_class = DictEpisodeRolloutBuffer if is_dict else EpisodeRolloutBuffer
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = needed_class
+        if not issubclass(self.rollout_buffer_class, needed_class):
+            raise ValueError(
+                f"rollout_buffer_class must derive from sb3_reinforce.buffers.{needed_class.__name__}, since SB3's buffers "
+                f"hold a fixed number of steps and not whole episodes; {self.rollout_buffer_class.__name__} does not"
+            )
+        self.rollout_buffer = self.rollout_buffer_class(
+            self.n_steps or EXPECTED_EPISODE_STEPS,
+            self.observation_space,  # type: ignore[arg-type]
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _setup_policy(self) -> None:
+        needs_critic = self.baseline == "value"
+        critic_choice = {"use_critic": needs_critic} if issubclass(self.policy_class, OptionalCriticMixin) else {}
+        # Policies may change the arguments that they are given, and ours are saved with the model
+        policy_kwargs = {**critic_choice, **copy.deepcopy(self.policy_kwargs)}
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            **policy_kwargs,
+        )
+        if not needs_critic and not critic_choice:
+            remove_critic(self.policy, self.lr_schedule(1))
+        self.policy = self.policy.to(self.device)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed the generators of Python, NumPy, PyTorch, the environment and the model's own, which samples the actions.
+
+        :param seed: If None, nothing else is seeded, and the model's generator starts from PyTorch's.
+        """
+        super().set_random_seed(seed)
+        self._rng = np.random.default_rng(int(th.randint(2**63 - 1, ())) if seed is None else seed)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Collect whole episodes with the current policy: those that start while the budget is open.
+
+        While the last of them are finished, the other environments are stepped too, since a ``VecEnv`` steps all; those
+        steps count in ``num_timesteps``, but are not used.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step
+            (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill with rollouts
+        :param n_rollout_steps: The budget in steps per environment; unused if ``n_episodes`` rules.
+        :return: True if all counted episodes are complete (or were cut at the bound), False if the callback stopped early.
+        :raises ValueError: If a reward or an observation is NaN or infinite; names the environment and the step.
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert isinstance(rollout_buffer, EpisodeRolloutBuffer | DictEpisodeRolloutBuffer)
+        # Switch to eval mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(False)
+
+        if not np.all(self._last_episode_starts):
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        sample_actions = make_action_sampler(self.policy, env.num_envs, self._rng)
+        to_env_actions = self._make_action_transform()
+        quota = EpisodeQuota(n_rollout_steps, self.n_episodes)
+        bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
+        counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
+        n_running, n_episodes, n_steps = sum(counts), 0, 0
+        max_steps = self._max_rollout_steps()
+
+        callback.on_rollout_start()
+
+        while n_running > 0 and n_steps < max_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+
+            actions = sample_actions(self._last_obs)  # type: ignore[arg-type]
+            clipped_actions = to_env_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+            n_steps += 1
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                return False
+
+            rollout_buffer.add(self._last_obs, actions, rewards)  # type: ignore[arg-type]
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+            # A quarter of the time of dones.any() on a few environments
+            if np.count_nonzero(dones):
+                for env_idx in np.flatnonzero(dones).tolist():
+                    if counts[env_idx]:
+                        info = infos[env_idx]
+                        goes_on = bootstraps and info.get("TimeLimit.truncated", False)
+                        rollout_buffer.finish_episode(env_idx, info["terminal_observation"] if goes_on else None)
+                        self._update_info_buffer([info], dones[env_idx : env_idx + 1])
+                        n_episodes += 1
+                        counts[env_idx] = quota.admits(start_step=n_steps)
+                        n_running += counts[env_idx] - 1
+
+        if n_running > 0:
+            self._cut_running_episodes(rollout_buffer, counts, max_steps)
+            n_episodes += n_running
+        rollout_buffer.check_finite()
+
+        self.logger.record("rollout/episodes", n_episodes)
+        used_steps, all_steps = rollout_buffer.n_counted_steps, n_steps * env.num_envs
+        self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _make_action_transform(self) -> Any:
+        """Make the function from sampled actions to those that the environment accepts, as in SB3."""
+        if not isinstance(self.action_space, spaces.Box):
+            return lambda actions: actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action
+        low, high = self.action_space.low, self.action_space.high
+        # Several times faster than np.clip on small arrays
+        return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+    def _max_rollout_steps(self) -> int:
+        if self.max_rollout_steps is not None:
+            return self.max_rollout_steps
+        if self.n_episodes is not None:
+            return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-self.n_episodes // self.n_envs)
+        assert self.n_steps is not None
+        return DEFAULT_EXTRA_STEPS + self.n_steps
+
+    def _cut_running_episodes(
+        self, rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, counts: list[bool], max_steps: int
+    ) -> None:
+        for env_idx in np.flatnonzero(counts).tolist():
+            final_observation = map_observation(lambda observations: observations[env_idx], self._last_obs)  # noqa: B023
+            rollout_buffer.finish_episode(env_idx, final_observation)
+        closing = "the value of its last observation" if self.baseline == "value" else "what it had earned until then"
+        self._warn_once(
+            "max_rollout_steps",
+            f"A rollout reached max_rollout_steps={max_steps} steps per environment with {sum(counts)} episodes still "
+            f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, raise "
+            "max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit.",
+        )
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+    def train(self) -> None:
+        """
+        Take one gradient step on the counted episodes, then fit the learned baseline on their returns.
+
+        Batch normalisation and dropout stay in evaluation mode, as while acting: the log-probabilities that are
+        differentiated must be those of the policy that acted.
+
+        :raises ValueError: If a loss or a gradient is NaN or infinite. Policy and optimizer are then as before.
+        """
+        self.policy.set_training_mode(False)
+        policy_before, optimizer_before = clone_tensors((self.policy.state_dict(), self.policy.optimizer.state_dict()))
+        try:
+            self._update(self.rollout_buffer.whole_episodes())
+        except ValueError:
+            self.policy.load_state_dict(policy_before)
+            self.policy.optimizer.load_state_dict(optimizer_before)
+            raise
+
+    def _update(self, batch: EpisodeBatch) -> None:
+        ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
+        self._update_learning_rate(self.policy.optimizer)
+
+        rewards = batch.rewards
+        if self.entropy_in_return:
+            rewards = rewards - ent_coef * self._log_probs(batch)
+        values = self._values(batch.observations) if self.baseline == "value" else None
+        rewards = self._bootstrap_cut_episodes(rewards, batch)
+        rewards_to_go, advantages = self._advantages(rewards, values, batch)
+        self.logger.record("train/return_mean", rewards_to_go.mean())
+        self.logger.record("train/return_std", rewards_to_go.std())
+        self.logger.record("train/advantage_std", advantages.std())
+
+        if self.normalize_advantage:
+            advantages = returns.standardize(advantages)
+        if self.discounted_weighting and self.return_type == "reward_to_go":
+            advantages = advantages * returns.discount_weights(batch.episode_lengths, self.gamma)
+
+        actor_parameters = self._policy_step(batch, advantages, 0.0 if self.entropy_in_return else ent_coef)
+        if values is not None:
+            self.logger.record("train/explained_variance", explained_variance(values, rewards_to_go))
+            self._fit_critic(batch.observations, rewards_to_go, actor_parameters)
+
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/ent_coef", ent_coef)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def _bootstrap_cut_episodes(self, rewards: Array, batch: EpisodeBatch) -> Array:
+        """Add the discounted value of what followed to the last reward of each cut episode, as SB3 does."""
+        critic_is_fitted = self.baseline == "value" and self._n_updates > 0
+        if batch.final_observations is None or not critic_is_fitted:
+            return rewards
+        rewards = rewards.copy()
+        rewards[batch.cut_steps] += self.gamma * self._values(batch.final_observations)
+        return rewards
+
+    def _advantages(self, rewards: Array, values: Array | None, batch: EpisodeBatch) -> tuple[Array, Array]:
+        """Compute what the critic is fitted on, and what the log-probabilities are multiplied with."""
+        lengths = batch.episode_lengths
+        if self.gae_lambda < 1.0:
+            assert values is not None
+            advantages = returns.generalized_advantages(rewards, values, lengths, self.gamma, self.gae_lambda)
+            return advantages + values, advantages
+
+        rewards_to_go = returns.rewards_to_go(rewards, lengths, self.gamma)
+        credited = rewards_to_go
+        if self.return_type == "episode":
+            credited = returns.whole_episode_returns(rewards, lengths, self.gamma)
+        return rewards_to_go, credited - self._baseline(credited, values, batch)
+
+    def _baseline(self, credited: Array, values: Array | None, batch: EpisodeBatch) -> Array:
+        lengths = batch.episode_lengths
+        if values is not None:
+            return values
+        if self.baseline == "mean":
+            return baselines.mean_baseline(credited, lengths)
+        if self.baseline is None:
+            return np.zeros_like(credited)
+        if len(lengths) == 1:
+            self._warn_once(
+                "one episode",
+                f"A rollout held a single episode, which baseline={self.baseline!r} has nothing to compare with: no baseline "
+                "was used. Raise n_steps, or use n_episodes.",
+            )
+            return np.zeros_like(credited)
+        if self.baseline == "leave_one_out":
+            return baselines.leave_one_out_baseline(credited, lengths)
+        return baselines.time_step_baseline(credited, lengths)
+
+    def _policy_step(self, batch: EpisodeBatch, advantages: Array, ent_coef: float) -> list[th.nn.Parameter]:
+        """Take the one gradient step, and return the parameters that had a gradient."""
+        n_steps, n_episodes = len(advantages), len(batch.episode_lengths)
+        n_averaged = n_steps if self.loss_reduction == "step" else n_episodes
+        weights = th.as_tensor(advantages, dtype=th.float32, device=self.device)
+
+        self.policy.optimizer.zero_grad()
+        policy_loss = entropy = 0.0
+        for piece in self._micro_batches(n_steps):
+            log_prob, piece_entropy = self._evaluate(batch, piece)
+            piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
+            loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
+            loss.backward()  # type: ignore[no-untyped-call]
+            policy_loss += piece_loss.item()
+            entropy += piece_entropy.sum().item()
+
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+        if not np.isfinite(grad_norm):
+            raise ValueError(f"The gradient of the policy is {grad_norm} (policy loss {policy_loss}). {NOT_LEARNED}")
+        self.policy.optimizer.step()
+        self.logger.record("train/policy_loss", policy_loss)
+        self.logger.record("train/entropy_loss", -entropy / n_steps)
+        self.logger.record("train/grad_norm", grad_norm)
+        return parameters
+
+    def _evaluate(self, batch: EpisodeBatch, piece: slice) -> tuple[th.Tensor, th.Tensor]:
+        """Compute log-probability and entropy of a piece of the batch, each of shape ``(len(piece),)``."""
+        actions = batch.actions[piece]
+        actions = actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions.float()
+        distribution = self.policy.get_distribution(map_observation(lambda obs: obs[piece], batch.observations))
+        log_prob = distribution.log_prob(actions)
+        if not th.isfinite(log_prob).all():
+            env_idx, step = batch.locate((piece.start or 0) + int(th.isfinite(log_prob).logical_not().nonzero()[0]))
+            raise ValueError(
+                f"The log-probability of the action of environment {env_idx} at step {step} of the rollout is not finite, "
+                f"and neither is the policy loss. {NOT_LEARNED}"
+            )
+        entropy = distribution.entropy()
+        if entropy is None:
+            # Squashed actions have no closed form. The value of this estimate is -log_prob, as in SB3, but so is not its
+            # gradient: that of -log_prob is zero in expectation, that of the entropy is -log_prob times the score
+            entropy = -log_prob.detach() * (1.0 + log_prob - log_prob.detach())
+        return log_prob, entropy
+
+    def _log_probs(self, batch: EpisodeBatch) -> Array:
+        with th.no_grad():
+            pieces = [self._evaluate(batch, piece)[0] for piece in self._micro_batches(len(batch.actions))]
+        return th.cat(pieces).cpu().numpy().astype(np.float64)
+
+    def _values(self, observations: PyTorchObs) -> Array:
+        n_steps = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        with th.no_grad():
+            pieces = [
+                self.policy.predict_values(map_observation(lambda obs: obs[piece], observations)).flatten()  # noqa: B023
+                for piece in self._micro_batches(n_steps)
+            ]
+        return th.cat(pieces).cpu().numpy().astype(np.float64)
+
+    def _fit_critic(self, observations: PyTorchObs, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]) -> None:
+        """
+        Fit V(s) on the returns by mean squared error.
+
+        Parameters shared with the actor are left alone: the policy moves along its own gradient only.
+        """
+        shared = {id(parameter) for parameter in actor_parameters}
+        parameters = [p for p in self.policy.parameters() if p.requires_grad and id(p) not in shared]
+        targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=self.device)
+        n_steps = len(targets)
+        batch_size = min(self.critic_batch_size or n_steps, n_steps)
+        update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
+
+        losses = []
+        for _ in range(self.critic_epochs):
+            order = th.as_tensor(self._rng.permutation(n_steps), device=self.device) if batch_size < n_steps else None
+            for start in range(0, n_steps, batch_size):
+                self.policy.optimizer.zero_grad()
+                size = min(batch_size, n_steps - start)
+                value_loss = 0.0
+                for piece in self._micro_batches(size):
+                    chosen: Any = piece if order is None else order[start:][piece]
+                    values = self.policy.predict_values(map_observation(lambda obs: obs[chosen], observations))  # noqa: B023
+                    piece_loss = F.mse_loss(values.flatten(), targets[chosen], reduction="sum") / size
+                    (self.vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+                    value_loss += piece_loss.item()
+                grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+                if not np.isfinite(grad_norm):
+                    raise ValueError(f"The gradient of the critic is {grad_norm} (value loss {value_loss}). {NOT_LEARNED}")
+                self.policy.optimizer.step()
+                losses.append(value_loss)
+        self.logger.record("train/value_loss", np.mean(losses))
+
+    def _micro_batches(self, n_steps: int) -> Iterator[slice]:
+        size = self.micro_batch_size or n_steps
+        return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
+
+    def learn(
+        self: SelfREINFORCE,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 10,
+        tb_log_name: str = "REINFORCE",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfREINFORCE:
+        """
+        Return a trained model.
+
+        :param total_timesteps: The total number of samples (env steps) to train on; the last rollout is finished.
+        :param callback: callback(s) called at every step with state of the algorithm.
+        :param log_interval: Number of updates between logs.
+        :param tb_log_name: the name of the run for TensorBoard logging
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: the trained model
+        :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite.
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_rng"]
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file.
+
+        The file is written beside its destination and then put in its place, so that whatever happens in between, the
+        destination holds either the old model or the new one.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        if not isinstance(path, str | pathlib.Path):
+            super().save(path, exclude, include)
+            return
+        destination = pathlib.Path(path)
+        if destination.suffix == "":
+            destination = destination.with_name(f"{destination.name}.zip")
+        if destination.is_dir():
+            raise IsADirectoryError(f"Cannot save the model to {destination}: it is a folder")
+        unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
+        try:
+            super().save(unfinished, exclude, include)
+            os.replace(unfinished, destination)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
+
+
+class EpisodeQuota:
+    """
+    Decides at the start of an episode whether it counts.
+
+    Deciding later would favour short episodes: of those that run at the same time, they finish first.
+
+    :param n_steps: Episodes that start before so many steps of the rollout count, unless ``n_episodes`` is given.
+    :param n_episodes: So many episodes count, in the order in which they start.
+    """
+
+    def __init__(self, n_steps: int, n_episodes: int | None = None) -> None:
+        self.n_steps = n_steps
+        self.n_episodes = n_episodes
+        self.n_started = 0
+
+    def admits(self, start_step: int) -> bool:
+        """
+        Tell whether an episode that starts now counts. To be asked once for every episode, in the order of their starts.
+
+        :param start_step: Steps that each environment has made in this rollout.
+        :return: Whether it counts.
+        """
+        self.n_started += 1
+        if self.n_episodes is not None:
+            return self.n_started <= self.n_episodes
+        return start_step < self.n_steps
+
+
+def clone_tensors(state: Any) -> Any:
+    """
+    Copy a state dict, ten times as fast as ``copy.deepcopy``.
+
+    :param state: Tensors in dicts, lists and tuples, beside anything that is never changed in place.
+    :return: The same structure with cloned tensors.
+    """
+    if isinstance(state, th.Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: clone_tensors(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(clone_tensors(value) for value in state)
+    return state
+
+
+def make_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
+    """
+    Turn a coefficient into a function of the progress remaining (from 1 to 0).
+
+    :param value: A number, such a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
+    :param name: Of the argument, for the error message.
+    :return: The schedule.
+    :raises ValueError: If the value cannot be read, or the schedule starts or ends below 0.
+    """
+    schedule: FloatSchedule | None = None
+    if isinstance(value, str):
+        kind, _, initial = value.partition("_")
+        if kind == "lin":
+            try:
+                schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
+            except ValueError:
+                pass
+    elif callable(value) or isinstance(value, int | float):
+        schedule = FloatSchedule(value)
+    if schedule is None:
+        raise ValueError(f"{name} must be a number, a function of the progress remaining, or like 'lin_0.01', not {value!r}")
+    for progress_remaining in (1.0, 0.0):
+        coefficient = schedule(progress_remaining)
+        if not 0.0 <= coefficient < np.inf:
+            raise ValueError(
+                f"{name} must never be negative or infinite, but is {coefficient} at progress remaining {progress_remaining}"
+            )
+    return schedule

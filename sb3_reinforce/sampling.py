@@ -1,0 +1,262 @@
+"""
+From observations to actions while collecting: the actor and a draw, and nothing else.
+
+A policy gradient needs only the actions during the rollout; log-probabilities, entropies and values are computed in
+one batch at the update. What is left per step is the actor, which for a small MLP is faster in NumPy than in PyTorch,
+and a draw, which is one vector operation on noise generated ahead in blocks.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+from sb3_reinforce.buffers import NumpyObs
+from sb3_reinforce.policies import MlpPolicy
+
+NumpyArray = np.ndarray[Any, np.dtype[Any]]
+#: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
+Actor = Callable[[NumpyObs], NumpyArray]
+#: Turns distribution parameters into actions of shape ``(n_envs, *action_shape)``.
+Draw = Callable[[NumpyArray], NumpyArray]
+
+NOISE_BLOCK_STEPS = 256
+
+
+class ActionSampler(Protocol):
+    """What the collector asks for actions."""
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """
+        Sample an action for every environment.
+
+        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :return: Shape ``(n_envs, *action_shape)``, neither clipped nor rescaled.
+        """
+
+
+def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> ActionSampler:
+    """
+    Choose the fastest exact way to sample from a policy, for as long as its parameters do not change.
+
+    :param policy: In evaluation mode.
+    :param n_envs: Number of environments.
+    :param rng: Source of all randomness, except for policies with a distribution of their own, which use PyTorch's.
+    :return: NumPy actor and draw for a standard MLP; PyTorch actor and NumPy draw for any feature extractor or network
+        under SB3's own distributions; the policy's own distribution object for everything else (gSDE, overridden methods).
+    """
+    if not has_standard_distribution(policy):
+        return DistributionSampler(policy)
+    actor = NumpyMlpActor(policy, n_envs) if is_standard_mlp(policy) else TorchActor(policy)
+    return ParameterSampler(actor, make_draw(policy, n_envs, rng))
+
+
+class DistributionSampler:
+    """
+    Samples from the policy's own distribution object.
+
+    :param policy: Any actor-critic policy.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """See ``ActionSampler``."""
+        with th.no_grad():
+            distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
+            actions: NumpyArray = distribution.get_actions().cpu().numpy()
+        return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
+
+
+class ParameterSampler:
+    """
+    Samples from distribution parameters, without a distribution object.
+
+    :param actor: Computes the parameters.
+    :param draw: Draws actions from them.
+    """
+
+    def __init__(self, actor: Actor, draw: Draw) -> None:
+        self.actor = actor
+        self.draw = draw
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """See ``ActionSampler``."""
+        return self.draw(self.actor(observations))
+
+
+class TorchActor:
+    """
+    The actor of a policy in PyTorch: logits, or the mean of a Gaussian.
+
+    :param policy: A policy for which ``has_standard_distribution`` holds.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """
+        Compute the distribution parameters.
+
+        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :return: Shape ``(n_envs, n_parameters)``.
+        """
+        policy = self.policy
+        with th.no_grad():
+            obs_tensor = obs_as_tensor(observations, policy.device)
+            features = BaseModel.extract_features(policy, obs_tensor, policy.pi_features_extractor)
+            parameters: NumpyArray = policy.action_net(policy.mlp_extractor.forward_actor(features)).cpu().numpy()
+        return parameters
+
+
+class NumpyMlpActor:
+    """
+    The actor of a standard MLP policy in NumPy, on a copy of the policy's weights.
+
+    :param policy: A policy for which ``is_standard_mlp`` holds.
+    :param n_envs: Number of environments.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int) -> None:
+        layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+        activations: dict[type[nn.Module], Callable[[NumpyArray, NumpyArray], Any]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
+        # Results go into buffers and biases are as large as they are: both spare NumPy half the time of such small arrays
+        self.layers = [
+            (
+                np.ascontiguousarray(_array(linear.weight).T),
+                np.tile(_array(linear.bias), (n_envs, 1)),
+                np.empty((n_envs, linear.out_features), dtype=np.float32),
+                activations[type(activation)] if activation is not None else None,
+            )
+            for linear, activation in zip(layers[::2], [*layers[1::2], None], strict=True)
+        ]
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """
+        Compute the distribution parameters.
+
+        :param observations: Shape ``(n_envs, *obs_shape)``.
+        :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
+        """
+        assert not isinstance(observations, dict)
+        latent = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+        for weight, bias, output, activation in self.layers:
+            latent = np.dot(latent, weight, output)
+            np.add(latent, bias, output)
+            if activation is not None:
+                activation(latent, output)
+        return latent
+
+
+def _relu(latent: NumpyArray, output: NumpyArray) -> NumpyArray:
+    return np.maximum(latent, 0.0, output)
+
+
+def _array(parameter: th.Tensor) -> NumpyArray:
+    return parameter.detach().cpu().numpy()
+
+
+def noise_rows(draw_block: Callable[[tuple[int, ...]], NumpyArray], shape: tuple[int, ...]) -> Iterator[NumpyArray]:
+    """
+    Generate noise one step at a time, drawn in blocks because a draw costs more than the numbers in it.
+
+    :param draw_block: Takes the shape of a block and returns it filled.
+    :param shape: Shape of the noise of one step.
+    :return: Endless iterator over float32 arrays of that shape.
+    """
+    while True:
+        yield from draw_block((NOISE_BLOCK_STEPS, *shape)).astype(np.float32)
+
+
+def make_draw(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Draw:
+    """
+    Make the function that draws actions from the parameters of SB3's own distributions.
+
+    A categorical is drawn as the largest of its logits plus Gumbel noise, a Bernoulli as the sign of its logit plus
+    logistic noise (Gumbel 1954; Maddison et al. 2014), a Gaussian as mean plus scaled normal noise.
+
+    :param policy: A policy for which ``has_standard_distribution`` holds.
+    :param n_envs: Number of environments.
+    :param rng: Source of the noise.
+    :return: See ``Draw``.
+    """
+    distribution, action_space = policy.action_dist, policy.action_space
+    n_parameters = policy.action_net.out_features
+    assert isinstance(n_parameters, int)
+    shape = (n_envs, n_parameters)
+
+    if isinstance(distribution, DiagGaussianDistribution):
+        std = np.exp(_array(policy.log_std))
+        normal = noise_rows(lambda block: rng.standard_normal(block, dtype=np.float32) * std, shape)
+        action_shape = (n_envs, *action_space.shape)  # type: ignore[misc]
+        return lambda mean: (mean + next(normal)).reshape(action_shape)
+
+    if isinstance(distribution, BernoulliDistribution):
+        logistic = noise_rows(lambda block: rng.logistic(size=block), shape)
+        return lambda logits: (logits + next(logistic) > 0.0).astype(np.int8)
+
+    gumbel = noise_rows(lambda block: rng.gumbel(size=block), shape)
+    if isinstance(distribution, MultiCategoricalDistribution):
+        ends = np.cumsum(distribution.action_dims)
+        parts = [slice(end - size, end) for size, end in zip(distribution.action_dims, ends, strict=True)]
+
+        def draw_each(logits: NumpyArray) -> NumpyArray:
+            perturbed = logits + next(gumbel)
+            return np.stack([perturbed[:, part].argmax(axis=1) for part in parts], axis=1)
+
+        return draw_each
+    return lambda logits: (logits + next(gumbel)).argmax(axis=1)
+
+
+def has_standard_distribution(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether a policy's distribution is one of SB3's, with the parameters that ``action_net`` computes.
+
+    :param policy: Any actor-critic policy.
+    :return: False for gSDE, and as soon as a method on the way to the distribution is overridden.
+    """
+    methods = ("get_distribution", "_get_action_dist_from_latent")
+    return (
+        type(policy.action_dist)
+        in (CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+        and type(policy.action_net) is nn.Linear
+        and all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in methods)
+        and not any(name in vars(policy) for name in methods)
+    )
+
+
+def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether NumPy can stand in for a policy's actor.
+
+    :param policy: A policy for which ``has_standard_distribution`` holds.
+    :return: True if it is exactly SB3's MLP policy: float32 on the CPU, flat observations, Linear layers with Tanh or ReLU
+        between them, no hooks.
+    """
+    if type(policy) not in (ActorCriticPolicy, MlpPolicy) or type(policy.mlp_extractor) is not MlpExtractor:
+        return False
+    layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+    return (
+        isinstance(policy.observation_space, spaces.Box)
+        and not is_image_space(policy.observation_space)
+        and type(policy.pi_features_extractor) is FlattenExtractor
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in layers[::2])
+        and all(type(layer) in (nn.Tanh, nn.ReLU) for layer in layers[1::2])
+        and all(parameter.dtype == th.float32 and parameter.device.type == "cpu" for parameter in policy.parameters())
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+    )

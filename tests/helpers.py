@@ -1,0 +1,115 @@
+"""What several test files share: tiny environments, a policy that can be written down, slow reference loops."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.envs.diamond_hill import DECISION_STATES, Path
+
+LEFT_PROBABILITIES = np.array([0.7, 0.4, 0.8])
+ACTION_PROBABILITIES = np.stack([LEFT_PROBABILITIES, 1 - LEFT_PROBABILITIES], axis=1)
+
+
+class GradientRecorder(th.optim.Optimizer):
+    """An optimizer that notes the gradients it is given and moves nothing."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+        self.recorded: list[list[th.Tensor | None]] = []
+
+    def step(self, closure: Any = None) -> None:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.recorded.append([None if p.grad is None else p.grad.clone() for p in parameters])
+
+
+def linear_model(env: str = "sb3_reinforce/DiamondHill-v0", **kwargs: Any) -> REINFORCE:
+    """A linear softmax policy on DiamondHill, which can represent any probabilities in its three states."""
+    policy_kwargs = {"net_arch": {"pi": [], "vf": [4]}, "optimizer_class": GradientRecorder}
+    kwargs = {"max_grad_norm": float("inf"), "normalize_advantage": False, "critic_epochs": 1, "device": "cpu", **kwargs}
+    model = REINFORCE("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **kwargs)
+    model.set_logger(Logger(None, []))
+    model._n_updates = 1
+    set_action_probabilities(model, ACTION_PROBABILITIES)
+    return model
+
+
+def set_action_probabilities(model: REINFORCE, action_probabilities: np.ndarray) -> None:
+    """Solve for the weights of a linear policy that acts so on DiamondHill."""
+    logits = np.log(action_probabilities)
+    states = np.column_stack([DECISION_STATES.astype(np.float64), np.ones(3)])
+    solution = np.linalg.solve(states, logits)
+    with th.no_grad():
+        model.policy.action_net.weight.copy_(th.as_tensor(solution[:2].T))
+        model.policy.action_net.bias.copy_(th.as_tensor(solution[2]))
+
+
+def policy_gradient(model: REINFORCE, episodes: Sequence[Path]) -> np.ndarray:
+    """The gradient that the model's own ``train`` computes from these episodes: ascent direction, flat."""
+    buffer = model.rollout_buffer
+    buffer.reset()
+    for episode in episodes:
+        for observation, action, reward in zip(episode.observations, episode.actions, episode.rewards, strict=True):
+            buffer.add(observation[None], np.array([action]), np.array([reward]))
+        buffer.finish_episode(0)
+    model.policy.optimizer.recorded.clear()
+    model.train()
+    names = [name for name, _ in model.policy.named_parameters()]
+    gradients = dict(zip(names, model.policy.optimizer.recorded[0], strict=True))
+    weight, bias = gradients["action_net.weight"], gradients["action_net.bias"]
+    return -th.cat([weight, bias[:, None]], dim=1).double().numpy().flatten()
+
+
+def logit_gradient_to_parameters(logit_gradient: np.ndarray) -> np.ndarray:
+    """Chain rule from the logits of the three states, shape (3, 2), to weights and bias of the linear policy, flat."""
+    states = np.column_stack([DECISION_STATES.astype(np.float64), np.ones(3)])
+    return (logit_gradient.T @ states).flatten()
+
+
+class FixedLengthEnv(gym.Env):
+    """Episodes of given lengths, one after the other; the observation is [time, episode], the reward the action."""
+
+    def __init__(self, lengths: Sequence[int], truncate: bool = False, reward: float = 1.0) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.lengths = lengths
+        self.truncate = truncate
+        self.reward = reward
+        self.episode = -1
+        self.time = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode += 1
+        self.time = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        over = self.time >= self.lengths[self.episode % len(self.lengths)]
+        return self._observation(), self.reward, over and not self.truncate, over and self.truncate, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.time, self.episode], dtype=np.float32)
+
+
+class RandomLengthEnv(gym.Env):
+    """Episodes of 10 or 500 steps, by the toss of a coin at their start, with reward 1 per step."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps_left = 500 if self.np_random.random() < 0.5 else 10
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps_left -= 1
+        return np.zeros(1, np.float32), 1.0, self.steps_left == 0, False, {}
