@@ -143,7 +143,7 @@ class REINFORCE(OnPolicyAlgorithm):
         entropy_in_return: bool = False,
         bootstrap_at_time_limit: bool = True,
         vf_coef: float = 0.5,
-        critic_epochs: int = 3,
+        critic_epochs: int = 2,
         critic_batch_size: int | None = None,
         critic_learning_rate: float | str | Schedule | None = None,
         micro_batch_size: int | None = None,
@@ -417,6 +417,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, UserWarning, stacklevel=3)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout finishes its episodes, and schedules are not made for what lies beyond their end
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def train(self) -> None:
         """

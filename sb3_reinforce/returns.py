@@ -116,7 +116,8 @@ def standardize(advantages: Array, epsilon: float = 1e-8) -> Array:
     :param epsilon: Added to the standard deviation, so that equal advantages give zeros and not NaN.
     :return: Shape ``(n_steps,)``; zeros if there is only one step or no variance.
     """
-    centered = advantages - advantages.mean()
-    if len(advantages) < 2:
-        return np.asarray(centered)
-    return np.asarray(centered / (advantages.std(ddof=1) + epsilon))
+    deviation = advantages.std(ddof=1) if len(advantages) > 1 else 0.0
+    # Below this it is rounding that would be blown up to the size of one
+    if deviation <= 1e-12 * np.abs(advantages).max():
+        return np.zeros_like(advantages)
+    return np.asarray((advantages - advantages.mean()) / (deviation + epsilon))

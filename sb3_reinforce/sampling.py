@@ -164,7 +164,7 @@ class NumpyMlpActor:
 
 
 def _relu(latent: NumpyArray, output: NumpyArray) -> NumpyArray:
-    return np.maximum(latent, 0.0, output)
+    return np.maximum(latent, 0.0, out=output)
 
 
 def _array(parameter: th.Tensor) -> NumpyArray:
@@ -196,9 +196,8 @@ def make_draw(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) 
     :return: See ``Draw``.
     """
     distribution, action_space = policy.action_dist, policy.action_space
-    n_parameters = policy.action_net.out_features
-    assert isinstance(n_parameters, int)
-    shape = (n_envs, n_parameters)
+    assert isinstance(policy.action_net, nn.Linear)
+    shape = (n_envs, int(policy.action_net.out_features))
 
     if isinstance(distribution, DiagGaussianDistribution):
         std = np.exp(_array(policy.log_std))

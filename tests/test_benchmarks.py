@@ -1,0 +1,342 @@
+"""The benchmark scripts run end to end on tiny budgets, write well-formed files, and do not repeat finished work."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BENCHMARKS = REPOSITORY / "benchmarks"
+# The processes that a script spawns import it by this path too
+sys.path.insert(0, str(BENCHMARKS))
+
+common = importlib.import_module("common")
+
+
+def run_in_process(name, results_dir, *arguments):
+    return importlib.import_module(name).main(["--results-dir", str(results_dir), *map(str, arguments)])
+
+
+def run_script(name, results_dir, *arguments):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--results-dir", str(results_dir), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def read_results(results_dir, name, figure=False):
+    """Check what is common to the files of all scripts, and return the content of the JSON file."""
+    content = json.loads((results_dir / f"{name}.json").read_text(), parse_constant=pytest.fail)
+    made_by = content.get("provenance") or content["rows"][0]["provenance"]
+    assert made_by["command"].startswith(f"python benchmarks/{name}.py --results-dir ")
+    assert set(made_by["versions"]) == {"python", "torch", "numpy", "stable_baselines3", "gymnasium", "sb3_reinforce"}
+    assert made_by["machine"]["cpu"] and made_by["machine"]["cores"] >= 1
+    assert made_by["seeds"]
+
+    table = [line for line in (results_dir / f"{name}.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) >= 3 and table[1].startswith("| --- |")
+    assert (results_dir / f"{name}.png").exists() == figure
+    for path in results_dir.iterdir():
+        assert not path.name.endswith(".unfinished")
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            assert not [folder for folder in (REPOSITORY, results_dir, sys.prefix) if str(folder) in path.read_text()]
+    return content
+
+
+def test_every_script_has_help():
+    for path in BENCHMARKS.glob("*.py"):
+        text = path.read_text()
+        if "__main__" in text:
+            assert "description=__doc__" in text or "make_parser(__doc__)" in text
+            assert f"python benchmarks/{path.name}" in text
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new folder" / "file.txt"
+    common.write_text(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        common.write_text(path, "new")
+    assert [(found.name, found.read_text()) for found in path.parent.iterdir()] == [("file.txt", "old")]
+
+
+def test_paths_of_the_machine_are_cut():
+    text = f"{REPOSITORY}/benchmarks/a.py --folder=/home/someone/b in '/tmp/c.yml', a:/home/d, https://example.org/d"
+    assert common.without_machine_paths(text) == "benchmarks/a.py --folder=…/b in '…/c.yml', a:…/d, https://example.org/d"
+
+
+@pytest.mark.parametrize("kind", ["loose", "packed", "detached", "worktree", "none"])
+def test_commit_is_read_from_the_files_of_git(tmp_path, monkeypatch, kind):
+    git_dir = tmp_path / ".git"
+    files = {
+        "loose": {".git/HEAD": "ref: refs/heads/main\n", ".git/refs/heads/main": "abc\n"},
+        "packed": {".git/HEAD": "ref: refs/heads/main\n", ".git/packed-refs": "# pack\nabc refs/heads/main\n"},
+        "detached": {".git/HEAD": "abc\n"},
+        "worktree": {
+            ".git": "gitdir: real/worktrees/one\n",
+            "real/worktrees/one/HEAD": "ref: refs/heads/main\n",
+            "real/worktrees/one/commondir": "../..\n",
+            "real/refs/heads/main": "abc\n",
+        },
+        "none": {},
+    }[kind]
+    for name, text in files.items():
+        common.write_text(tmp_path / name, text)
+    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
+    assert common.git_commit() == (None if kind == "none" else "abc")
+    assert git_dir.exists() == (kind != "none")
+
+
+def test_throughput_collects_configurations_in_one_table(tmp_path):
+    tiny = ["--steps", 64, "--warmup-steps", 32, "--rounds", 2, "--n-steps", 16]
+    run_in_process("throughput", tmp_path, "--env", "CartPole-v1", "--n-envs", 1, *tiny)
+    run_in_process("throughput", tmp_path, "--env", "Pendulum-v1", "--n-envs", 2, "--vec-normalize", *tiny)
+    run_in_process("throughput", tmp_path, "--env", "CartPole-v1", "--n-envs", 1, *tiny, "--seed", 1)
+    run_in_process("throughput", tmp_path, "--env", "Pendulum-v1", "--n-envs", 2, "--bare-actions", "policy", *tiny)
+
+    content = read_results(tmp_path, "throughput")
+    rows = [(row["env"], row["vec_normalize"], row["bare_actions"], row["provenance"]["seeds"]) for row in content["rows"]]
+    assert rows == [
+        ("CartPole-v1", False, "random", [1]),
+        ("Pendulum-v1", True, "random", [0]),
+        ("Pendulum-v1", False, "policy", [0]),
+    ]
+    for row in content["rows"]:
+        assert set(row["reinforce_ratios"]) == {"bare", "a2c", "ppo"}
+        assert len(row["rounds"]) == 2
+        assert all(result["steps"] >= 64 for results in row["rounds"] for result in results.values())
+
+
+def test_ppo_gets_a_batch_size_that_divides_the_rollout():
+    throughput = importlib.import_module("throughput")
+    assert [throughput.ppo_batch_size(size) for size in (256, 64, 96, 40, 7)] == [64, 64, 48, 40, 7]
+
+
+def test_throughput_of_stepping_only(tmp_path):
+    pytest.importorskip("envpool")
+    tiny = ["--train-steps", 64, "--steps", 64, "--warmup-steps", 16, "--rounds", 1, "--n-envs", 2, "--n-steps", 8]
+    run_in_process("throughput", tmp_path, "--env", "CartPole-v1", *tiny)
+    run_in_process("throughput", tmp_path, "--env", "CartPole-v1", "--stepping-only", *tiny)
+    (row,) = read_results(tmp_path, "throughput")["stepping"]
+    (results,) = row["rounds"]
+    for engine in ("dummy", "envpool"):
+        assert results[engine]["steps"] == 64
+        assert 0 < results[engine]["seconds"] <= results[engine]["seconds_with_actions"]
+    assert row["stepping"]["ratio"] == pytest.approx(results["dummy"]["seconds"] / results["envpool"]["seconds"])
+
+
+def test_scaling(tmp_path):
+    tiny = ["--steps", 32, "--warmup-steps", 16, "--rounds", 1, "--base-n-envs", 2, "--base-n-steps", 8]
+    run_in_process("scaling", tmp_path, "--n-envs", 1, 2, "--width", 16, "--n-steps", 8, *tiny)
+    content = read_results(tmp_path, "scaling", figure=True)
+    assert [(row["axis"], row["value"]) for row in content["rows"]] == [
+        ("n_envs", 1),
+        ("n_envs", 2),
+        ("width", 16),
+        ("n_steps", 8),
+    ]
+    assert content["base"] == {"n_envs": 2, "width": 64, "n_steps": 8}
+    assert all(len(row["rounds"]) == 1 and row["reinforce_to_bare"] > 0 for row in content["rows"])
+
+
+def test_memory(tmp_path):
+    # A process of its own, since this one is already as large as the imports
+    run_script("memory", tmp_path, "--steps", 2000, "--sizes", 100, 400, "--rounds", 1)
+    content = read_results(tmp_path, "memory", figure=True)
+    rollout = content["rollout"]
+    assert rollout["steps"] >= 2000 and rollout["n_updates"] == 1
+    assert rollout["above_imports_bytes"] == rollout["peak_bytes"] - rollout["peak_after_imports_bytes"] > 0
+    assert content["rollout_within_limit"] == (rollout["above_imports_bytes"] < 300_000_000)
+    assert [row["batch_size"] >= size for row, size in zip(content["updates"], (100, 400), strict=True)] == [True, True]
+    assert {"in one piece", "in micro-batches"} <= set(content["slopes"])
+
+
+def test_memory_refuses_to_measure_in_a_process_that_is_too_large():
+    importlib.import_module("sb3_reinforce")
+    with pytest.raises(RuntimeError, match="small"):
+        importlib.import_module("memory").measure_rollout_here(10, 10)
+
+
+def test_time_to_threshold(tmp_path):
+    # A process of its own, since RL Zoo patches gymnasium on import; short episodes, since it takes 100
+    arguments = ["--env", "sb3_reinforce/DiamondHill-v0", "--threshold", -10, "--max-steps", 3000, "--seeds", 3]
+    arguments += ["--reinforce", "n_envs=2", "n_steps=16", "--n-timesteps", "a2c=50"]
+    run_script("time_to_threshold", tmp_path, *arguments)
+    (row,) = read_results(tmp_path, "time_to_threshold", figure=True)["rows"]
+    runs = {run["algo"]: run for run in row["runs"]}
+    assert list(runs) == ["reinforce", "ppo", "a2c"]
+
+    assert runs["reinforce"]["hyperparameters"]["n_envs"] == 2 and runs["reinforce"]["n_timesteps"] == 3000
+    assert runs["reinforce"]["hyperparameters_from"].startswith("defaults of the class, with {'n_envs': 2")
+    assert runs["ppo"]["n_timesteps"] == 1_000_000
+    for algo in ("reinforce", "ppo"):
+        assert runs[algo]["reached"] and runs[algo]["last_mean"] >= -10
+        assert runs[algo]["curve"][-1][1] == runs[algo]["steps"] == row["summary"][algo]["steps"]
+
+    assert not runs["a2c"]["reached"] and runs["a2c"]["steps"] == 50
+    assert row["summary"]["a2c"]["seconds"] is None
+    table = (tmp_path / "time_to_threshold.md").read_text()
+    assert "not reached in 50 steps" in table and "| > " in table
+
+
+def test_cartpole_defaults_keeps_finished_seeds_of_the_same_code(tmp_path, monkeypatch):
+    cartpole_defaults = importlib.import_module("cartpole_defaults")
+    tiny = ["--timesteps", 64, "--episodes", 1]
+
+    def scores():
+        return {run["seed"]: run["mean"] for run in read_results(tmp_path, "cartpole_defaults")["runs"]}
+
+    run_in_process("cartpole_defaults", tmp_path, "--seeds", 0, 1, "--jobs", 2, *tiny)
+    assert list(scores()) == [0, 1] and all(score > 0 for score in scores().values())
+
+    path = tmp_path / "cartpole_defaults.json"
+    content = json.loads(path.read_text())
+    marker = -1.0
+    content["runs"][0]["mean"] = marker
+    path.write_text(json.dumps(content))
+    run_in_process("cartpole_defaults", tmp_path, "--seeds", 0, 2, "--jobs", 1, *tiny)
+    assert list(scores()) == [0, 1, 2] and scores()[0] == marker
+    assert "**0 of 3 seeds reach 475.**" in (tmp_path / "cartpole_defaults.md").read_text()
+
+    monkeypatch.setattr(cartpole_defaults, "code_hash", lambda: "other sources")
+    run_in_process("cartpole_defaults", tmp_path, "--seeds", 0, "--jobs", 1, *tiny)
+    assert list(scores()) == [0] and scores()[0] != marker
+
+
+ENTRIES = {
+    "default": {"n_timesteps": 10, "policy": "MlpPolicy"},
+    "CartPole-v1": {"n_timesteps": 60, "policy": "MlpPolicy", "n_steps": 16, "normalize": True},
+    "Ant-v5": {"n_timesteps": 60, "policy": "MlpPolicy"},
+}
+
+
+@pytest.fixture
+def zoo_table(tmp_path):
+    """The script, and the options that keep it away from the repository's own files."""
+    hyperparams = tmp_path / "entries" / "tiny.yml"
+    common.write_text(hyperparams, yaml.safe_dump(ENTRIES, sort_keys=False))
+    return importlib.import_module("zoo_table"), ["--hyperparams", hyperparams, "--log-folder", tmp_path / "logs"]
+
+
+@pytest.fixture
+def fake_runs(zoo_table, monkeypatch):
+    """Replaces training by a list of what was trained; environments in ``crashing`` do not finish."""
+    trained, crashing = [], set()
+
+    def run(runner, task):
+        trained.append((task.env, task.seed))
+        if task.env in crashing:
+            raise RuntimeError(f"{REPOSITORY}/somewhere failed")
+        return {
+            **{"env": task.env, "seed": task.seed, "entry_hash": task.key[2], "mean": 100.0 + task.seed},
+            **{"training_seconds": 1.0, "provenance": runner.made_by},
+        }
+
+    monkeypatch.setattr(zoo_table[0].Runner, "run", run)
+    return trained, crashing
+
+
+def rows_of(results_dir):
+    return {row["env"]: row for row in read_results(results_dir, "zoo_table")["rows"]}
+
+
+def test_zoo_table_trains_and_evaluates_through_rl_zoo(tmp_path, zoo_table):
+    results_dir = tmp_path / "results"
+    arguments = ["--env", "CartPole-v1", "--seeds", 0, "--episodes", 2, *zoo_table[1]]
+    assert run_in_process("zoo_table", results_dir, *arguments) == 0
+    (line,) = (results_dir / "zoo_table_runs.jsonl").read_text().splitlines()
+    run = json.loads(line)
+    assert run["trained_steps"] >= 60
+    # CartPole pays 1 for each step: the scores are not normalised
+    assert run["scores"] == run["lengths"] and len(run["scores"]) == 2
+    assert "Loading running average" in next((tmp_path / "logs").rglob("evaluate.log")).read_text()
+    row = rows_of(results_dir)["CartPole-v1"]
+    assert (row["n_seeds"], row["mean"], row["reached"]) == (1, run["mean"], False)
+    assert (results_dir / "zoo_table.md").read_text().rstrip().endswith("(seeds: 1), target 500.")
+    assert (results_dir / "zoo_table.csv").read_text().startswith("env,steps,n_seeds,mean,std,")
+
+
+def test_zoo_table_never_repeats_a_finished_run(tmp_path, zoo_table, fake_runs):
+    trained, _ = fake_runs
+    results_dir = tmp_path / "results"
+    assert run_in_process("zoo_table", results_dir, "--jobs", 1, *zoo_table[1]) == 0
+    # One run of each environment first, and three of those that are slow
+    expected = [(seed, env) for seed in range(5) for env in ("CartPole-v1", "Ant-v5") if env == "CartPole-v1" or seed < 3]
+    assert trained == [(env, seed) for seed, env in expected]
+    row = rows_of(results_dir)["CartPole-v1"]
+    assert (row["n_seeds"], row["mean"], row["std"]) == (5, 102.0, pytest.approx(2.5**0.5))
+    assert rows_of(results_dir)["Hopper-v5"]["mean"] is None
+    assert "| Hopper-v5 | no entry | 0 | not run |" in (results_dir / "zoo_table.md").read_text()
+
+    # A line that the end of the machine cut is as if it were not there
+    runs_path = results_dir / "zoo_table_runs.jsonl"
+    runs_path.write_text("\n".join(runs_path.read_text().splitlines())[:-20])
+    trained.clear()
+    run_in_process("zoo_table", results_dir, *zoo_table[1])
+    assert trained == [("CartPole-v1", 4)]
+    assert rows_of(results_dir)["CartPole-v1"]["n_seeds"] == 5
+
+    trained.clear()
+    run_in_process("zoo_table", results_dir, "--env", "Ant-v5", "--seeds", 0, 3, *zoo_table[1])
+    assert trained == [("Ant-v5", 3)]
+
+    # Another entry is another experiment
+    trained.clear()
+    run_in_process("zoo_table", results_dir, "--n-timesteps", 70, "--seeds", 0, "--env", "Ant-v5", *zoo_table[1])
+    assert trained == [("Ant-v5", 0)]
+    assert rows_of(results_dir)["CartPole-v1"]["mean"] is None
+    run_in_process("zoo_table", results_dir, "--table-only", *zoo_table[1])
+    assert trained == [("Ant-v5", 0)]
+    assert rows_of(results_dir)["CartPole-v1"]["n_seeds"] == 5
+
+
+def test_zoo_table_reports_a_crash_and_goes_on(tmp_path, zoo_table, fake_runs):
+    trained, crashing = fake_runs
+    results_dir = tmp_path / "results"
+    crashing.add("CartPole-v1")
+    assert run_in_process("zoo_table", results_dir, "--seeds", 0, *zoo_table[1]) == 1
+    assert sorted(trained) == [("Ant-v5", 0), ("CartPole-v1", 0)]
+    assert rows_of(results_dir)["Ant-v5"]["n_seeds"] == 1
+    assert "- CartPole-v1 seed 0: somewhere failed" in (results_dir / "zoo_table.md").read_text()
+
+    crashing.clear()
+    trained.clear()
+    assert run_in_process("zoo_table", results_dir, "--seeds", 0, *zoo_table[1]) == 0
+    assert trained == [("CartPole-v1", 0)]
+    assert "Crashed" not in (results_dir / "zoo_table.md").read_text()
+
+
+def test_zoo_table_ends_its_trainings_when_interrupted(tmp_path, zoo_table):
+    endless = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    program = f"import sys, zoo_table; zoo_table.TRAIN_COMMAND = [sys.executable, '-c', {endless!r}]; "
+    program += "sys.exit(zoo_table.main(sys.argv[1:]))"
+    arguments = ["--results-dir", tmp_path / "results", "--seeds", 0, 1, "--env", "CartPole-v1", "--jobs", 1, *zoo_table[1]]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS)},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        logs = []
+        while not (logs and logs[0].read_text().endswith("\n")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+            logs = list((tmp_path / "logs").rglob("train.log"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(logs[0].read_text()), 0)
+    assert not (tmp_path / "results" / "zoo_table_runs.jsonl").exists()
+    assert rows_of(tmp_path / "results")["CartPole-v1"]["mean"] is None

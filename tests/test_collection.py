@@ -1,0 +1,254 @@
+"""Which episodes count, how long a rollout lasts, and what is done where an episode was cut."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from helpers import FixedLengthEnv, RandomLengthEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.reinforce import EpisodeQuota
+
+
+class SpyBuffer(EpisodeRolloutBuffer):
+    """Keeps the batches that the model learned from."""
+
+    def whole_episodes(self):
+        batch = super().whole_episodes()
+        batch = batch._replace(observations=batch.observations.clone())
+        self.batches = [*getattr(self, "batches", []), batch]
+        return batch
+
+
+def make_model(env, **kwargs):
+    return REINFORCE("MlpPolicy", env, rollout_buffer_class=SpyBuffer, seed=0, device="cpu", **kwargs)
+
+
+def fixed_length_envs(*lengths_of_env, **kwargs):
+    return DummyVecEnv([lambda lengths=lengths: Monitor(FixedLengthEnv(lengths, **kwargs)) for lengths in lengths_of_env])
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 8])
+@pytest.mark.parametrize("budget", [{"n_episodes": 40}, {"n_steps": 2_000}])
+def test_short_episodes_are_not_over_counted(n_envs, budget):
+    env = make_vec_env(RandomLengthEnv, n_envs, seed=n_envs)
+    model = make_model(env, critic_epochs=1, baseline="mean", **budget)
+    model.learn(30_000)
+    lengths = np.concatenate([batch.episode_lengths for batch in model.rollout_buffer.batches])
+    standard_error = 245 / np.sqrt(len(lengths))
+    # With n_steps the number of episodes is random, and the mean over all a ratio estimate
+    bias = 0 if "n_episodes" in budget else 255 / len(model.rollout_buffer.batches)
+    assert lengths.mean() == pytest.approx(255, abs=3 * standard_error + bias)
+
+
+def test_quota_counts_starts():
+    by_episodes = EpisodeQuota(n_steps=0, n_episodes=2)
+    assert [by_episodes.admits(start_step) for start_step in (0, 0, 5)] == [True, True, False]
+    by_steps = EpisodeQuota(n_steps=10)
+    assert [by_steps.admits(start_step) for start_step in (0, 9, 10)] == [True, True, False]
+
+
+def test_episodes_that_start_within_n_steps_are_finished():
+    model = make_model(fixed_length_envs([3, 4, 5]), n_steps=7)
+    model.learn(1)
+    # Starts at steps 0 and 3; the third would start at step 7, when the budget is used up
+    assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [3, 4]
+    assert model.num_timesteps == 7
+    model = make_model(fixed_length_envs([3, 4, 5]), n_steps=8)
+    model.learn(1)
+    assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [3, 4, 5]
+
+
+def test_episodes_count_in_the_order_of_their_starts():
+    # Starts: both at step 0, then the second environment at steps 2, 4, 6 and the first at step 9
+    model = make_model(fixed_length_envs([9], [2]), n_episodes=4)
+    model.learn(1)
+    batch = model.rollout_buffer.batches[0]
+    assert batch.episode_lengths.tolist() == [9, 2, 2, 2]
+    assert model.num_timesteps == 18
+    assert model.logger.name_to_value["rollout/discarded_fraction"] == pytest.approx(3 / 18)
+    assert model.logger.name_to_value["rollout/episodes"] == 4
+    assert [batch.locate(index) for index in (0, 8, 9, 14)] == [(0, 0), (0, 8), (1, 0), (1, 5)]
+
+
+def test_fewer_episodes_than_environments():
+    model = make_model(fixed_length_envs([5], [2], [3]), n_episodes=2)
+    model.learn(1)
+    assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_every_rollout_starts_at_the_start_of_an_episode(n_envs):
+    model = make_model(fixed_length_envs(*[[4, 7], [5, 3]][:n_envs]), n_steps=6)
+    model.learn(100)
+    assert len(model.rollout_buffer.batches) > 3
+    for batch in model.rollout_buffer.batches:
+        first_steps = np.cumsum(batch.episode_lengths) - batch.episode_lengths
+        times = batch.observations[:, 0].numpy()
+        np.testing.assert_array_equal(times[first_steps], 0)
+        np.testing.assert_array_equal(np.diff(times)[np.diff(times) != 1] < 0, True)
+
+
+def test_one_environment_is_not_reset_between_rollouts():
+    env = fixed_length_envs([4])
+    make_model(env, n_steps=4).learn(12)
+    assert env.envs[0].unwrapped.episode == 3
+
+
+def test_only_counted_episodes_enter_the_statistics():
+    model = make_model(fixed_length_envs([50], [2]), n_episodes=2)
+    model.learn(1)
+    assert [info["l"] for info in model.ep_info_buffer] == [2, 50]
+
+
+def test_the_buffer_grows_and_keeps_what_it_holds():
+    model = make_model(fixed_length_envs([1000]), n_steps=3)
+    model.learn(1)
+    batch = model.rollout_buffer.batches[0]
+    np.testing.assert_array_equal(batch.observations[:, 0], np.arange(1000))
+    assert model.rollout_buffer.buffer_size >= 1000
+
+
+def value_after_first_update(model):
+    """Make V(s) = 7 everywhere, and let the model believe that it was fitted."""
+    with th.no_grad():
+        model.policy.value_net.weight.zero_()
+        model.policy.value_net.bias.fill_(7.0)
+    model._n_updates = 1
+
+
+def learned_returns(model, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(model, "_fit_critic", lambda observations, rewards_to_go, actors: seen.update(returns=rewards_to_go))
+    model.learn(1)
+    return seen["returns"]
+
+
+@pytest.mark.parametrize(
+    "truncate, switches, last_return",
+    [
+        (True, {}, 1 + 0.5 * 7),
+        (True, {"bootstrap_at_time_limit": False}, 1),
+        (False, {}, 1),
+    ],
+)
+def test_time_limits_are_bootstrapped_and_terminations_are_not(monkeypatch, truncate, switches, last_return):
+    model = make_model(fixed_length_envs([3], truncate=truncate), n_steps=3, gamma=0.5, **switches)
+    value_after_first_update(model)
+    returns = learned_returns(model, monkeypatch)
+    np.testing.assert_allclose(returns, [1.5 + last_return / 4, 1 + last_return / 2, last_return], rtol=1e-6)
+
+
+def test_never_bootstraps_from_an_untrained_critic(monkeypatch):
+    model = make_model(fixed_length_envs([3], truncate=True), n_steps=3, gamma=0.5)
+    value_after_first_update(model)
+    model._n_updates = 0
+    np.testing.assert_allclose(learned_returns(model, monkeypatch), [1.75, 1.5, 1.0])
+
+
+def test_bootstraps_from_the_true_final_observation(monkeypatch):
+    model = make_model(fixed_length_envs([3], [5], truncate=True), n_episodes=2, gamma=1.0)
+    model._n_updates = 1
+    monkeypatch.setattr(model.policy, "predict_values", lambda obs: obs[:, :1] * 100)
+    returns = learned_returns(model, monkeypatch)
+    # The observation is the time: 3 and 5 at the limits, and 0 after the reset that follows
+    np.testing.assert_allclose(returns, [303, 302, 301, 505, 504, 503, 502, 501])
+
+
+def test_without_a_critic_the_limit_is_the_end(monkeypatch):
+    seen = []
+    model = make_model(fixed_length_envs([3], truncate=True), n_steps=3, gamma=0.5, baseline=None)
+    monkeypatch.setattr(model, "_policy_step", lambda batch, advantages, ent_coef: seen.append(advantages))
+    model._n_updates = 1
+    model.learn(1)
+    np.testing.assert_allclose(seen[0], [1.75, 1.5, 1.0])
+
+
+@pytest.mark.parametrize("budget", [{"n_steps": 10}, {"n_episodes": 3}])
+@pytest.mark.parametrize("baseline", ["value", None])
+def test_an_endless_episode_is_cut_with_one_warning(budget, baseline):
+    model = make_model(fixed_length_envs([10**9], [4]), baseline=baseline, max_rollout_steps=50, **budget)
+    with pytest.warns(UserWarning, match="max_rollout_steps=50.*raise max_rollout_steps.*TimeLimit") as caught:
+        model.learn(300)
+    assert len([warning for warning in caught if "max_rollout_steps" in str(warning.message)]) == 1
+    assert model.num_timesteps == 300
+    assert model.rollout_buffer.batches[0].episode_lengths[0] == 50
+
+
+def test_the_default_bound_stops_an_endless_environment():
+    model = make_model(fixed_length_envs([10**9]), n_episodes=8, critic_epochs=1)
+    assert model._max_rollout_steps() == 58_000
+    assert make_model(fixed_length_envs([3]), n_steps=1_000_000)._max_rollout_steps() == 1_050_000
+    with pytest.warns(UserWarning, match="max_rollout_steps"):
+        model.learn(1)
+    assert model.num_timesteps == 58_000
+
+
+def test_cut_episodes_are_bootstrapped_even_without_time_limits(monkeypatch):
+    model = make_model(fixed_length_envs([10**9]), n_steps=1, max_rollout_steps=2, gamma=0.5, bootstrap_at_time_limit=False)
+    value_after_first_update(model)
+    with pytest.warns(UserWarning, match="max_rollout_steps"):
+        np.testing.assert_allclose(learned_returns(model, monkeypatch), [1 + 0.5 * 4.5, 4.5])
+
+
+def test_after_a_cut_the_next_rollout_starts_anew():
+    model = make_model(fixed_length_envs([10**9]), n_steps=1, max_rollout_steps=5)
+    with pytest.warns(UserWarning, match="max_rollout_steps"):
+        model.learn(15)
+    for number, batch in enumerate(model.rollout_buffer.batches):
+        np.testing.assert_array_equal(batch.observations.numpy(), [[t, number] for t in range(5)])
+
+
+class StopAt(BaseCallback):
+    def __init__(self, n_calls):
+        super().__init__()
+        self.stop_at = n_calls
+
+    def _on_step(self):
+        assert {"new_obs", "rewards", "dones", "infos", "actions", "clipped_actions"} <= self.locals.keys()
+        return self.n_calls < self.stop_at
+
+
+def test_a_callback_can_stop_and_learning_goes_on_at_the_start_of_an_episode():
+    model = make_model(fixed_length_envs([4]), n_steps=8)
+    model.learn(100, callback=StopAt(6))
+    assert model.num_timesteps == 6
+    assert model._n_updates == 0
+    model.learn(8, reset_num_timesteps=False)
+    assert model.rollout_buffer.batches[0].observations[0, 0] == 0
+    assert model._n_updates == 1
+
+
+def test_actions_are_stored_as_drawn_and_clipped_for_the_environment():
+    model = REINFORCE("MlpPolicy", "Pendulum-v1", rollout_buffer_class=SpyBuffer, seed=0, policy_kwargs={"log_std_init": 2.0})
+    played = []
+    step = model.env.step
+    model.env.step = lambda actions: (played.append(actions), step(actions))[1]
+    model.learn(1)
+    drawn, played = model.rollout_buffer.batches[0].actions.numpy(), np.concatenate(played)
+    assert np.abs(drawn).max() > 2
+    np.testing.assert_array_equal(played, np.clip(drawn, -2, 2))
+
+
+def test_vec_normalize_is_trained_and_its_observations_are_learned_from():
+    env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+    model = make_model(env)
+    model.learn(600)
+    assert env.obs_rms.count > 600
+    assert np.abs(model.rollout_buffer.batches[-1].observations.numpy()).mean() > 0.3
+
+
+def test_success_rate_is_reported():
+    class SuccessEnv(gym.Wrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, {**info, "is_success": terminated}
+
+    model = make_model(DummyVecEnv([lambda: Monitor(SuccessEnv(FixedLengthEnv([4])))]), n_steps=8)
+    model.learn(1)
+    assert list(model.ep_success_buffer) == [True, True]

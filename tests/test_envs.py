@@ -1,0 +1,89 @@
+"""DiamondHill is the environment of the lecture, and a proper gymnasium environment."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_gymnasium_env
+from helpers import ACTION_PROBABILITIES
+from stable_baselines3.common.env_checker import check_env as check_sb3_env
+
+from sb3_reinforce.envs.diamond_hill import (
+    DECISION_STATES,
+    LEFT,
+    RIGHT,
+    enumerate_paths,
+    expected_return,
+    expected_return_gradient,
+)
+
+
+def test_checkers():
+    env = gym.make("sb3_reinforce/DiamondHill-v0")
+    check_gymnasium_env(env.unwrapped)
+    check_sb3_env(env.unwrapped)
+
+
+def test_expected_return_and_gradient_of_the_lecture():
+    assert expected_return(ACTION_PROBABILITIES) == pytest.approx(2.636)
+    gradient = expected_return_gradient(ACTION_PROBABILITIES)
+    np.testing.assert_allclose(gradient.flatten(), [-0.52, 10, -7, 0.56, 0, 3.78])
+
+
+def test_best_policy_earns_eleven():
+    deterministic = [np.eye(2)[list(choice)] for choice in np.ndindex(2, 2, 2)]
+    assert max(map(expected_return, deterministic)) == pytest.approx(11)
+    assert expected_return(np.eye(2)[[LEFT, RIGHT, RIGHT]]) == pytest.approx(11)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9, 1.0])
+def test_gradient_is_the_derivative_of_the_expected_return(gamma):
+    gradient = expected_return_gradient(ACTION_PROBABILITIES, gamma)
+    for entry in np.ndindex(3, 2):
+        step = np.zeros((3, 2))
+        step[entry] = 1e-6
+        difference = expected_return(ACTION_PROBABILITIES + step, gamma) - expected_return(ACTION_PROBABILITIES - step, gamma)
+        assert gradient[entry] == pytest.approx(difference / 2e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_paths_are_all_there(gamma):
+    paths = enumerate_paths(ACTION_PROBABILITIES)
+    assert len(paths) == 5
+    assert sum(path.probability for path in paths) == pytest.approx(1)
+    mean = sum(path.probability * (path.rewards * gamma ** np.arange(len(path.rewards))).sum() for path in paths)
+    assert mean == pytest.approx(expected_return(ACTION_PROBABILITIES, gamma))
+
+
+def test_simulated_episodes_follow_the_paths():
+    env = gym.make("sb3_reinforce/DiamondHill-v0").unwrapped
+    rng = np.random.default_rng(0)
+    n_episodes, frequency = 20_000, {}
+    env.reset(seed=0)
+    for _ in range(n_episodes):
+        observation, _ = env.reset()
+        steps, over = [], False
+        while not over:
+            row = int(np.flatnonzero((DECISION_STATES == observation).all(axis=1))[0])
+            action = int(rng.random() < ACTION_PROBABILITIES[row, RIGHT])
+            observation, reward, over, truncated, _ = env.step(action)
+            assert not truncated
+            steps.append((action, reward))
+        frequency[tuple(steps)] = frequency.get(tuple(steps), 0) + 1 / n_episodes
+    probability = {
+        tuple((int(a), float(r)) for a, r in zip(path.actions, path.rewards, strict=True)): path.probability
+        for path in enumerate_paths(ACTION_PROBABILITIES)
+    }
+    assert frequency.keys() == probability.keys()
+    for path, share in frequency.items():
+        assert share == pytest.approx(probability[path], abs=0.015)
+
+
+def test_render_shows_the_robot_and_the_diamond():
+    env = gym.make("sb3_reinforce/DiamondHill-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    start = env.render()
+    assert start.shape == (40, 160, 3)
+    env.step(LEFT)
+    assert (start[5, 60] != env.render()[5, 60]).any(), "the diamond is taken"
+    assert (env.render()[20, 60] == 0).all(), "the robot stands where the diamond was"
+    assert gym.make("sb3_reinforce/DiamondHill-v0").unwrapped.render() is None

@@ -1,0 +1,263 @@
+"""All ways of sampling draw from the same distribution, and nothing but the action is computed while collecting."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.sampling import DistributionSampler, NumpyMlpActor, TorchActor, make_action_sampler
+
+ACTION_SPACES = {
+    "discrete": spaces.Discrete(4),
+    "box": spaces.Box(-1, 1, (3,), np.float32),
+    "box2d": spaces.Box(-1, 1, (2, 2), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([2, 3, 4]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+OBSERVATION_SPACE = spaces.Box(-5, 5, (2, 3), np.float64)
+
+
+def make_policy(action_space, policy_class=MlpPolicy, observation_space=OBSERVATION_SPACE, **kwargs):
+    th.manual_seed(0)
+    policy = policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
+    # The initial policy acts almost uniformly, which would hide mistakes
+    with th.no_grad():
+        policy.action_net.weight.mul_(100)
+        if isinstance(action_space, spaces.Box) and not policy.use_sde:
+            policy.log_std.copy_(th.linspace(-1, 0.5, len(policy.log_std)))
+    policy.set_training_mode(False)
+    return policy
+
+
+def observations(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, *OBSERVATION_SPACE.shape))
+
+
+def parameters_of(distribution):
+    inner = distribution.distribution
+    if isinstance(inner, list):
+        return th.cat([part.logits for part in inner], dim=1)
+    return inner.logits if hasattr(inner, "logits") else inner.mean
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+@pytest.mark.parametrize("net_arch", [[], [8], [64, 64], [7, 5, 3]], ids=str)
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("n_envs", [1, 5])
+def test_numpy_and_torch_give_the_same_distribution_parameters(action_space, net_arch, activation_fn, n_envs):
+    policy = make_policy(action_space, net_arch=net_arch, activation_fn=activation_fn)
+    obs = observations(n_envs)
+    in_numpy, in_torch = NumpyMlpActor(policy, n_envs)(obs), TorchActor(policy)(obs)
+    np.testing.assert_allclose(in_numpy, in_torch, rtol=1e-4, atol=1e-5)
+    with th.no_grad():
+        reference = parameters_of(policy.get_distribution(th.as_tensor(obs)))
+    if isinstance(action_space, spaces.Discrete):
+        in_numpy = th.log_softmax(th.as_tensor(in_numpy), dim=1).numpy()
+    if not isinstance(action_space, spaces.MultiDiscrete):
+        np.testing.assert_allclose(in_numpy, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+@pytest.mark.parametrize("policy_class", [MlpPolicy, ActorCriticPolicy])
+def test_samples_have_the_frequencies_and_moments_of_the_distribution(action_space, policy_class):
+    policy = make_policy(action_space, policy_class)
+    n_samples = 20_000
+    obs = np.repeat(observations(1, seed=1), n_samples, axis=0)
+    sample = make_action_sampler(policy, n_samples, np.random.default_rng(0))
+    assert isinstance(sample.actor, NumpyMlpActor)
+    drawn = sample(obs)
+    assert drawn.shape == (n_samples, *action_space.shape)
+    assert drawn[0] in action_space or isinstance(action_space, spaces.Box)
+    with th.no_grad():
+        reference = policy.get_distribution(th.as_tensor(obs)).get_actions().numpy().reshape(drawn.shape)
+    drawn, reference = drawn.reshape(n_samples, -1), reference.reshape(n_samples, -1)
+    tolerance = 5 * np.sqrt(2 / n_samples)
+    if isinstance(action_space, spaces.Box):
+        std = reference.std(axis=0)
+        np.testing.assert_allclose((drawn.mean(axis=0) - reference.mean(axis=0)) / std, 0, atol=tolerance)
+        np.testing.assert_allclose(drawn.std(axis=0) / std, 1, atol=tolerance)
+        np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(drawn.shape[1]), atol=tolerance)
+    else:
+        for own, theirs in zip(drawn.T, reference.T, strict=True):
+            own_share = np.bincount(own.astype(int), minlength=5) / n_samples
+            np.testing.assert_allclose(own_share, np.bincount(theirs.astype(int), minlength=5) / n_samples, atol=tolerance)
+            assert own_share.max() < 0.99
+
+
+def test_multi_discrete_parts_are_independent():
+    policy = make_policy(spaces.MultiDiscrete([2, 2]))
+    sample = make_action_sampler(policy, 40_000, np.random.default_rng(0))
+    drawn = sample(np.repeat(observations(1), 40_000, axis=0))
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.03
+
+
+def test_noise_differs_between_steps_and_environments():
+    policy = make_policy(spaces.Box(-1, 1, (1,), np.float32))
+    sample = make_action_sampler(policy, 2, np.random.default_rng(0))
+    obs = np.repeat(observations(1), 2, axis=0)
+    drawn = np.stack([sample(obs) for _ in range(600)]).reshape(600, 2)
+    assert len(np.unique(drawn)) == 1200
+
+
+class OverriddenDistribution(MlpPolicy):
+    def _get_action_dist_from_latent(self, latent_pi):
+        return super()._get_action_dist_from_latent(latent_pi)
+
+
+class OverriddenExtractor(MlpPolicy):
+    def _build_mlp_extractor(self):
+        super()._build_mlp_extractor()
+
+
+DISCRETE = spaces.Discrete(2)
+
+
+def hooked_policy():
+    policy = make_policy(DISCRETE)
+    policy.action_net.register_forward_hook(lambda *_: None)
+    return policy
+
+
+@pytest.mark.parametrize(
+    "policy, expected",
+    [
+        (make_policy(DISCRETE), NumpyMlpActor),
+        (make_policy(DISCRETE, ActorCriticPolicy), NumpyMlpActor),
+        (make_policy(DISCRETE, use_critic=False), NumpyMlpActor),
+        (make_policy(DISCRETE, OverriddenExtractor), TorchActor),
+        (make_policy(DISCRETE, activation_fn=nn.SiLU), TorchActor),
+        (make_policy(DISCRETE, observation_space=spaces.Discrete(5)), TorchActor),
+        (make_policy(DISCRETE, observation_space=spaces.Box(0, 255, (36, 36, 1), np.uint8)), TorchActor),
+        (make_policy(DISCRETE, CnnPolicy, spaces.Box(0, 255, (1, 36, 36), np.uint8)), TorchActor),
+        (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": OBSERVATION_SPACE})), TorchActor),
+        (make_policy(DISCRETE).double(), TorchActor),
+        (hooked_policy(), TorchActor),
+        (make_policy(DISCRETE, OverriddenDistribution), DistributionSampler),
+        (make_policy(ACTION_SPACES["box"], use_sde=True), DistributionSampler),
+    ],
+)
+def test_the_quick_path_is_taken_only_by_policies_of_exactly_that_form(policy, expected):
+    sampler = make_action_sampler(policy, 1, np.random.default_rng(0))
+    chosen = sampler if isinstance(sampler, DistributionSampler) else sampler.actor
+    assert type(chosen) is expected
+
+
+def test_a_method_replaced_on_the_instance_is_respected():
+    policy = make_policy(DISCRETE)
+    policy.get_distribution = policy.get_distribution
+    assert isinstance(make_action_sampler(policy, 1, np.random.default_rng(0)), DistributionSampler)
+
+
+@pytest.mark.parametrize("policy_class", [MlpPolicy, OverriddenExtractor, OverriddenDistribution])
+def test_critic_and_log_prob_are_never_evaluated_while_collecting(policy_class, monkeypatch):
+    model = REINFORCE(policy_class, make_vec_env("CartPole-v1", 2), n_steps=50, seed=0)
+    counts = {"critic": 0, "log_prob": 0, "distribution": 0}
+
+    def counted(key, function):
+        def call(*args, **kwargs):
+            counts[key] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(model.policy.value_net, "forward", counted("critic", model.policy.value_net.forward))
+    distribution_class: type[Distribution] = type(model.policy.action_dist)
+    monkeypatch.setattr(distribution_class, "log_prob", counted("log_prob", distribution_class.log_prob))
+    monkeypatch.setattr(
+        distribution_class, "proba_distribution", counted("distribution", distribution_class.proba_distribution)
+    )
+    train = model.train
+    while_collecting = []
+    monkeypatch.setattr(model, "train", lambda: (while_collecting.append(dict(counts)), train()))
+    model.learn(1)
+    assert while_collecting[0]["critic"] == while_collecting[0]["log_prob"] == 0
+    if policy_class is not OverriddenDistribution:
+        assert while_collecting[0]["distribution"] == 0
+    assert counts["critic"] > 0 and counts["log_prob"] > 0, "the counter counts nothing"
+
+
+def test_actions_do_not_depend_on_the_global_generators():
+    def actions(disturb):
+        model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=64, seed=1)
+        if disturb:
+            np.random.seed(99)
+            th.manual_seed(99)
+        model.learn(1)
+        return model.rollout_buffer.actions[: model.rollout_buffer.pos].copy()
+
+    np.testing.assert_array_equal(actions(False), actions(True))
+
+
+def test_without_a_seed_the_generator_starts_from_that_of_pytorch():
+    def first_action():
+        th.manual_seed(4)
+        return REINFORCE("MlpPolicy", "CartPole-v1")._rng.random()
+
+    assert first_action() == first_action()
+
+
+class TupleActionEnv(gym.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Tuple([spaces.Discrete(2)])
+
+
+def test_unsupported_action_space_gets_sb3s_message():
+    with pytest.raises(AssertionError, match="only supports"):
+        REINFORCE("MlpPolicy", TupleActionEnv())
+
+
+class MatchTheSignEnv(gym.Env):
+    """One step: the observation is all low or all high, and the action should be -0.5 or 0.5 accordingly."""
+
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, observation_space):
+        self.observation_space = observation_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.sign = self.np_random.choice([-1, 1])
+        return self._observe(self.observation_space), {}
+
+    def step(self, action):
+        return self._observe(self.observation_space), -float((action[0] - 0.5 * self.sign) ** 2), True, False, {}
+
+    def _observe(self, space):
+        if isinstance(space, spaces.Dict):
+            return {key: self._observe(part) for key, part in space.items()}
+        return (space.low if self.sign < 0 else space.high).copy()
+
+
+FLAT = spaces.Box(-1, 1, (2,), np.float32)
+IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+SMALL_CNN = {"features_extractor_kwargs": {"features_dim": 16}}
+
+
+@pytest.mark.parametrize(
+    "policy, observation_space, kwargs",
+    [
+        (MlpPolicy, FLAT, {}),
+        (OverriddenExtractor, FLAT, {}),
+        (OverriddenDistribution, FLAT, {}),
+        ("MlpPolicy", FLAT, {"use_sde": True, "sde_sample_freq": 1}),
+        ("MlpPolicy", FLAT, {"use_sde": True, "sde_sample_freq": 1, "policy_kwargs": {"squash_output": True}}),
+        ("CnnPolicy", IMAGE, {"learning_rate": 2e-3, "policy_kwargs": SMALL_CNN}),
+        ("CnnPolicy", IMAGE, {"learning_rate": 2e-3, "policy_kwargs": {**SMALL_CNN, "share_features_extractor": False}}),
+        ("MultiInputPolicy", spaces.Dict({"flat": FLAT, "image": IMAGE}), {"learning_rate": 1e-3, "n_episodes": 64}),
+        ("MultiInputPolicy", spaces.Dict({"flat": FLAT}), {"baseline": "leave_one_out", "normalize_advantage": True}),
+    ],
+)
+def test_every_path_learns(policy, observation_space, kwargs):
+    env = make_vec_env(lambda: MatchTheSignEnv(observation_space), 2)
+    model = REINFORCE(policy, env, seed=1, device="cpu", **{"learning_rate": 1e-2, "n_episodes": 32, **kwargs})
+    model.learn(2_400)
+    unwrapped = env.envs[0].unwrapped
+    for unwrapped.sign in (-1, 1):
+        action, _ = model.predict(unwrapped._observe(observation_space), deterministic=True)
+        assert action * unwrapped.sign > 0.2

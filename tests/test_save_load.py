@@ -1,0 +1,160 @@
+"""What is saved comes back whole, in another process too, and a crash never leaves half a model."""
+
+import io
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import stable_baselines3.common.save_util
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_reinforce import REINFORCE
+
+SWITCHES = {
+    "n_steps": None,
+    "n_episodes": 4,
+    "gamma": 0.9,
+    "gae_lambda": 1.0,
+    "return_type": "episode",
+    "discounted_weighting": True,
+    "baseline": "leave_one_out",
+    "normalize_advantage": True,
+    "loss_reduction": "episode",
+    "ent_coef": "lin_0.01",
+    "entropy_in_return": True,
+    "bootstrap_at_time_limit": False,
+    "vf_coef": 0.3,
+    "critic_epochs": 7,
+    "critic_batch_size": 32,
+    "critic_learning_rate": "lin_0.02",
+    "micro_batch_size": 64,
+    "max_rollout_steps": 900,
+    "max_grad_norm": 0.7,
+}
+
+
+def optimizer_state(model):
+    return [tensor for state in model.policy.optimizer.state.values() for tensor in state.values()]
+
+
+def assert_equal_models(model, loaded):
+    np.testing.assert_array_equal(model.policy.parameters_to_vector(), loaded.policy.parameters_to_vector())
+    for own, theirs in zip(optimizer_state(model), optimizer_state(loaded), strict=True):
+        assert th.equal(own, theirs)
+
+
+@pytest.mark.parametrize("baseline", ["value", "leave_one_out", None])
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_everything_comes_back(baseline, suffix, tmp_path):
+    switches = {**SWITCHES, "baseline": baseline}
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, **switches).learn(400)
+    model.save(str(tmp_path / f"model{suffix}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    loaded = REINFORCE.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 1))
+    for name, value in switches.items():
+        assert getattr(loaded, name) == value, name
+    assert loaded.ent_coef_schedule(0.5) == pytest.approx(0.005)
+    assert loaded.critic_lr_schedule(0.5) == pytest.approx(0.01)
+    assert (loaded._n_updates, loaded.num_timesteps) == (model._n_updates, model.num_timesteps)
+    assert_equal_models(model, loaded)
+    steps = loaded.num_timesteps
+    loaded.learn(400, reset_num_timesteps=False)
+    assert loaded.num_timesteps >= steps + 400
+    assert not np.array_equal(model.policy.parameters_to_vector(), loaded.policy.parameters_to_vector())
+
+
+def test_callable_schedules_come_back(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", ent_coef=lambda progress: 0.2 * progress, learning_rate=lambda _: 0.007)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model")
+    assert loaded.ent_coef_schedule(0.5) == pytest.approx(0.1)
+    assert loaded.lr_schedule(0.5) == pytest.approx(0.007)
+
+
+def test_arguments_can_be_replaced_on_loading(tmp_path):
+    REINFORCE("MlpPolicy", "CartPole-v1", ent_coef=0.1).save(tmp_path / "model")
+    loaded = REINFORCE.load(
+        tmp_path / "model", env=make_vec_env("CartPole-v1", 3), ent_coef="lin_0.5", n_steps=None, n_episodes=5
+    )
+    assert loaded.ent_coef_schedule(1.0) == 0.5
+    assert loaded.n_envs == loaded.rollout_buffer.n_envs == 3
+    loaded.learn(10)
+    assert len(loaded.ep_info_buffer) == 5
+    with pytest.raises(ValueError, match="gamma must be in"):
+        REINFORCE.load(tmp_path / "model", gamma=2.0)
+
+
+def test_without_an_environment_it_predicts(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
+    model.save(tmp_path / "model")
+    obs = np.ones((5, 4), dtype=np.float32)
+    np.testing.assert_array_equal(
+        REINFORCE.load(tmp_path / "model").predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0]
+    )
+
+
+def test_another_process_can_load(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, ent_coef=lambda progress: 0.1 * progress).learn(300)
+    model.save(tmp_path / "model")
+    code = (
+        "import sys, numpy as np; from sb3_reinforce import REINFORCE; model = REINFORCE.load(sys.argv[1]);"
+        "np.save(sys.argv[2], model.policy.parameters_to_vector()); assert model.ent_coef_schedule(1.0) == 0.1"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model", tmp_path / "parameters.npy"], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "parameters.npy"), model.policy.parameters_to_vector())
+
+
+def test_file_objects_and_new_folders(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    assert_equal_models(model, REINFORCE.load(file))
+    with pytest.warns(UserWarning, match="Will create it"):
+        model.save(tmp_path / "new" / "folder" / "model.zip")
+    assert_equal_models(model, REINFORCE.load(tmp_path / "new" / "folder" / "model"))
+    (tmp_path / "taken.zip").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"taken\.zip"):
+        model.save(tmp_path / "taken")
+
+
+def test_a_failure_while_saving_leaves_the_old_model(tmp_path, monkeypatch):
+    old = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
+    old.save(tmp_path / "model")
+    written = []
+
+    def failing_save(*args, **kwargs):
+        written.append(True)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(stable_baselines3.common.save_util.th, "save", failing_save)
+    with pytest.raises(OSError, match="no space left"):
+        REINFORCE("MlpPolicy", "CartPole-v1", seed=1).save(tmp_path / "model")
+    monkeypatch.undo()
+    assert written
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert_equal_models(old, REINFORCE.load(tmp_path / "model"))
+
+
+def test_a_crash_while_saving_leaves_the_old_model(tmp_path):
+    REINFORCE("MlpPolicy", "CartPole-v1", seed=0).save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+    code = (
+        "import os, sys, zipfile; from sb3_reinforce import REINFORCE; model = REINFORCE('MlpPolicy', 'CartPole-v1', seed=1);"
+        "zipfile.ZipFile.close = lambda self: os._exit(9); model.save(sys.argv[1])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "model"]).returncode == 9
+    assert (tmp_path / "model.zip").read_bytes() == before
+    REINFORCE.load(tmp_path / "model")
+    assert any(path.name.endswith(".unfinished") for path in tmp_path.iterdir()), "the crash came too early"
+
+
+def test_a_model_saved_with_a_suffix_of_its_own_keeps_it(tmp_path, monkeypatch):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
+    monkeypatch.chdir(tmp_path)
+    model.save("model.v1")
+    assert pathlib.Path("model.v1").exists()
+    assert_equal_models(model, REINFORCE.load("model.v1"))
