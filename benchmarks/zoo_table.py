@@ -1,0 +1,395 @@
+"""
+Train every entry of hyperparams/reinforce.yml through RL Zoo with several seeds, and set the scores beside published ones.
+
+The final model of each run (not the best) is evaluated over 100 deterministic episodes. Each finished run is a line of
+zoo_table_runs.jsonl, known by environment, seed and a hash of the entry, and never runs again: interrupt and start again
+at will. A run that crashes is reported, tried again by the next call, and does not stop the others.
+
+    python benchmarks/zoo_table.py
+    python benchmarks/zoo_table.py --env HalfCheetah-v5 Hopper-v5 --seeds 0 1 2
+    python benchmarks/zoo_table.py --table-only
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from common import (
+    HYPERPARAMETERS,
+    REPOSITORY,
+    code_hash,
+    git_commit,
+    make_parser,
+    markdown_table,
+    positive_int,
+    provenance,
+    provenance_line,
+    without_machine_paths,
+    write_results,
+    write_text,
+)
+from tqdm import tqdm
+
+NAME = "zoo_table"
+#: The command that trains; the flags of rl_zoo3.train follow.
+TRAIN_COMMAND = [sys.executable, "-m", "sb3_reinforce", "train"]
+NOT_ENVIRONMENTS = ("default", "atari")
+
+SEEDS = list(range(5))
+#: Environments whose runs are so long that three seeds must do.
+SLOW_ENVIRONMENTS = ("BipedalWalker-v3", "Ant-v5", "Humanoid-v5")
+SLOW_SEEDS = SEEDS[:3]
+#: Added to a seed for its evaluation, so that the episodes are not those of the training.
+EVALUATION_SEED = 10_000
+
+
+class Published(NamedTuple):
+    """A score to reach, and what others published. None of it was measured here."""
+
+    target: float
+    cited: str
+
+
+#: Sources: "Zoo" is benchmark.md of DLR-RM/rl-baselines3-zoo, one run each, deterministic, with the environment versions
+#: named where they differ; "Tianshou" is REINFORCE at 10M steps in examples/mujoco/README.md of thu-ml/tianshou, maximum
+#: over the training; "our bar" was set by this project.
+PUBLISHED = {
+    "CartPole-v1": Published(500.0, "Zoo A2C 500 (500k), PPO 500 (100k)"),
+    "Acrobot-v1": Published(-83.4, "Zoo A2C -83.4 (500k), PPO -73.5 (1M)"),
+    "MountainCar-v0": Published(-111.3, "Zoo A2C -111.3 (1M)"),
+    "MountainCarContinuous-v0": Published(91.2, "Zoo A2C 91.2 (100k)"),
+    "Pendulum-v1": Published(-163.0, "Zoo A2C -163 (1M)"),
+    "LunarLander-v3": Published(242.1, "Zoo on v2: PPO 242.1 (1M), A2C 155.8 (200k)"),
+    "LunarLanderContinuous-v3": Published(200.0, "our bar; Zoo on v2: A2C 84.2 (5M), PPO 270.9 (1M)"),
+    "BipedalWalker-v3": Published(200.0, "our bar; Zoo A2C 299.8 (5M), PPO 287.9 (5M)"),
+    "HalfCheetah-v5": Published(3041.0, "Zoo on v3: A2C 3041 (1M); Tianshou 1139"),
+    "Hopper-v5": Published(2410.0, "Zoo on v3: PPO 2410 (1M), A2C 733 (1M); Tianshou 416"),
+    "Walker2d-v5": Published(1000.0, "our bar; Zoo on v3: A2C 582 (1M), PPO 3479 (1M); Tianshou 441"),
+    "Swimmer-v5": Published(300.0, "our bar; Zoo on v3: PPO 281.6 (1M), A2C 201 (1M); Tianshou 36"),
+    "Ant-v5": Published(1108.0, "Tianshou 1108; Zoo on v3: A2C -44 (1M), PPO 1327 (1M)"),
+    "Humanoid-v5": Published(464.0, "Tianshou 464; Zoo on v3: A2C 388 (2M)"),
+    "Reacher-v5": Published(-5.5, "Tianshou -5.5"),
+    "InvertedPendulum-v5": Published(1000.0, "Tianshou 1000"),
+    "InvertedDoublePendulum-v5": Published(7726.0, "Tianshou 7726"),
+}
+SOURCES = (
+    "Published scores are cited, not measured here: *Zoo* is `benchmark.md` of DLR-RM/rl-baselines3-zoo (one run, "
+    "deterministic; steps in brackets), *Tianshou* is REINFORCE after 10M steps in `examples/mujoco/README.md` of "
+    "thu-ml/tianshou (maximum over the training, mean of ten seeds). Older versions of an "
+    "environment (v2, v3) are not quite the same task."
+)
+
+
+class Task(NamedTuple):
+    """One training to be done."""
+
+    env: str
+    seed: int
+    entry: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What a finished run is known by."""
+        return self.env, self.seed, entry_hash(self.entry)
+
+
+class Crash(Exception):
+    """A run that did not finish."""
+
+
+def entry_hash(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--env", nargs="+", default=None, help="train only these environments; all of the file if not given")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=None,
+        help=f"seeds; if not given, 0 to 4, and 0 to 2 for {', '.join(SLOW_ENVIRONMENTS)}",
+    )
+    parser.add_argument("--jobs", type=positive_int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--episodes", type=positive_int, default=100, help="deterministic episodes of each evaluation")
+    parser.add_argument("--hyperparams", type=Path, default=HYPERPARAMETERS, help="file with the entries, in RL Zoo's format")
+    parser.add_argument(
+        "--n-timesteps", type=positive_int, default=None, help="train every entry for so many steps instead of its own number"
+    )
+    parser.add_argument(
+        "--log-folder", type=Path, default=REPOSITORY / "logs" / NAME, help="folder for models and outputs of the runs"
+    )
+    parser.add_argument("--table-only", action="store_true", help="train nothing, write the table of the finished runs")
+    return parser.parse_args(arguments)
+
+
+def read_entries(path: Path, n_timesteps: int | None) -> dict[str, dict[str, Any]]:
+    content = yaml.safe_load(path.read_text()) if path.exists() else {}
+    changed = {} if n_timesteps is None else {"n_timesteps": n_timesteps}
+    return {env: {**entry, **changed} for env, entry in content.items() if env not in NOT_ENVIRONMENTS}
+
+
+def read_runs(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
+    runs = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            run = json.loads(line)
+        except json.JSONDecodeError:
+            # The machine stopped in the middle of the line: that run will be done again
+            continue
+        runs[run["env"], run["seed"], run["entry_hash"]] = run
+    return runs
+
+
+def append_run(path: Path, run: dict[str, Any]) -> None:
+    """Add a line in a single write, so that calls for different environments may run side by side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line_is_open = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("ab", buffering=0) as file:
+        file.write((b"\n" if line_is_open else b"") + json.dumps(run, allow_nan=False).encode() + b"\n")
+
+
+class Runner:
+    """Trains and evaluates in child processes, and ends them when it is interrupted."""
+
+    def __init__(self, options: argparse.Namespace, made_by: dict[str, Any]) -> None:
+        self.options = options
+        self.made_by = made_by
+        self.stopped = threading.Event()
+        self.lock = threading.Lock()
+        self.children: set[subprocess.Popen[str]] = set()
+
+    def stop(self) -> None:
+        """End what runs, and start nothing more."""
+        self.stopped.set()
+        with self.lock:
+            for child in self.children:
+                child.terminate()
+
+    def _call(self, command: Sequence[str], output: Path) -> None:
+        """Run a command whose output goes to a file."""
+        with output.open("w") as file:
+            with self.lock:
+                if self.stopped.is_set():
+                    raise Crash("interrupted")
+                # In a session of its own: at Ctrl-C, RL Zoo would save the unfinished model as if nothing had happened
+                child = subprocess.Popen(
+                    command,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    cwd=REPOSITORY,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+                self.children.add(child)
+            return_code = child.wait()
+        with self.lock:
+            self.children.discard(child)
+        if return_code != 0:
+            printed = output.read_text(errors="replace")
+            last_lines = " | ".join(" ".join(line.split()) for line in printed.strip().splitlines()[-3:])
+            raise Crash(without_machine_paths(f"{output.stem} ended with {return_code}: {last_lines}"))
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """
+        Train and evaluate.
+
+        :raises Crash: If either does not finish.
+        """
+        folder = self.options.log_folder.resolve() / f"{task.env.replace('/', '-')}-seed{task.seed}-{entry_hash(task.entry)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        # What is trained is what was hashed, whatever happens to the file in the meantime
+        config = folder / "hyperparams.yml"
+        write_text(config, yaml.safe_dump({task.env: task.entry}))
+        command = [*TRAIN_COMMAND, "--algo", "reinforce", "--env", task.env, "--seed", str(task.seed), "-f", str(folder)]
+        command += ["--conf-file", str(config), "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]
+        # Those of this run: the sources may change while the others are running
+        sources = {"git_commit": git_commit(), "code_hash": code_hash()}
+        start = time.perf_counter()
+        self._call(command, folder / "train.log")
+        training_seconds = time.perf_counter() - start
+
+        evaluate = [sys.executable, str(REPOSITORY / "benchmarks" / "evaluate_run.py"), "--log-folder", str(folder)]
+        evaluate += ["--env", task.env, "--episodes", str(self.options.episodes), "--seed", str(EVALUATION_SEED + task.seed)]
+        self._call(evaluate, folder / "evaluate.log")
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        if evaluation["trained_steps"] < int(task.entry["n_timesteps"]):
+            raise Crash(f"only {evaluation['trained_steps']:,} of {int(task.entry['n_timesteps']):,} steps were trained")
+        return {
+            "env": task.env,
+            "seed": task.seed,
+            "entry_hash": entry_hash(task.entry),
+            "entry": task.entry,
+            "mean": float(np.mean(evaluation["scores"])),
+            "std_over_episodes": float(np.std(evaluation["scores"])),
+            "training_seconds": training_seconds,
+            **evaluation,
+            "provenance": self.made_by | sources,
+        }
+
+
+def run_tasks(tasks: list[Task], options: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str], bool]:
+    """Run what is not finished, and return the crashes and whether it was interrupted."""
+    runs_path = options.results_dir / f"{NAME}_runs.jsonl"
+    finished = read_runs(runs_path)
+    missing = [task for task in tasks if task.key not in finished]
+    runner, crashes, interrupted = Runner(options, made_by), [], False
+    with (
+        tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc=NAME, unit="run") as progress,
+        ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        try:
+            futures = {pool.submit(runner.run, task): task for task in missing}
+            for future in as_completed(futures):
+                task = futures[future]
+                try:
+                    run = future.result()
+                except Exception as error:
+                    crashes.append(f"{task.env} seed {task.seed}: {without_machine_paths(str(error))}")
+                    tqdm.write(f"CRASHED {crashes[-1]}")
+                else:
+                    append_run(runs_path, run)
+                    write_table(options, made_by, crashes)
+                    tqdm.write(f"{task.env} seed {task.seed}: {run['mean']:.1f} in {run['training_seconds']:.0f} s")
+                progress.update()
+        except KeyboardInterrupt:
+            interrupted = True
+            runner.stop()
+            pool.shutdown(cancel_futures=True)
+    return crashes, interrupted
+
+
+def make_rows(entries: dict[str, dict[str, Any]], runs: dict[tuple[str, int, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for env in [*PUBLISHED, *(env for env in entries if env not in PUBLISHED)]:
+        published = PUBLISHED.get(env)
+        row: dict[str, Any] = {
+            "env": env,
+            "steps": int(entries[env]["n_timesteps"]) if env in entries else None,
+            "n_seeds": 0,
+            "mean": None,
+            "std": None,
+            "training_seconds": None,
+            "target": None if published is None else published.target,
+            "reached": None,
+            "published": None if published is None else published.cited,
+        }
+        current_hash = entry_hash(entries[env]) if env in entries else None
+        own = [run for (run_env, _, run_hash), run in runs.items() if run_env == env and run_hash == current_hash]
+        if own:
+            means = [run["mean"] for run in own]
+            row |= {
+                "n_seeds": len(own),
+                "seeds": sorted(run["seed"] for run in own),
+                "mean": float(np.mean(means)),
+                "std": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+                "means": means,
+                "training_seconds": float(np.median([run["training_seconds"] for run in own])),
+                "reached": None if published is None else bool(np.mean(means) >= published.target),
+            }
+        rows.append(row)
+    return rows
+
+
+def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[str, Any]) -> str:
+    def score(row: dict[str, Any]) -> str:
+        return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")
+
+    def cells(row: dict[str, Any]) -> dict[str, Any]:
+        is_run = row["mean"] is not None
+        return {
+            "environment": row["env"],
+            "our steps": "no entry" if row["steps"] is None else f"{row['steps']:,}",
+            "seeds": row["n_seeds"],
+            "our score": score(row) if is_run else "not run",
+            "training time": f"{row['training_seconds']:,.0f} s" if is_run else "",
+            "target": "none" if row["target"] is None else f"{row['target']:g}",
+            "reached": {None: "", True: "yes", False: "**no**"}[row["reached"]],
+            "published": row["published"] or "",
+        }
+
+    missed = [row for row in rows if row["reached"] is False]
+    parts = [
+        f"# RL Zoo's environments\n\n{markdown_table([cells(row) for row in rows])}",
+        "Our score: mean over seeds ± their standard deviation; of each seed the final model, mean of the deterministic "
+        "episodes of its evaluation, rewards not normalised. Training time: median wall-clock of a run, start of the process "
+        f"included, one thread, several runs at a time. {SOURCES}",
+    ]
+    if crashes:
+        parts.append("## Crashed in the last call\n\n" + "\n".join(f"- {crash}" for crash in crashes))
+    parts.append(provenance_line(made_by))
+    parts.append(
+        "\n".join(
+            f"- {row['env']} not reached: {score(row)} (seeds: {row['n_seeds']}), target {row['target']:g}." for row in missed
+        )
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_table(options: argparse.Namespace, made_by: dict[str, Any], crashes: list[str]) -> str:
+    runs = read_runs(options.results_dir / f"{NAME}_runs.jsonl")
+    rows = make_rows(read_entries(options.hyperparams, options.n_timesteps), runs)
+    content = {"provenance": made_by, "rows": rows, "crashes": crashes, "runs": list(runs.values())}
+
+    table = io.StringIO()
+    columns = ["env", "steps", "n_seeds", "mean", "std", "training_seconds", "target", "reached", "published"]
+    writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(options.results_dir / f"{NAME}.csv", table.getvalue())
+
+    markdown = to_markdown(rows, crashes, made_by)
+    write_results(options.results_dir, NAME, content, markdown)
+    return markdown
+
+
+def choose_tasks(entries: dict[str, dict[str, Any]], envs: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Task]:
+    unknown = sorted(set(envs or ()) - set(entries))
+    if unknown:
+        raise SystemExit(f"No entry for {', '.join(unknown)}; there is: {', '.join(entries) or 'none'}")
+
+    def own_seeds(env: str) -> Sequence[int]:
+        return seeds if seeds is not None else SLOW_SEEDS if env in SLOW_ENVIRONMENTS else SEEDS
+
+    tasks = [
+        Task(env, seed, entry) for env, entry in entries.items() if envs is None or env in envs for seed in own_seeds(env)
+    ]
+    # One run of each environment first: the table is telling early
+    return sorted(tasks, key=lambda task: task.seed)
+
+
+def interrupt(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    tasks = choose_tasks(read_entries(options.hyperparams, options.n_timesteps), options.env, options.seeds)
+    made_by = provenance(NAME, arguments, sorted({task.seed for task in tasks}))
+    crashes, interrupted = ([], False) if options.table_only else run_tasks(tasks, options, made_by)
+    print(write_table(options, made_by, crashes))
+    return 130 if interrupted else int(bool(crashes))
+
+
+if __name__ == "__main__":
+    # A stopped service must end its trainings too
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.exit(main(sys.argv[1:]))
