@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -558,18 +558,21 @@ class REINFORCE(OnPolicyAlgorithm):
         return log_prob, entropy
 
     def _log_probs(self, batch: EpisodeBatch) -> Array:
-        with th.no_grad():
-            pieces = [self._evaluate(batch, piece)[0] for piece in self._micro_batches(len(batch.actions))]
-        return th.cat(pieces).cpu().numpy().astype(np.float64)
+        return self._in_micro_batches(len(batch.actions), lambda piece: self._evaluate(batch, piece)[0])
 
     def _values(self, observations: PyTorchObs) -> Array:
         n_steps = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        return self._in_micro_batches(
+            n_steps, lambda piece: self.policy.predict_values(map_observation(lambda obs: obs[piece], observations)).flatten()
+        )
+
+    def _in_micro_batches(self, n_steps: int, function: Callable[[slice], th.Tensor]) -> Array:
+        """Fill an array piece by piece: a list of tensors would scatter small blocks over the freed memory of large ones."""
+        results = np.empty(n_steps, dtype=np.float64)
         with th.no_grad():
-            pieces = [
-                self.policy.predict_values(map_observation(lambda obs: obs[piece], observations)).flatten()  # noqa: B023
-                for piece in self._micro_batches(n_steps)
-            ]
-        return th.cat(pieces).cpu().numpy().astype(np.float64)
+            for piece in self._micro_batches(n_steps):
+                results[piece] = function(piece).cpu().numpy()
+        return results
 
     def _fit_critic(self, observations: PyTorchObs, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]) -> None:
         """
