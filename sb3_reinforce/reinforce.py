@@ -326,7 +326,6 @@ class REINFORCE(OnPolicyAlgorithm):
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        sample_actions = make_action_sampler(self.policy, env.num_envs, self._rng)
         to_env_actions = self._make_action_transform()
         quota = EpisodeQuota(n_rollout_steps, self.n_episodes)
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
@@ -335,12 +334,19 @@ class REINFORCE(OnPolicyAlgorithm):
         max_steps = self._max_rollout_steps()
 
         callback.on_rollout_start()
+        sample_actions = make_action_sampler(self.policy, env.num_envs, self._rng)
 
         while n_running > 0 and n_steps < max_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
 
-            actions = sample_actions(self._last_obs)  # type: ignore[arg-type]
+            try:
+                actions = sample_actions(self._last_obs)  # type: ignore[arg-type]
+            except ValueError:
+                # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
+                rollout_buffer.add(self._last_obs, np.zeros_like(rollout_buffer.actions[0]), np.zeros(env.num_envs))  # type: ignore[arg-type]
+                rollout_buffer.check_finite()
+                raise
             clipped_actions = to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
@@ -362,7 +368,7 @@ class REINFORCE(OnPolicyAlgorithm):
                     if counts[env_idx]:
                         info = infos[env_idx]
                         goes_on = bootstraps and info.get("TimeLimit.truncated", False)
-                        rollout_buffer.finish_episode(env_idx, info["terminal_observation"] if goes_on else None)
+                        rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
                         self._update_info_buffer([info], dones[env_idx : env_idx + 1])
                         n_episodes += 1
                         counts[env_idx] = quota.admits(start_step=n_steps)

@@ -408,6 +408,13 @@ def test_a_rollout_with_one_episode_falls_back_and_warns_once(baseline):
     assert len([warning for warning in caught if "single episode" in str(warning.message)]) == 1
 
 
+class OverriddenDistribution(MlpPolicy):
+    """Samples from PyTorch's distribution objects, which check their parameters."""
+
+    def get_distribution(self, obs):
+        return super().get_distribution(obs)
+
+
 class PoisonedEnv(FixedLengthEnv):
     """Gives a number that cannot be learned from, at the third step of its second episode."""
 
@@ -450,10 +457,14 @@ def assert_failure_changes_nothing(model, message):
         ({"observation": float("-inf")}, "observation of environment 1 at step 3 of the rollout is -inf"),
     ],
 )
-@pytest.mark.parametrize("policy_kwargs", [{}, {"activation_fn": th.nn.SiLU}], ids=["numpy", "torch"])
-def test_poisoned_environment(poison, message, policy_kwargs):
+@pytest.mark.parametrize(
+    "policy, policy_kwargs",
+    [("MlpPolicy", {}), ("MlpPolicy", {"activation_fn": th.nn.SiLU}), (OverriddenDistribution, {})],
+    ids=["numpy", "torch", "distribution"],
+)
+def test_poisoned_environment(poison, message, policy, policy_kwargs):
     env = DummyVecEnv([lambda: FixedLengthEnv([4]), lambda: PoisonedEnv(**poison)])
-    assert_failure_changes_nothing(REINFORCE("MlpPolicy", env, n_steps=4, seed=0, policy_kwargs=policy_kwargs), message)
+    assert_failure_changes_nothing(REINFORCE(policy, env, n_steps=4, seed=0, policy_kwargs=policy_kwargs), message)
 
 
 def test_poisoned_dict_observation():
