@@ -26,9 +26,11 @@ OBSERVATION_SPACE = spaces.Box(-5, 5, (2, 3), np.float64)
 def make_policy(action_space, policy_class=MlpPolicy, observation_space=OBSERVATION_SPACE, **kwargs):
     th.manual_seed(0)
     policy = policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
-    # The initial policy acts almost uniformly, which would hide mistakes
+    # The initial policy has no biases and acts almost uniformly, which would hide mistakes
     with th.no_grad():
-        policy.action_net.weight.mul_(100)
+        for linear in (module for module in policy.modules() if isinstance(module, nn.Linear)):
+            linear.bias.normal_(std=0.3)
+        policy.action_net.weight.mul_(50)
         if isinstance(action_space, spaces.Box) and not policy.use_sde:
             policy.log_std.copy_(th.linspace(-1, 0.5, len(policy.log_std)))
     policy.set_training_mode(False)
@@ -67,27 +69,31 @@ def test_numpy_and_torch_give_the_same_distribution_parameters(action_space, net
 @pytest.mark.parametrize("policy_class", [MlpPolicy, ActorCriticPolicy])
 def test_samples_have_the_frequencies_and_moments_of_the_distribution(action_space, policy_class):
     policy = make_policy(action_space, policy_class)
-    n_samples = 20_000
-    obs = np.repeat(observations(1, seed=1), n_samples, axis=0)
+    n_samples = 100_000
+    obs = observations(1, seed=1)
     sample = make_action_sampler(policy, n_samples, np.random.default_rng(0))
     assert isinstance(sample.actor, NumpyMlpActor)
-    drawn = sample(obs)
+    drawn = sample(np.repeat(obs, n_samples, axis=0))
     assert drawn.shape == (n_samples, *action_space.shape)
-    assert drawn[0] in action_space or isinstance(action_space, spaces.Box)
+    drawn = drawn.reshape(n_samples, -1)
     with th.no_grad():
-        reference = policy.get_distribution(th.as_tensor(obs)).get_actions().numpy().reshape(drawn.shape)
-    drawn, reference = drawn.reshape(n_samples, -1), reference.reshape(n_samples, -1)
-    tolerance = 5 * np.sqrt(2 / n_samples)
+        exact = policy.get_distribution(th.as_tensor(obs)).distribution
+    five_sigma = 5 / np.sqrt(n_samples)
     if isinstance(action_space, spaces.Box):
-        std = reference.std(axis=0)
-        np.testing.assert_allclose((drawn.mean(axis=0) - reference.mean(axis=0)) / std, 0, atol=tolerance)
-        np.testing.assert_allclose(drawn.std(axis=0) / std, 1, atol=tolerance)
-        np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(drawn.shape[1]), atol=tolerance)
+        mean, std = exact.mean[0].numpy(), exact.stddev[0].numpy()
+        np.testing.assert_allclose((drawn.mean(axis=0) - mean) / std, 0, atol=five_sigma)
+        np.testing.assert_allclose(drawn.std(axis=0) / std, 1, atol=five_sigma)
+        np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(drawn.shape[1]), atol=five_sigma)
+        return
+    if isinstance(action_space, spaces.MultiBinary):
+        probabilities = [[1 - p, p] for p in exact.probs[0].tolist()]
     else:
-        for own, theirs in zip(drawn.T, reference.T, strict=True):
-            own_share = np.bincount(own.astype(int), minlength=5) / n_samples
-            np.testing.assert_allclose(own_share, np.bincount(theirs.astype(int), minlength=5) / n_samples, atol=tolerance)
-            assert own_share.max() < 0.99
+        parts = exact if isinstance(exact, list) else [exact]
+        probabilities = [part.probs[0].tolist() for part in parts]
+    for own, expected in zip(drawn.T, probabilities, strict=True):
+        share = np.bincount(own.astype(int), minlength=len(expected)) / n_samples
+        np.testing.assert_allclose(share, expected, atol=five_sigma / 2)
+        assert 0.05 < max(expected) < 0.95, "hardly a distribution"
 
 
 def test_multi_discrete_parts_are_independent():

@@ -1,0 +1,186 @@
+"""EnvPool (Weng et al. 2022) as an SB3 ``VecEnv``: environments in C++, stepped by a pool of threads."""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from sb3_reinforce.vec_env.base import EngineVecEnv, Info, NumpyArray, ObsRows
+
+#: EnvPool's seeds are int32, and environment i gets the seed plus i: so many seeds leave room for that.
+N_SEEDS = 2**30
+
+
+class EnvPoolVecEnv(EngineVecEnv):
+    """
+    An EnvPool as a ``VecEnv``.
+
+    EnvPool resets an environment on the step after the last one of an episode. Here, the environments whose episodes have
+    ended are reset right away by a call of their own, which steps no other environment.
+
+    EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool anew. An environment's own infos
+    are given on the last step of an episode only; they cost too much on every step.
+
+    EnvPool does not tell whether an episode ended by itself on the very step of its time limit: such an end is taken for the
+    time limit. Its spaces may be wider than gymnasium's: to go on with a model in the other kind of environment, see
+    ``custom_objects`` of ``load()``.
+
+    :param make_pool: Builds a pool of one player per environment, in synchronous mode; takes the keyword argument ``seed``.
+    :param seed: Seed of the first environment, environment i gets ``seed + i``; None for a random seed.
+    :raises ValueError: If the pool has an unsupported space, several players per environment, or is asynchronous.
+    """
+
+    def __init__(self, make_pool: Callable[..., Any], seed: int | None = None) -> None:
+        self._make_pool = make_pool
+        self._build_pool(int(np.random.randint(N_SEEDS)) if seed is None else seed)
+        config, spec = self.pool.spec.config, self.pool.spec
+        if config.max_num_players > 1:
+            raise ValueError(
+                f"max_num_players={config.max_num_players} is not supported: an environment must have one player, "
+                "so choose a single-agent task"
+            )
+        if config.batch_size not in (0, config.num_envs):
+            raise ValueError(
+                f"batch_size={config.batch_size} with {config.num_envs} environments makes EnvPool asynchronous, which "
+                "a VecEnv cannot be: leave batch_size out"
+            )
+
+        self._action_dtype = list(spec.action_array_spec.values())[-1].dtype
+        state_keys = list(self.pool._state_keys)
+        self._done, self._truncated, self._reward = (state_keys.index(key) for key in ("done", "trunc", "reward"))
+        self._obs_indices = _index_by_name(state_keys, "obs")
+        self._info_indices = _index_by_name(state_keys, "info")
+        self._info_indices.pop("env_id")
+        self._info_indices.pop("players.env_id")
+        self._env_ids = np.arange(config.num_envs, dtype=np.int32)
+        super().__init__(config.num_envs, _gymnasium_space(spec.observation_space), _gymnasium_space(spec.action_space))
+
+    def _build_pool(self, seed: int) -> None:
+        self.pool = self._make_pool(seed=seed % N_SEEDS)
+
+    def _reset_engine(self) -> tuple[ObsRows, list[Info]]:
+        if any(self._options):
+            raise ValueError(f"EnvPool takes no options at a reset, but set_options() gave {self._options}")
+        if self._seeds[0] is not None:
+            self._build_pool(self._seeds[0])
+        return self._restart(self._env_ids)
+
+    # The step goes below EnvPool's Python layer, which takes longer (25 µs) than the physics of eight CartPoles
+
+    def _step_engine(self, actions: NumpyArray) -> tuple[ObsRows, NumpyArray, NumpyArray, NumpyArray, list[Info]]:
+        shape = (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        if np.shape(actions) != shape:
+            # EnvPool would read past the end of the array
+            raise ValueError(f"Actions must have shape {shape}, not {np.shape(actions)}")
+        actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
+        self.pool._send([self._env_ids, self._env_ids, actions])
+        state = self.pool._recv()
+
+        dones, truncated = state[self._done], state[self._truncated]
+        infos: list[Info] = [self._info(state, i) if done else {} for i, done in enumerate(dones.tolist())]
+        return self._obs(state), state[self._reward], dones & ~truncated, truncated, infos
+
+    def _restart(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
+        self.pool._reset(indices.astype(np.int32))
+        state = self.pool._recv()
+        return self._obs(state), [self._info(state, row) for row in range(len(indices))]
+
+    def _obs(self, state: list[NumpyArray]) -> ObsRows:
+        if len(self._obs_indices) == 1:
+            return state[next(iter(self._obs_indices.values()))]
+        return {name: state[index] for name, index in self._obs_indices.items()}
+
+    def _info(self, state: list[NumpyArray], row: int) -> Info:
+        return {name: state[index][row] for name, index in self._info_indices.items()}
+
+    def _render_engine(self) -> Sequence[NumpyArray]:
+        return list(self.pool.render(env_ids=self._env_ids))
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        Get an attribute of the pool, which all environments share.
+
+        :param attr_name: Its name.
+        :param indices: Of the environments, None for all.
+        :return: The value, once for each environment.
+        :raises AttributeError: If the pool does not have it.
+        """
+        return [getattr(self.pool, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Refuse to set an attribute.
+
+        :param attr_name: Its name.
+        :param value: Its value.
+        :param indices: Of the environments, None for all.
+        :raises NotImplementedError: Always: the environments are not Python objects.
+        """
+        raise NotImplementedError(f"Cannot set {attr_name}: EnvPool's environments live in C++ and have no attributes")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        Refuse to call a method.
+
+        :param method_name: Its name.
+        :param method_args: Its positional arguments.
+        :param indices: Of the environments, None for all.
+        :param method_kwargs: Its keyword arguments.
+        :raises NotImplementedError: Always: the environments are not Python objects.
+        """
+        raise NotImplementedError(f"Cannot call {method_name}: EnvPool's environments live in C++ and have no methods")
+
+    def close(self) -> None:
+        """Close viewers and end the threads of the pool."""
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None  # EnvPool's own close() leaves its threads running
+
+
+def make_envpool_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **env_kwargs: Any) -> EnvPoolVecEnv:
+    """
+    Make an EnvPool task an SB3 ``VecEnv``, with episode statistics as ``Monitor`` gives them.
+
+    :param env_id: Name of the task, see ``envpool.list_all_envs()``.
+    :param n_envs: Number of environments.
+    :param seed: Seed of the first environment, environment i gets ``seed + i``; None for a random seed.
+    :param env_kwargs: Passed to ``envpool.make``, for instance ``num_threads`` or ``max_episode_steps``.
+    :return: The environments.
+    :raises ImportError: If EnvPool is not installed; the message says how to install it.
+    :raises ValueError: If EnvPool does not have the task, or it cannot be a ``VecEnv``; see ``EnvPoolVecEnv``.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        raise ImportError(
+            'EnvPool, which needs Python 3.11, is not installed: pip install "sb3-reinforce[envpool]"'
+        ) from error
+    tasks = envpool.list_all_envs()
+    if env_id not in tasks:
+        nearest = difflib.get_close_matches(env_id, tasks)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "envpool.list_all_envs() lists them all"
+        raise ValueError(f"EnvPool has no task {env_id!r}: {hint}")
+    return EnvPoolVecEnv(functools.partial(envpool.make, env_id, "gymnasium", num_envs=n_envs, **env_kwargs), seed)
+
+
+def _index_by_name(state_keys: Iterable[str], kind: str) -> dict[str, int]:
+    """Find the arrays of one kind, ``obs`` or ``info``, in EnvPool's state, where ``obs:position`` is called ``position``."""
+    return {key.partition(":")[2]: index for index, key in enumerate(state_keys) if key.partition(":")[0] == kind}
+
+
+def _gymnasium_space(space: Any) -> Any:
+    """Undo a slip of EnvPool: it takes C++'s ``numeric_limits<float>::min()``, which is positive, for the lowest number."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _gymnasium_space(part) for key, part in space.spaces.items()})
+    if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
+        return space
+    limits = np.finfo(space.dtype)
+    low = np.where(space.low == limits.tiny, -np.inf, space.low)
+    high = np.where(space.high == limits.max, np.inf, space.high)
+    return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)

@@ -1,0 +1,190 @@
+"""Gymnasium's vector environments as an SB3 ``VecEnv``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from sb3_reinforce.vec_env.base import EngineVecEnv, Info, NumpyArray, ObsRows, select_rows, set_rows
+
+#: Starts the next episode in the environments with these indices: first observations and reset infos.
+Restart = Callable[[NumpyArray], tuple[ObsRows, list[Info]]]
+
+
+class GymnasiumVecEnv(EngineVecEnv):
+    """
+    A gymnasium vector environment as a ``VecEnv``.
+
+    A ``VecEnv`` resets an environment on the last step of an episode. Vector environments that do so too
+    (``AutoresetMode.SAME_STEP``) are all supported. Of those that reset one step later (``NEXT_STEP``) or not at all
+    (``DISABLED``), ``SyncVectorEnv``, ``AsyncVectorEnv`` and gymnasium's CartPole are, since they can reset single
+    environments; but not in vector wrappers, which would miss these resets.
+
+    Seeds and options go to the vector environment at the next ``reset()``: a single seed, and the same options for all.
+
+    :param engine: The vector environment.
+    :raises ValueError: If it has an unsupported space or reset mode; the message names it.
+    """
+
+    def __init__(self, engine: VectorEnv[Any, Any, Any]) -> None:
+        self.engine = engine
+        self._resets_itself = engine.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
+        self._restart_engine = self._take_first_rows if self._resets_itself else _find_restart(engine)
+        self._with_list_infos = DictInfoToList(engine)
+        super().__init__(engine.num_envs, engine.single_observation_space, engine.single_action_space)
+        self.metadata = engine.metadata
+
+    def _reset_engine(self) -> tuple[ObsRows, list[Info]]:
+        options = self._options[0]
+        if any(other != options for other in self._options):
+            raise ValueError(f"A vector environment takes the same options for all environments, not {self._options}")
+        return self._with_list_infos.reset(seed=self._seeds[0], options=options or None)
+
+    def _step_engine(self, actions: NumpyArray) -> tuple[ObsRows, NumpyArray, NumpyArray, NumpyArray, list[Info]]:
+        obs, rewards, terminated, truncated, infos = self._with_list_infos.step(actions)
+        dones = terminated | truncated
+        if self._resets_itself and dones.any():
+            indices = np.flatnonzero(dones)
+            self._first_rows = select_rows(obs, indices), [infos[i] for i in indices]
+            for i in indices:
+                set_rows(obs, i, infos[i].pop("final_obs"))
+                infos[i] = infos[i].pop("final_info", {})
+        return obs, rewards, terminated, truncated, infos
+
+    def _take_first_rows(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
+        return self._first_rows
+
+    def _restart(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
+        return self._restart_engine(indices)
+
+    def _render_engine(self) -> Sequence[NumpyArray]:
+        return list(self.engine.render())  # type: ignore[arg-type]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        Get an attribute of environments.
+
+        :param attr_name: Its name.
+        :param indices: Of the environments, None for all.
+        :return: Its value in each environment; where these are no objects of their own, that of the vector environment.
+        :raises AttributeError: If it does not exist.
+        """
+        if hasattr(self.engine, "get_attr"):
+            values = self.engine.get_attr(attr_name)
+        else:
+            values = [getattr(self.engine, attr_name)] * self.num_envs
+        return [values[i] for i in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute of environments.
+
+        :param attr_name: Its name.
+        :param value: Its value.
+        :param indices: Of the environments, None for all.
+        :raises NotImplementedError: If the environments are no objects of their own.
+        """
+        if not hasattr(self.engine, "set_attr"):
+            raise NotImplementedError(
+                f"Cannot set {attr_name}: the environments of {self.engine} have no attributes of their own"
+            )
+        chosen = set(self._get_indices(indices))
+        old = [value] * self.num_envs if len(chosen) == self.num_envs else self.get_attr(attr_name)
+        self.engine.set_attr(attr_name, [value if i in chosen else old[i] for i in range(self.num_envs)])
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        Call a method of environments.
+
+        :param method_name: Its name.
+        :param method_args: Its positional arguments.
+        :param indices: Of the environments, None for all.
+        :param method_kwargs: Its keyword arguments.
+        :return: What it returned, for each environment.
+        :raises NotImplementedError: If the environments are no objects of their own, or live in other processes and only some
+            are asked.
+        """
+        chosen = list(self._get_indices(indices))
+        if isinstance(self.engine, SyncVectorEnv):
+            return [self.engine.envs[i].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for i in chosen]
+        if hasattr(self.engine, "call") and chosen == list(range(self.num_envs)):
+            return list(self.engine.call(method_name, *method_args, **method_kwargs))
+        raise NotImplementedError(f"Cannot call {method_name} of environments {chosen} of {self.engine}")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """
+        Tell for each environment whether it does what a wrapper would do.
+
+        :param wrapper_class: True for ``Monitor``, since the infos hold its statistics, and for wrappers inside a
+            ``SyncVectorEnv``.
+        :param indices: Of the environments, None for all.
+        :return: One answer for each environment.
+        """
+        answers = super().env_is_wrapped(wrapper_class, indices)
+        if isinstance(self.engine, SyncVectorEnv):
+            inside = [is_wrapped(self.engine.envs[i], wrapper_class) for i in self._get_indices(indices)]
+            return [answer or wrapped for answer, wrapped in zip(answers, inside, strict=True)]
+        return answers
+
+    def close(self) -> None:
+        """Close all environments."""
+        self.engine.close()
+
+
+def make_gymnasium_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **env_kwargs: Any) -> GymnasiumVecEnv:
+    """
+    Make a vectorised implementation in gymnasium (``vector_entry_point``) an SB3 ``VecEnv``, with ``Monitor``'s statistics.
+
+    :param env_id: Its id in gymnasium's registry.
+    :param n_envs: Number of environments.
+    :param seed: Seed for the first reset; None for a random one.
+    :param env_kwargs: Passed to ``gymnasium.make_vec``, for instance ``max_episode_steps``.
+    :return: The environments.
+    :raises gymnasium.error.Error: If gymnasium does not know the id or has no vectorised implementation of it.
+    :raises ValueError: If it cannot be a ``VecEnv``; see ``GymnasiumVecEnv``.
+    """
+    vec_env = GymnasiumVecEnv(gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point", **env_kwargs))
+    vec_env.seed(seed)
+    return vec_env
+
+
+def _find_restart(engine: VectorEnv[Any, Any, Any]) -> Restart:
+    """Find out how to reset single environments, or raise a ``ValueError``."""
+    if type(engine) is CartPoleVectorEnv:
+        return lambda indices: _restart_cart_poles(engine, indices)
+    if isinstance(engine, SyncVectorEnv | AsyncVectorEnv):
+        return lambda indices: _restart_by_mask(engine, indices)
+    raise ValueError(
+        f"The reset mode {engine.metadata.get('autoreset_mode')} of {engine} is not supported: it must be "
+        "AutoresetMode.SAME_STEP, as this vector environment cannot reset single environments when their episodes end"
+    )
+
+
+def _restart_by_mask(engine: VectorEnv[Any, Any, Any], indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
+    mask = np.zeros(engine.num_envs, dtype=np.bool_)
+    mask[indices] = True
+    obs, infos = DictInfoToList(engine).reset(options={"reset_mask": mask})
+    return select_rows(obs, indices), [infos[i] for i in indices]
+
+
+def _restart_cart_poles(engine: CartPoleVectorEnv, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
+    """
+    Do now what ``CartPoleVectorEnv`` would do for these environments on its next step.
+
+    It knows no reset mask: asked to reset some, it resets all.
+    """
+    assert engine.state is not None
+    engine.state[:, indices] = engine.np_random.uniform(engine.low, engine.high, size=(4, len(indices)))
+    engine.steps[indices] = 0
+    engine.prev_done[indices] = False
+    return engine.state.T[indices].astype(np.float32), [{} for _ in indices]
