@@ -1,0 +1,160 @@
+"""The command ``sb3-reinforce``."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sb3_reinforce.zoo.errors import UsageError, UserError
+
+PROGRAM = "sb3-reinforce"
+
+
+class Command(NamedTuple):
+    """
+    An entry of the table of commands.
+
+    :param entry_point: ``module:function``, imported when the command is called; takes the rest of the command line.
+    :param summary: One line for the list of commands.
+    :param note: What differs from RL Zoo, for the command's own help.
+    """
+
+    entry_point: str
+    summary: str
+    note: str = ""
+
+
+DEFAULT_ALGO_NOTE = "--algo is reinforce by default, and agents of reinforce are looked for in logs (-f)."
+COMMANDS = {
+    "train": Command(
+        "sb3_reinforce.zoo.commands:train",
+        "train an agent",
+        "--algo is reinforce by default, for which --conf-file is by default the file of this package. --vec-env may also be "
+        "envpool: environments in C++.",
+    ),
+    "optimize": Command(
+        "sb3_reinforce.zoo.commands:optimize",
+        "search for hyperparameters, and write the best trial as a configuration file",
+        "The same as train --optimize-hyperparameters. At the end the best trial is written into the folder of the search, "
+        "ready for train --conf-file. Machines share a search by --storage (sqlite:///FILE.db or FILE.log) and --study-name.",
+    ),
+    "enjoy": Command("sb3_reinforce.zoo.commands:enjoy", "run a trained agent", DEFAULT_ALGO_NOTE),
+    "record-video": Command("sb3_reinforce.zoo.commands:record_video", "record a trained agent", DEFAULT_ALGO_NOTE),
+    "record-training": Command(
+        "sb3_reinforce.zoo.commands:record_training",
+        "record an agent at all its checkpoints (train with --save-freq)",
+        DEFAULT_ALGO_NOTE,
+    ),
+    "plot-train": Command("sb3_reinforce.zoo.commands:plot_train", "plot training curves"),
+    "all-plots": Command(
+        "sb3_reinforce.zoo.commands:all_plots",
+        "plot and tabulate evaluations of several algorithms",
+        "Every run needs at least two evaluations of two episodes (train --eval-freq). Runs with fewer evaluations than "
+        "others are dropped, which -max prevents. Without a display the figures are saved in the current folder.",
+    ),
+    "plot-from-file": Command(
+        "sb3_reinforce.zoo.commands:plot_from_file",
+        "plot what all-plots -o wrote, also with rliable",
+        "Every algorithm needs at least two runs in every environment.",
+    ),
+    "benchmark": Command(
+        "sb3_reinforce.zoo.commands:benchmark",
+        "evaluate all trained agents of a folder",
+        "For agents of your own: --log-dir logs --no-hub.",
+    ),
+    "push-to-hub": Command("sb3_reinforce.zoo.commands:push_to_hub", "upload a trained agent to the Hugging Face Hub"),
+    "load-from-hub": Command("sb3_reinforce.zoo.commands:load_from_hub", "download a trained agent"),
+    "list": Command("sb3_reinforce.zoo.commands:list_environments", "list the environments with hyperparameters"),
+}
+
+#: What `pip install "sb3-reinforce[zoo]"` brings along.
+EXTRA_MODULES = {
+    *("rl_zoo3", "sb3_contrib", "optuna", "yaml", "huggingface_hub", "huggingface_sb3", "requests", "pytablewriter"),
+    *("matplotlib", "pandas", "rliable", "scipy", "seaborn", "moviepy", "imageio_ffmpeg", "pygame", "tensorboard"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    :param argv: Command line without the program, by default that of the process.
+    :return: Exit status: 0 if all went well, 1 for an error, 2 for a command line that cannot be read.
+    :raises SystemExit: From the command's own parser.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(describe_commands())
+        return 0 if args else 2
+    name, *rest = args
+    try:
+        run_command(name, rest)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def run_command(name: str, args: list[str]) -> None:
+    """
+    Look a command up in the table and call it.
+
+    :param name: The command.
+    :param args: The rest of the command line.
+    :raises UsageError: If there is no such command.
+    """
+    if name not in COMMANDS:
+        similar = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {name!r}, {hint}")
+    command = COMMANDS[name]
+    if "-h" in args or "--help" in args:
+        print(f"{PROGRAM} {name}: {command.summary}. {command.note}\n", flush=True)
+    module, function = command.entry_point.split(":")
+    getattr(importlib.import_module(module), function)(args)
+
+
+def explain(error: Exception) -> str | None:
+    """
+    Turn an error into the one line that the user needs.
+
+    :param error: Any error.
+    :return: None if it may be a bug, which needs its traceback.
+    """
+    message = " ".join(str(error).split())
+    if isinstance(error, UserError) or "pip install" in message:
+        return message
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        package = '"sb3-reinforce[zoo]"' if module in EXTRA_MODULES else module
+        return f"{message}: pip install {package}"
+    from sb3_reinforce.zoo.upstream import is_raised_on_purpose
+
+    return message if is_raised_on_purpose(error) else None
+
+
+def describe_commands() -> str:
+    """
+    Write the help of the program.
+
+    :return: Several lines.
+    """
+    width = max(map(len, COMMANDS)) + 2
+    return "\n".join(
+        (
+            f"usage: {PROGRAM} COMMAND [ARGUMENTS]",
+            "",
+            "RL Zoo with REINFORCE in it: all its algorithms, all its flags.",
+            "",
+            *(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()),
+            "",
+            f"{PROGRAM} COMMAND --help tells more.",
+        )
+    )

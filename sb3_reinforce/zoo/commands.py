@@ -1,0 +1,422 @@
+"""The commands that are RL Zoo's own: each sets up what RL Zoo needs, and lets it work on the command line."""
+
+import argparse
+import contextlib
+import csv
+import functools
+import inspect
+import os
+import re
+import runpy
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_reinforce.zoo import ALGORITHM, find_resource, hyperparams_path, register
+from sb3_reinforce.zoo.errors import UsageError, UserError
+
+#: Before the user's own arguments, which overrule it.
+DEFAULT_ALGORITHM = ["--algo", ALGORITHM]
+#: Entries of a configuration file that are not environments.
+FALLBACKS = ("default", "atari")
+
+
+def train(args: list[str], name: str = "train") -> None:
+    """
+    Train an agent with ``rl_zoo3.train``.
+
+    :param args: Command line.
+    :param name: The command, for messages.
+    :raises UserError: If the algorithm is unknown, or something is wrong with the hyperparameters.
+    """
+    register()
+    import rl_zoo3.train
+
+    from sb3_reinforce.zoo import upstream
+    from sb3_reinforce.zoo.experiment import ExperimentManager
+
+    check_algorithm(args)
+    vec_env, other_args = take_option(args, "--vec-env")
+
+    def make_manager(*manager_args: Any, **kwargs: Any) -> ExperimentManager:
+        if vec_env == "envpool":
+            kwargs["vec_env_type"] = vec_env
+        return ExperimentManager(*manager_args, **kwargs)
+
+    # RL Zoo's parser does not know EnvPool
+    zoo_args = other_args if vec_env == "envpool" else args
+    with upstream.experiment_manager(make_manager):
+        run(name, rl_zoo3.train.train, [*DEFAULT_ALGORITHM, *zoo_args])
+
+
+def optimize(args: list[str]) -> None:
+    """
+    Search for hyperparameters with ``rl_zoo3.train --optimize-hyperparameters``.
+
+    :param args: Command line.
+    :raises UserError: If the algorithm is unknown, or something is wrong with the hyperparameters.
+    """
+    train(["--optimize-hyperparameters", *args], name="optimize")
+
+
+def enjoy(args: list[str]) -> None:
+    """
+    Run a trained agent with ``rl_zoo3.enjoy``.
+
+    :param args: Command line.
+    :raises UserError: If the algorithm is unknown, or an agent cannot be downloaded.
+    """
+    register()
+    from sb3_reinforce.zoo import upstream
+
+    with upstream.current_hub_errors():
+        import rl_zoo3.enjoy
+
+    check_algorithm(args)
+    if not has_display() and "--no-render" not in args and not asks_for_help(args):
+        print("No display: nothing is rendered (--no-render)")
+        args = [*args, "--no-render"]
+    with explained_download():
+        run("enjoy", rl_zoo3.enjoy.enjoy, [*default_folder(args), *args])
+
+
+def record_video(args: list[str]) -> None:
+    """
+    Record a trained agent with ``rl_zoo3.record_video``.
+
+    :param args: Command line.
+    :raises UserError: If the algorithm is unknown.
+    """
+    register()
+    check_algorithm(args)
+    if not has_display():
+        # MuJoCo chooses windows by default, even if it cannot open one
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    run_module("record-video", "rl_zoo3.record_video", [*default_folder(args), *args])
+
+
+def record_training(args: list[str]) -> None:
+    """
+    Record an agent at all its checkpoints with ``rl_zoo3.record_training``.
+
+    :param args: Command line.
+    :raises UserError: If the algorithm is unknown, or there is no ffmpeg.
+    """
+    register()
+    from sb3_reinforce.zoo import upstream
+
+    check_algorithm(args)
+    output, _ = take_option(args, "-o", "--output-folder")
+    # ffmpeg takes the names in its list as relative to the list
+    absolute_output = [] if output is None else ["--output-folder", os.path.abspath(output)]
+    with contextlib.ExitStack() as stack:
+        if not asks_for_help(args):
+            stack.enter_context(ffmpeg_on_path())
+        stack.enter_context(upstream.registering_children())
+        run_module("record-training", "rl_zoo3.record_training", [*default_folder(args), *args, *absolute_output])
+
+
+def benchmark(args: list[str]) -> None:
+    """
+    Evaluate all trained agents of a folder with ``rl_zoo3.benchmark``.
+
+    :param args: Command line.
+    :raises UserError: If an agent cannot be downloaded.
+    """
+    register()
+    from sb3_reinforce.zoo import upstream
+
+    if not asks_for_help(args):
+        folder, _ = take_option(args, "--benchmark-dir")
+        os.makedirs(folder or "logs/benchmark", exist_ok=True)
+    with explained_download(), upstream.current_hub_errors(), upstream.registering_children():
+        run_module("benchmark", "rl_zoo3.benchmark", args)
+
+
+def push_to_hub(args: list[str]) -> None:
+    """
+    Upload a trained agent with ``rl_zoo3.push_to_hub``.
+
+    :param args: Command line.
+    :raises UserError: If the algorithm is unknown, or RL Zoo does not fit the installed Hub integration.
+    """
+    register()
+    check_algorithm(args)
+    try:
+        run_module("push-to-hub", "rl_zoo3.push_to_hub", [*DEFAULT_ALGORITHM, *args])
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise
+        raise UserError(
+            f"rl_zoo3.push_to_hub does not work with the installed sb3-team-hf-integration ({error.msg}), which is for RL Zoo "
+            "to mend. Upload the run folder with `hf upload` instead"
+        ) from error
+
+
+def load_from_hub(args: list[str]) -> None:
+    """
+    Download a trained agent with ``rl_zoo3.load_from_hub``.
+
+    :param args: Command line.
+    :raises UserError: If the algorithm is unknown, or the agent cannot be downloaded.
+    """
+    register()
+    from sb3_reinforce.zoo import upstream
+
+    check_algorithm(args)
+    with explained_download(), upstream.current_hub_errors():
+        run_module("load-from-hub", "rl_zoo3.load_from_hub", [*DEFAULT_ALGORITHM, *args])
+
+
+def plot_train(args: list[str]) -> None:
+    """
+    Plot training curves with ``rl_zoo3.plots.plot_train``.
+
+    :param args: Command line.
+    """
+    from rl_zoo3.plots.plot_train import plot_train
+
+    plot("plot-train", plot_train, args)
+
+
+def all_plots(args: list[str]) -> None:
+    """
+    Compare runs by their evaluations with ``rl_zoo3.plots.all_plots``.
+
+    :param args: Command line.
+    :raises UsageError: If an argument is missing.
+    :raises UserError: If the runs were evaluated too little.
+    """
+    from rl_zoo3.plots.all_plots import all_plots
+
+    require_options(args, ("-a", "--algos"), ("-e", "--env"), ("-f", "--exp-folders"))
+    try:
+        plot("all-plots", all_plots, args)
+    except IndexError as error:
+        raise UserError(f"every run needs at least two evaluations of two episodes (RL Zoo stopped at {error})") from error
+
+
+def plot_from_file(args: list[str]) -> None:
+    """
+    Plot what ``all-plots`` wrote with ``rl_zoo3.plots.plot_from_file``.
+
+    :param args: Command line.
+    :raises UsageError: If an argument is missing.
+    :raises UserError: If an algorithm has too few runs.
+    """
+    from rl_zoo3.plots.plot_from_file import plot_from_file
+
+    from sb3_reinforce.zoo import upstream
+
+    require_options(args, ("-i", "--input"))
+    try:
+        plot("plot-from-file", plot_from_file, args)
+    except (KeyError, ValueError) as error:
+        if upstream.file_of(error) != inspect.getfile(plot_from_file):
+            raise
+        raise UserError(
+            "every algorithm needs at least two runs in every environment, with two evaluations of two episodes; the table "
+            "says what there is, --skip-keys and --skip-envs leave something out (RL Zoo stopped at "
+            f"{type(error).__name__}: {error})"
+        ) from error
+
+
+def list_environments(args: list[str]) -> None:
+    """
+    Print the environments with hyperparameters for REINFORCE, and the scores that were measured with them.
+
+    :param args: Command line.
+    """
+    argparse.ArgumentParser("sb3-reinforce list").parse_args(args)
+    entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
+    scores: dict[str, dict[str, str]] = {}
+    with contextlib.suppress(FileNotFoundError), find_resource("benchmarks/results/zoo_table.csv").open(newline="") as file:
+        scores = {row["env"]: row for row in csv.DictReader(file)}
+    print(f"{'environment':<28}{'steps':>12}" + (f"{'score':>24}{'seeds':>8}" if scores else ""))
+    for env_id, entry in entries.items():
+        if env_id in FALLBACKS:
+            continue
+        line = f"{env_id:<28}{int(entry['n_timesteps']):>12,}"
+        if env_id in scores:
+            row = scores[env_id]
+            score = f"{float(row['mean']):,.1f} +/- {float(row['std']):,.1f}"
+            line += f"{score:>24}{row['n_seeds']:>8}"
+        print(line)
+    print(f"Other environments use the entry {' or '.join(FALLBACKS)} of {hyperparams_path()}")
+
+
+def run(name: str, function: Callable[[], Any], args: list[str]) -> None:
+    """
+    Call a function that reads the command line.
+
+    :param name: The command, for messages.
+    :param function: A function of RL Zoo.
+    :param args: Command line.
+    """
+    argv = sys.argv
+    sys.argv = [f"sb3-reinforce {name}", *args]
+    try:
+        function()
+    finally:
+        sys.argv = argv
+
+
+def run_module(name: str, module: str, args: list[str]) -> None:
+    """
+    Run a module of RL Zoo as a script.
+
+    :param name: The command, for messages.
+    :param module: The module.
+    :param args: Command line.
+    """
+    run(name, functools.partial(runpy.run_module, module, run_name="__main__"), args)
+
+
+def plot(name: str, function: Callable[[], Any], args: list[str]) -> None:
+    """
+    Call a function that shows figures, and save them where there is no display to show them on.
+
+    :param name: The command, for messages.
+    :param function: A function of RL Zoo.
+    :param args: Command line.
+    """
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    if not has_display():
+        matplotlib.use("Agg")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is non-interactive")
+        run(name, function, args)
+    if not has_display() and "--no-display" not in args:
+        for number in plt.get_fignums():
+            figure = plt.figure(number)
+            title = re.sub(r"[^\w.-]+", "_", str(figure.get_label() or number))
+            figure.savefig(f"{name}_{title}.png")
+            print(f"No display: saved {name}_{title}.png")
+    plt.close("all")
+
+
+def take_option(args: list[str], *flags: str) -> tuple[str | None, list[str]]:
+    """
+    Read one option of a command line that RL Zoo will parse.
+
+    :param args: Command line.
+    :param flags: The option's names.
+    :return: Its value, None if it is not given, and the command line without it.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    # An option without its value is for RL Zoo to complain about
+    parser.add_argument(*flags, dest="value", nargs="?")
+    namespace, others = parser.parse_known_args(args)
+    return namespace.value, others
+
+
+def require_options(args: list[str], *options: tuple[str, ...]) -> None:
+    """
+    Check that a command line has options that RL Zoo needs, but does not ask for.
+
+    :param args: Command line.
+    :param options: The names of each option.
+    :raises UsageError: If one is missing.
+    """
+    missing = [flags for flags in options if take_option(args, *flags)[0] is None]
+    if missing and not asks_for_help(args):
+        raise UsageError(f"the following arguments are required: {', '.join('/'.join(flags) for flags in missing)}")
+
+
+def asks_for_help(args: list[str]) -> bool:
+    """
+    Tell whether a command line only asks for help.
+
+    :param args: Command line.
+    :return: Whether it does.
+    """
+    return "-h" in args or "--help" in args
+
+
+def chosen_algorithm(args: list[str]) -> str:
+    """
+    Find the algorithm of a command line.
+
+    :param args: Command line.
+    :return: REINFORCE unless ``--algo`` says otherwise.
+    """
+    return take_option(args, "--algo")[0] or ALGORITHM
+
+
+def check_algorithm(args: list[str]) -> None:
+    """
+    Check the algorithm of a command line.
+
+    :param args: Command line.
+    :raises UsageError: If RL Zoo does not have it.
+    """
+    from rl_zoo3.utils import ALGOS
+
+    algorithm = chosen_algorithm(args)
+    if algorithm not in ALGOS:
+        raise UsageError(f"unknown algorithm {algorithm!r}, choose from {', '.join(sorted(ALGOS))}")
+
+
+def default_folder(args: list[str]) -> list[str]:
+    """
+    Find where trained agents are by default.
+
+    :param args: Command line.
+    :return: Arguments to come before the user's: RL Zoo's default is a folder of agents from the Hub, where REINFORCE has
+        none.
+    """
+    return [*DEFAULT_ALGORITHM, *(["--folder", "logs"] if chosen_algorithm(args) == ALGORITHM else [])]
+
+
+def has_display() -> bool:
+    """
+    Tell whether windows can be opened.
+
+    :return: False on a Linux machine without a display server.
+    """
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@contextlib.contextmanager
+def explained_download() -> Iterator[None]:
+    """
+    Explain why the Hub does not deliver.
+
+    :raises UserError: Instead of the errors of its client.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(f"The Hugging Face Hub did not deliver: {error}") from error
+
+
+@contextlib.contextmanager
+def ffmpeg_on_path() -> Iterator[None]:
+    """
+    Let child processes find an ``ffmpeg``: the system's, or the one that moviepy brings along.
+
+    :raises UserError: If there is none.
+    """
+    if shutil.which("ffmpeg") is not None:
+        yield
+        return
+    import imageio_ffmpeg  # type: ignore[import-untyped]
+
+    path = os.environ["PATH"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+        os.environ["PATH"] = os.pathsep.join((folder, path))
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = path

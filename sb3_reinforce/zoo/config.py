@@ -1,0 +1,195 @@
+"""Checks a configuration before RL Zoo hands it on, where a mistake would show late, and far from its place."""
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import rl_zoo3.exp_manager
+import yaml
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.zoo.errors import UserError
+
+SET_BY_FLAGS = {
+    "env": "--env",
+    "tensorboard_log": "--tensorboard-log",
+    "seed": "--seed",
+    "verbose": "--verbose",
+    "device": "--device",
+}
+#: What RL Zoo takes out of an entry for itself, and what it may be.
+ZOO_KEYS: dict[str, Any] = {
+    "n_timesteps": float,
+    "n_envs": int,
+    "normalize": bool | str | dict,
+    "monitor_kwargs": dict | str,
+    "env_kwargs": dict,
+    "frame_stack": int,
+    "env_wrapper": str | list | dict | None,
+    "vec_env_wrapper": str | list | dict | None,
+    "callback": str | list | dict | None,
+}
+#: What RL Zoo evaluates as Python if it is a string; the result must be a dict.
+EVALUATED = ("policy_kwargs", "normalize", "monitor_kwargs")
+SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate")
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    NoneType: "null",
+}
+NUMBER = r"\d+\.?\d*(e[+-]?\d+)?"
+
+ARGUMENTS: dict[str, Any] = {
+    name: hint
+    for name, hint in get_type_hints(REINFORCE.__init__).items()
+    if name not in SET_BY_FLAGS and not name.startswith("_")
+}
+
+
+def check_file(file: str, env_id: str, is_atari: bool) -> None:
+    """
+    Check that a configuration file has an entry for an environment.
+
+    :param file: Path of a yml file, as RL Zoo takes it.
+    :param env_id: The environment.
+    :param is_atari: Whether RL Zoo would look for the entry ``atari``.
+    :raises UserError: If there is no such file or no such entry.
+    """
+    try:
+        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{file} must hold a mapping from environments to hyperparameters")
+    fallback = "atari" if is_atari else "default"
+    entry = entries.get(env_id, entries.get(fallback))
+    if not isinstance(entry, dict):
+        raise UserError(f"{file} must hold a mapping of hyperparameters for {env_id!r} or {fallback!r}")
+
+
+def check_hyperparameters(hyperparameters: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> None:
+    """
+    Check an entry as RL Zoo read it.
+
+    :param hyperparameters: The entry with the overrides of the command line.
+    :param file: Where the entry comes from.
+    :param env_id: The environment that the entry was chosen for.
+    :param overrides: Keys that come from the command line instead.
+    :raises UserError: If a key is missing, unknown or forbidden, or a value has the wrong type or is out of range; names
+        file, environment and key.
+    """
+    for key, value in hyperparameters.items():
+        problem = find_problem(key, value)
+        if problem is not None:
+            source = "--hyperparams" if key in overrides else file
+            raise UserError(f"{source}, {env_id}, {key}: {problem}")
+    for key in ("policy", "n_timesteps"):
+        if key not in hyperparameters:
+            raise UserError(f"{file}, {env_id}, {key}: missing")
+    kwargs = {key: value for key, value in hyperparameters.items() if key in ARGUMENTS and key not in (*EVALUATED, "policy")}
+    try:
+        REINFORCE("MlpPolicy", env=None, _init_setup_model=False, **kwargs)._check_arguments()  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"{file}, {env_id}: {error}") from error
+
+
+def find_problem(key: str, value: Any) -> str | None:
+    """
+    Say what is wrong with a hyperparameter.
+
+    :param key: Its name.
+    :param value: Its value, as it stands in the file.
+    :return: None if nothing is wrong.
+    """
+    if key in SET_BY_FLAGS:
+        return f"cannot stand in the file: use the flag {SET_BY_FLAGS[key]}"
+    known = {**ARGUMENTS, **ZOO_KEYS}
+    if key not in known:
+        similar = difflib.get_close_matches(key, known, n=1)
+        return "unknown key" + (f", did you mean {similar[0]}?" if similar else "")
+    if isinstance(value, str):
+        if key in SCHEDULES:
+            return find_schedule_problem(value)
+        if key in EVALUATED:
+            return find_expression_problem(value)
+    if not has_type(value, known[key]):
+        return f"must be {describe(known[key])}, not {value!r}{hint_at_yaml(value)}"
+    return None
+
+
+def find_schedule_problem(value: str) -> str | None:
+    """
+    Say what is wrong with a coefficient that is given as text.
+
+    :param value: RL Zoo's notation for a linear decay: ``lin_0.01``.
+    :return: None if nothing is wrong.
+    """
+    if re.fullmatch(f"lin_{NUMBER}", value):
+        return None
+    return f"must be a number or like lin_0.01, not {value!r}{hint_at_yaml(value)}"
+
+
+def hint_at_yaml(value: Any) -> str:
+    """
+    Explain how a number became text.
+
+    :param value: A value of the wrong type.
+    :return: Empty if it is something else.
+    """
+    is_number = isinstance(value, str) and re.fullmatch(NUMBER, value) is not None
+    return f" (YAML takes {value} for text: write {float(value)!r})" if is_number else ""
+
+
+def find_expression_problem(value: str) -> str | None:
+    """
+    Say what is wrong with a Python expression.
+
+    :param value: An expression over the names that RL Zoo's experiment manager imports, such as ``nn``.
+    :return: None if it gives a dict.
+    """
+    try:
+        result = eval(value, dict(vars(rl_zoo3.exp_manager)))
+    except Exception as error:
+        return f"{value!r} cannot be evaluated: {type(error).__name__}: {error}"
+    return None if isinstance(result, dict) else f"must be a dict, not {value!r}"
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """
+    Check a value against a type annotation, with the numeric tower of PEP 484 and without booleans as numbers.
+
+    :param value: Any value.
+    :param hint: An annotation as they occur in the constructor of ``REINFORCE``.
+    :return: Whether it fits.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(has_type(value, alternative) for alternative in get_args(hint))
+    if origin is type:
+        return isinstance(value, type)
+    if origin is Callable or hint is Callable:
+        return callable(value)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def describe(hint: Any) -> str:
+    """
+    Name the types of an annotation that can stand in a YAML file.
+
+    :param hint: An annotation.
+    :return: Such as ``an integer or null``.
+    """
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(alternative) or alternative for alternative in alternatives]
+    return " or ".join(TYPE_NAMES[kind] for kind in kinds if kind in TYPE_NAMES)

@@ -1,0 +1,195 @@
+"""RL Zoo's experiment manager, with what its command line needs for REINFORCE."""
+
+import copy
+import functools
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import optuna
+import rl_zoo3.exp_manager
+import sqlalchemy.exc
+import yaml
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+from rl_zoo3.utils import get_latest_run_id
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from torch import nn
+
+from sb3_reinforce.zoo import ALGORITHM, hyperparams_path
+from sb3_reinforce.zoo.config import check_file, check_hyperparameters
+from sb3_reinforce.zoo.errors import UserError
+
+
+class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
+    """
+    RL Zoo's experiment manager, which finds and checks the hyperparameters of REINFORCE.
+
+    In addition, for all algorithms: no two runs share a folder, even if they start at the same time; a search writes its
+    best trial as a configuration file; and ``vec_env_type`` may be ``"envpool"``.
+
+    :param args: As in RL Zoo.
+    :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and
+        ``vec_env_type`` may be ``"envpool"``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.use_envpool = kwargs.get("vec_env_type") == "envpool"
+        super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
+        if kwargs.get("config") is None and self.algo == ALGORITHM:
+            self.config = str(hyperparams_path())
+        if self.use_envpool:
+            # What is saved with the run
+            self.args.vec_env = "envpool"
+        self._study: optuna.Study | None = None
+        self._entry: dict[str, Any] = {}
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the entry of the environment, and check it if the algorithm is REINFORCE.
+
+        :return: The entry, and a copy to be saved with the run.
+        :raises UserError: If something is wrong with it; names file, environment and key.
+        """
+        env_id = self.env_name.gym_id
+        if self.algo == ALGORITHM and self.config.endswith((".yml", ".yaml")):
+            check_file(self.config, env_id, self._is_atari)
+        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        if self.algo == ALGORITHM:
+            check_hyperparameters(hyperparams, self.config, env_id, overrides=self.custom_hyperparams or ())
+        self._entry = copy.deepcopy(dict(saved_hyperparams))
+        return hyperparams, saved_hyperparams
+
+    def create_log_folder(self) -> None:
+        """Make a folder that no other run has, and name a search such that ``enjoy`` does not take it for a run."""
+        stem, number, folder = str(self.env_name), get_latest_run_id(self.log_path, self.env_name), self.save_path
+        if self.optimize_hyperparameters:
+            stem, number = f"{stem}_optimize", 1
+            folder = os.path.join(self.log_path, f"{stem}_{number}")
+        for next_number in itertools.count(number + 1):
+            try:
+                os.makedirs(folder)
+                break
+            except FileExistsError:
+                folder = os.path.join(self.log_path, f"{stem}_{next_number}")
+        self.save_path = folder
+        self.params_path = f"{folder}/{self.env_name}"
+        super().create_log_folder()  # type: ignore[no-untyped-call]
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Create the environments, in EnvPool if that was chosen.
+
+        :param n_envs: Number of environments.
+        :param eval_env: Whether they are for evaluation.
+        :param no_log: Whether to write no monitor file.
+        :return: The environments with all wrappers.
+        :raises UserError: If EnvPool was chosen, but the entry has a wrapper for single environments.
+        """
+        if self.use_envpool:
+            if self.env_wrapper is not None:
+                raise UserError(
+                    f"{self.config}, {self.env_name.gym_id}, env_wrapper: EnvPool's environments cannot be wrapped one by "
+                    "one. Leave out --vec-env envpool, or drop the wrapper with -params env_wrapper:None"
+                )
+            monitor_file = None if eval_env or no_log else os.path.join(self.save_path, "0")
+            self.vec_env_class = functools.partial(  # type: ignore[assignment]
+                self._make_envpool, env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs, monitor_file=monitor_file
+            )
+        return super().create_envs(n_envs, eval_env, no_log)
+
+    def _make_envpool(
+        self, env_fns: list[Callable[[], gym.Env[Any, Any]]], env_kwargs: dict[str, Any], monitor_file: str | None
+    ) -> VecEnv:
+        from sb3_reinforce.vec_env import make_envpool_vec_env
+
+        venv = make_envpool_vec_env(self.env_name.gym_id, len(env_fns), self.seed, **env_kwargs)
+        with warnings.catch_warnings():
+            # It is for the monitor file only: the statistics are there already
+            warnings.filterwarnings("ignore", message="The environment is already wrapped with a `Monitor`")
+            return VecMonitor(venv, monitor_file, info_keywords=tuple(self.monitor_kwargs.get("info_keywords", ())))
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Train and evaluate a trial.
+
+        :param trial: The trial of Optuna.
+        :return: Mean reward of its last evaluation.
+        """
+        self._study = trial.study
+        return super().objective(trial)
+
+    def hyperparameters_optimization(self) -> None:
+        """
+        Search, and write the best trial.
+
+        :raises UserError: If no trial was completed.
+        """
+        self._prepare_storage()
+        try:
+            super().hyperparameters_optimization()
+        except ValueError as error:
+            if self._study is None or any(trial.state == optuna.trial.TrialState.COMPLETE for trial in self._study.trials):
+                raise
+            raise UserError("No trial was completed, so there is no best one: give the search more trials") from error
+        self._write_best_trial()
+
+    def _prepare_storage(self) -> None:
+        """Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail."""
+        if self.storage is None or self.storage.endswith(".log"):
+            return
+        for pause in (0.5, 1.0, 2.0):
+            try:
+                optuna.storages.RDBStorage(self.storage)
+                return
+            except sqlalchemy.exc.DatabaseError:
+                time.sleep(pause)
+
+    def _write_best_trial(self) -> None:
+        if self._study is not None:
+            params = self._study.best_params
+        else:
+            # The study had all its trials before this run
+            assert self.storage is not None and self.study_name is not None
+            params = self.load_trial(self.storage, self.study_name, convert=False)
+        env_id = self.env_name.gym_id
+        path = os.path.join(self.save_path, f"{self.algo}.yml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"# Best trial of a search in which a trial lasted {self.n_timesteps} steps\n")
+            yaml.safe_dump({env_id: merge_trial(self._entry, HYPERPARAMS_CONVERTER[self.algo](params))}, file, width=1000)
+        print(f"Best trial written to {path}")
+        print(f"Train with it: sb3-reinforce train --algo {self.algo} --env {env_id} --conf-file {path}")
+
+
+def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
+    """
+    Put the result of a search into an entry, as RL Zoo combined them during the search.
+
+    :param entry: The entry that the search started from.
+    :param sampled: The constructor arguments of the trial.
+    :return: The entry to be written.
+    """
+    merged = {**entry, **sampled}
+    if merged.get("noise_type", "") is None:
+        # RL Zoo reads a missing type as no noise, but hands null on to the constructor
+        del merged["noise_type"], merged["noise_std"]
+    if isinstance(merged.get("policy_kwargs"), dict):
+        merged["policy_kwargs"] = to_source(merged["policy_kwargs"])
+    return merged
+
+
+def to_source(value: Any) -> str:
+    """
+    Write a value as an expression that RL Zoo can evaluate.
+
+    :param value: Dicts with names as keys, lists, PyTorch's modules, and what ``repr`` can write.
+    :return: Source code.
+    """
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{key}={to_source(item)}' for key, item in value.items())})"
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return f"nn.{value.__name__}"
+    return repr(value)

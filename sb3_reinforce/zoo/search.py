@@ -1,0 +1,78 @@
+"""What RL Zoo's hyperparameter search tries for REINFORCE."""
+
+from typing import Any
+
+import optuna
+from torch import nn
+
+from sb3_reinforce.reinforce import make_schedule
+
+NET_ARCHS: dict[str, list[int]] = {"small": [64], "medium": [64, 64], "large": [256, 256]}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def sample_reinforce_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Choose the constructor arguments of a trial.
+
+    Everything is Monte Carlo with a learned baseline. The names and ranges are the same in every trial, as samplers and
+    machines that share a study need it.
+
+    :param trial: The trial of Optuna.
+    :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
+    :param n_envs: Not used: ``n_steps`` is a budget per environment.
+    :param additional_args: Not used: about replay buffers.
+    :return: Arguments of ``REINFORCE``.
+    """
+    params: dict[str, Any] = {
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
+        "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 4, 10),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 1e-1, log=True),
+        "critic_epochs": trial.suggest_int("critic_epochs", 1, 20, log=True),
+        "critic_batch_size_pow": trial.suggest_int("critic_batch_size_pow", 6, 12),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 1e-2, log=True),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-6, 3e-2, log=True),
+        "bootstrap_at_time_limit": trial.suggest_categorical("bootstrap_at_time_limit", [True, False]),
+        "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
+    }
+    if n_actions > 0:
+        params["log_std_init"] = trial.suggest_float("log_std_init", -2.0, 0.5)
+
+    kwargs = convert_reinforce_params(params)
+    # RL Zoo makes functions of the schedules in a file, but not of those in a trial
+    kwargs["learning_rate"] = make_schedule(kwargs["learning_rate"], "learning_rate")
+    return kwargs
+
+
+def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn what Optuna stored of a trial into what stands in a configuration file.
+
+    :param sampled_params: ``trial.params``.
+    :return: Arguments of ``REINFORCE``, with schedules in RL Zoo's notation.
+    """
+    kwargs = dict(sampled_params)
+    net_arch = NET_ARCHS[kwargs.pop("net_arch")]
+    policy_kwargs: dict[str, Any] = {
+        "net_arch": {"pi": list(net_arch), "vf": list(net_arch)},
+        "activation_fn": ACTIVATIONS[kwargs.pop("activation_fn")],
+        # The critic leaves shared layers alone: on images it needs its own
+        "share_features_extractor": False,
+    }
+    if "log_std_init" in kwargs:
+        policy_kwargs["log_std_init"] = kwargs.pop("log_std_init")
+    if kwargs.pop("lr_schedule") == "linear":
+        kwargs["learning_rate"] = f"lin_{kwargs['learning_rate']}"
+    return {
+        "gamma": 1.0 - kwargs.pop("one_minus_gamma"),
+        "gae_lambda": 1.0,
+        # Only one budget can rule, and that of the file may be this one
+        "n_episodes": None,
+        **{name.removesuffix("_pow"): 2**value if name.endswith("_pow") else value for name, value in kwargs.items()},
+        "policy_kwargs": policy_kwargs,
+    }

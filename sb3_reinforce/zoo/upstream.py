@@ -1,0 +1,97 @@
+"""The names in RL Zoo that the commands replace while they run, since RL Zoo has no other way in."""
+
+import contextlib
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_sb3  # type: ignore[import-untyped]
+import rl_zoo3
+
+import sb3_reinforce
+
+#: The scripts that RL Zoo starts in new processes, and the commands that do the same with REINFORCE registered.
+CHILDREN = {("-m", "rl_zoo3.record_video"): "record-video", ("enjoy.py",): "enjoy"}
+
+
+@contextlib.contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """
+    Replace a name in a module for the duration of the context.
+
+    :param module: The module.
+    :param name: The name.
+    :param value: What it stands for meanwhile.
+    """
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def experiment_manager(make_manager: Callable[..., Any]) -> Iterator[None]:
+    """
+    Let ``rl_zoo3.train.train`` use another experiment manager.
+
+    :param make_manager: Takes the arguments of RL Zoo's ``ExperimentManager``.
+    """
+    import rl_zoo3.train
+
+    with replaced(rl_zoo3.train, "ExperimentManager", make_manager):
+        yield
+
+
+@contextlib.contextmanager
+def registering_children() -> Iterator[None]:
+    """Let the processes that RL Zoo starts know the registered algorithm, and run in this interpreter."""
+    call = subprocess.call
+
+    def call_command(arguments: Sequence[str], *args: Any, **kwargs: Any) -> int:
+        for script, command in CHILDREN.items():
+            if tuple(arguments[: len(script) + 1]) == ("python", *script):
+                arguments = [sys.executable, "-m", "sb3_reinforce", command, *arguments[len(script) + 1 :]]
+        return call(arguments, *args, **kwargs)
+
+    with replaced(subprocess, "call", call_command):
+        yield
+
+
+@contextlib.contextmanager
+def current_hub_errors() -> Iterator[None]:
+    """Let RL Zoo, if it is imported now, notice that the Hub has no such file: it expects the errors of an older client."""
+    import requests.exceptions
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with replaced(requests.exceptions, "HTTPError", HfHubHTTPError):
+        yield
+
+
+def file_of(error: BaseException) -> str:
+    """
+    Find where an error was raised.
+
+    :param error: An error that was caught.
+    :return: Path of the innermost source file.
+    """
+    return traceback.extract_tb(error.__traceback__)[-1].filename
+
+
+def is_raised_on_purpose(error: BaseException) -> bool:
+    """
+    Tell whether RL Zoo, its Hub integration or this package raised an error to tell the user something.
+
+    :param error: An error that was caught.
+    :return: False if it may be a bug, which needs its traceback.
+    """
+    packages = [Path(package.__path__[0]) for package in (rl_zoo3, huggingface_sb3, sb3_reinforce)]
+    if not any(package in Path(file_of(error)).parents for package in packages):
+        return False
+    if isinstance(error, ValueError | AssertionError):
+        return str(traceback.extract_tb(error.__traceback__)[-1].line).startswith(("raise ", "assert "))
+    return isinstance(error, FileNotFoundError)

@@ -1,0 +1,380 @@
+"""REINFORCE in RL Zoo: registration, configuration, search, and what the experiment manager adds."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+import rl_zoo3.exp_manager
+import sqlalchemy.exc
+import yaml
+from gymnasium import spaces
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.vec_env import VecMonitor
+from torch import nn
+
+from sb3_reinforce import REINFORCE, vec_env
+from sb3_reinforce.vec_env.base import EngineVecEnv
+from sb3_reinforce.zoo import find_resource, hyperparams_path, register
+from sb3_reinforce.zoo.config import check_file, check_hyperparameters, find_problem
+from sb3_reinforce.zoo.errors import UserError
+from sb3_reinforce.zoo.experiment import ExperimentManager, merge_trial, to_source
+from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
+
+N_TIMESTEPS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 500_000,
+    "MountainCar-v0": 1_000_000,
+    "MountainCarContinuous-v0": 100_000,
+    "Pendulum-v1": 1_000_000,
+    "LunarLander-v3": 1_000_000,
+    "LunarLanderContinuous-v3": 1_000_000,
+    "BipedalWalker-v3": 5_000_000,
+    "Ant-v5": 1_000_000,
+    "HalfCheetah-v5": 1_000_000,
+    "Hopper-v5": 1_000_000,
+    "Walker2d-v5": 1_000_000,
+    "Swimmer-v5": 1_000_000,
+    "Humanoid-v5": 1_000_000,
+    "Reacher-v5": 1_000_000,
+    "InvertedPendulum-v5": 300_000,
+    "InvertedDoublePendulum-v5": 1_000_000,
+}
+DISCRETE = ("default", "atari", "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3")
+ENTRIES = yaml.safe_load(hyperparams_path().read_text())
+
+
+class AnyEnv(gym.Env):
+    """An environment of which only the spaces matter."""
+
+    def __init__(self, is_image: bool, is_discrete: bool) -> None:
+        image, vector = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Box(-1.0, 1.0, (3,))
+        self.observation_space = image if is_image else vector
+        self.action_space = spaces.Discrete(2) if is_discrete else spaces.Box(-1.0, 1.0, (2,))
+
+
+def make_manager(folder: Path, env_id: str = "CartPole-v1", cls: type = ExperimentManager, **kwargs):
+    register()
+    kwargs = {"eval_freq": -1, "log_interval": -1, "seed": 1, "verbose": 0, **kwargs}
+    return cls(argparse.Namespace(), "reinforce", env_id, str(folder), **kwargs)
+
+
+def write_config(folder: Path, text: str) -> str:
+    path = folder / "config.yml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_register_adds_to_the_same_dicts_and_may_be_repeated():
+    before = {name: algo for name, algo in ALGOS.items() if name != "reinforce"}
+    register()
+    register()
+    assert ALGOS["reinforce"] is rl_zoo3.exp_manager.ALGOS["reinforce"] is REINFORCE
+    assert {name: algo for name, algo in ALGOS.items() if name != "reinforce"} == before
+    assert HYPERPARAMS_SAMPLER["reinforce"] is sample_reinforce_params
+    assert HYPERPARAMS_CONVERTER["reinforce"] is convert_reinforce_params
+
+
+def test_the_package_and_its_help_need_neither_rl_zoo_nor_matplotlib():
+    code = """
+import sys
+sys.modules.update({name: None for name in ("rl_zoo3", "matplotlib", "optuna", "yaml", "seaborn")})
+import sb3_reinforce.zoo.cli
+assert sb3_reinforce.zoo.cli.main(["--help"]) == 0
+assert sb3_reinforce.zoo.cli.main(["train", "--env", "CartPole-v1"]) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert 'pip install "sb3-reinforce[zoo]"' in done.stderr
+
+
+def test_rl_zoos_own_manager_trains_reinforce(tmp_path):
+    manager = make_manager(
+        tmp_path, cls=rl_zoo3.exp_manager.ExperimentManager, n_timesteps=300, config=str(hyperparams_path())
+    )
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    manager.save_trained_model(model)
+    assert isinstance(model, REINFORCE)
+    assert REINFORCE.load(f"{manager.save_path}/CartPole-v1.zip").num_timesteps >= 300
+
+
+# Configuration
+
+
+def test_the_file_covers_the_environments():
+    assert {env_id: entry["n_timesteps"] for env_id, entry in ENTRIES.items() if env_id not in ("default", "atari")} == (
+        N_TIMESTEPS
+    )
+    assert {"default", "atari"} <= set(ENTRIES)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_is_valid_and_builds_a_model(name, tmp_path):
+    entry = ENTRIES[name]
+    check_hyperparameters(entry, "reinforce.yml", name)
+    kwargs, *_ = make_manager(tmp_path)._preprocess_hyperparams(dict(entry))
+    model = REINFORCE(env=AnyEnv(name == "atari", name in DISCRETE), device="cpu", **kwargs)
+    if entry["policy"] == "CnnPolicy":
+        assert not model.policy.share_features_extractor
+
+
+def test_a_resource_is_found_or_the_error_says_what_to_do():
+    assert find_resource("hyperparams/reinforce.yml") == hyperparams_path()
+    with pytest.raises(FileNotFoundError, match="reinstall"):
+        find_resource("hyperparams/nothing.yml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("lerning_rate", 0.1, "unknown key, did you mean learning_rate?"),
+        ("xyz", 0.1, "unknown key"),
+        ("seed", 1, "use the flag --seed"),
+        ("device", "cpu", "use the flag --device"),
+        ("n_steps", "64", "must be an integer or null, not '64'"),
+        ("n_steps", 64.0, "must be an integer or null, not 64.0"),
+        ("gamma", True, "must be a number, not True"),
+        ("normalize_advantage", 1, "must be true or false, not 1"),
+        ("learning_rate", "1e-3", "write 0.001"),
+        ("n_timesteps", "1e6", "write 1000000.0"),
+        ("ent_coef", "linear_0.1", "like lin_0.01"),
+        ("critic_learning_rate", [0.1], "must be a number or text or null"),
+        ("policy_kwargs", "dict(activation_fn=nn.Nothing)", "cannot be evaluated: AttributeError"),
+        ("policy_kwargs", "[64]", "must be a dict"),
+        ("rollout_buffer_class", "Buffer", "must be null"),
+        ("env_kwargs", "gravity", "must be a mapping"),
+    ],
+)
+def test_a_wrong_hyperparameter_is_explained(key, value, problem):
+    assert problem in str(find_problem(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", 1),
+        ("learning_rate", "lin_5e-3"),
+        ("learning_rate", lambda progress: progress),
+        ("n_episodes", None),
+        ("policy_kwargs", "dict(activation_fn=nn.ReLU)"),
+        ("policy_kwargs", {"net_arch": [8]}),
+        ("normalize", "dict(norm_reward=False)"),
+        ("normalize", True),
+        ("max_grad_norm", float("inf")),
+        ("rollout_buffer_class", dict),
+    ],
+)
+def test_a_right_hyperparameter_is_accepted(key, value):
+    assert find_problem(key, value) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 9, gama: 1.0}", "config.yml, CartPole-v1, gama: unknown key"),
+        ("default: {policy: MlpPolicy, n_timesteps: 9, verbose: 1}", "config.yml, CartPole-v1, verbose: cannot"),
+        ("default: {policy: MlpPolicy}", "config.yml, CartPole-v1, n_timesteps: missing"),
+        ("default: {policy: MlpPolicy, n_timesteps: 9, gamma: 2.0}", "config.yml, CartPole-v1: gamma must be in"),
+        ("Acrobot-v1: {policy: MlpPolicy, n_timesteps: 9}", "config.yml must hold a mapping of hyperparameters for 'CartPole"),
+        ("- CartPole-v1", "config.yml must hold a mapping from environments"),
+        ("{", "config.yml is not YAML"),
+    ],
+)
+def test_a_wrong_file_stops_before_a_run_folder_is_made(tmp_path, text, message):
+    manager = make_manager(tmp_path / "logs", config=write_config(tmp_path, text))
+    with pytest.raises(UserError, match=message):
+        manager.setup_experiment()
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.yml: No such file"):
+        check_file(str(tmp_path / "nothing.yml"), "CartPole-v1", is_atari=False)
+
+
+def test_an_override_is_not_blamed_on_the_file(tmp_path):
+    with pytest.raises(UserError, match="--hyperparams, CartPole-v1, gama"):
+        make_manager(tmp_path, hyperparams={"gama": 1.0}).setup_experiment()
+
+
+def test_an_environment_without_an_entry_uses_the_default_and_says_so(tmp_path, capsys):
+    hyperparams, _ = make_manager(tmp_path, env_id="sb3_reinforce/DiamondHill-v0").read_hyperparameters()
+    assert hyperparams == ENTRIES["default"]
+    assert "Using 'default' hyperparameters" in capsys.readouterr().out
+
+
+# Run folders
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path):
+    managers = [make_manager(tmp_path) for _ in range(3)]
+    assert len({manager.save_path for manager in managers}) == 1
+    for manager in managers:
+        manager.create_log_folder()
+    assert [Path(manager.params_path).relative_to(tmp_path).as_posix() for manager in managers] == [
+        f"reinforce/CartPole-v1_{number}/CartPole-v1" for number in (1, 2, 3)
+    ]
+    assert all(Path(manager.params_path).is_dir() for manager in managers)
+
+
+# EnvPool
+
+
+@pytest.fixture
+def envpool_or_stand_in(monkeypatch):
+    """EnvPool, or where it has no wheels an engine with the same signature."""
+    if sys.version_info < (3, 11):
+        monkeypatch.setattr(vec_env, "make_envpool_vec_env", vec_env.make_gymnasium_vec_env)
+
+
+@pytest.mark.usefixtures("envpool_or_stand_in")
+def test_envpool_steps_the_environments_and_writes_the_monitor_file(tmp_path):
+    manager = make_manager(tmp_path, n_timesteps=400, eval_freq=200, n_eval_episodes=1, vec_env_type="envpool")
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    assert isinstance(model.env.unwrapped, EngineVecEnv)
+    assert isinstance(model.env, VecMonitor)
+    assert len((Path(manager.save_path) / "0.monitor.csv").read_text().splitlines()) > 5
+    assert np.load(Path(manager.save_path) / "evaluations.npz")["results"].shape[0] >= 2
+    assert "envpool" in (Path(manager.params_path) / "args.yml").read_text()
+
+
+def test_envpool_refuses_wrappers_of_single_environments(tmp_path):
+    manager = make_manager(
+        tmp_path, vec_env_type="envpool", hyperparams={"env_wrapper": "gymnasium.wrappers.FlattenObservation"}
+    )
+    with pytest.raises(UserError, match="CartPole-v1, env_wrapper: EnvPool"):
+        manager.setup_experiment()
+
+
+# Search
+
+
+@pytest.mark.parametrize("n_actions", [0, 2])
+def test_a_stored_trial_gives_back_what_was_sampled(n_actions):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    seen = set()
+    for _ in range(20):
+        trial = study.ask()
+        sampled = sample_reinforce_params(trial, n_actions, 8, {})
+        converted = convert_reinforce_params(trial.params)
+        schedule, rate = sampled.pop("learning_rate"), converted.pop("learning_rate")
+        decays = isinstance(rate, str)
+        seen.add(decays)
+        assert sampled == converted
+        assert schedule(1.0) == (float(rate.removeprefix("lin_")) if decays else rate)
+        assert schedule(0.0) == (0.0 if decays else rate)
+        assert 3e-4 <= schedule(1.0) <= 3e-2
+        assert sampled["gae_lambda"] == 1.0
+        assert np.log2(sampled["n_steps"]).is_integer()
+        assert ("log_std_init" in sampled["policy_kwargs"]) == (n_actions > 0)
+        REINFORCE(env=AnyEnv(False, n_actions == 0), policy="MlpPolicy", learning_rate=schedule, device="cpu", **sampled)
+    assert seen == {True, False}
+    # On images the critic needs layers of its own, since it leaves shared ones alone
+    model = REINFORCE("CnnPolicy", AnyEnv(True, n_actions == 0), device="cpu", policy_kwargs=sampled["policy_kwargs"])
+    assert not model.policy.share_features_extractor
+
+
+def search(folder: Path, storage: str | None, **kwargs) -> ExperimentManager:
+    manager = make_manager(
+        folder,
+        env_id="Pendulum-v1",
+        n_timesteps=200,
+        optimize_hyperparameters=True,
+        n_trials=2,
+        n_eval_episodes=1,
+        sampler="random",
+        pruner="none",
+        storage=storage,
+        study_name=None if storage is None else "study",
+        no_optim_plots=True,
+        **kwargs,
+    )
+    assert manager.setup_experiment() is None
+    manager.hyperparameters_optimization()
+    return manager
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.log"])
+def test_searches_share_a_study_and_write_its_best_trial(tmp_path, storage):
+    storage = storage.format(tmp_path)
+    search(tmp_path / "logs", storage)
+    manager = search(tmp_path / "logs", storage)
+    config = tmp_path / "logs/reinforce/Pendulum-v1_optimize_2/reinforce.yml"
+    best = yaml.safe_load(config.read_text())["Pendulum-v1"]
+    study = manager._study
+    assert len(study.trials) == 4
+    assert best["critic_learning_rate"] == study.best_params["critic_learning_rate"]
+    assert best["n_timesteps"] == ENTRIES["Pendulum-v1"]["n_timesteps"]
+
+    trained = make_manager(tmp_path / "logs", env_id="Pendulum-v1", config=str(config), n_timesteps=200)
+    assert trained.save_path.endswith("/Pendulum-v1_1")
+    model, _ = trained.setup_experiment()
+    trained.learn(model)
+    assert model.gamma == 1.0 - study.best_params["one_minus_gamma"]
+    assert model.policy_kwargs["log_std_init"] == study.best_params["log_std_init"]
+
+
+def test_a_study_that_is_complete_already_still_gives_its_best_trial(tmp_path):
+    storage = f"{tmp_path}/study.log"
+    first = search(tmp_path / "logs", storage)
+    second = search(tmp_path / "logs", storage, max_total_trials=2)
+    assert second._study is None
+    configs = [Path(manager.save_path, "reinforce.yml").read_text() for manager in (first, second)]
+    assert configs[0] == configs[1]
+
+
+def test_a_search_overrules_the_budget_of_the_file(tmp_path):
+    manager = search(tmp_path, None, hyperparams={"n_episodes": 2, "n_steps": None})
+    assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in manager._study.trials)
+
+
+def test_a_search_without_a_completed_trial_says_so(tmp_path, monkeypatch):
+    def prune(*args, **kwargs):
+        raise ValueError("not a number")
+
+    monkeypatch.setattr(REINFORCE, "learn", prune)
+    with pytest.raises(UserError, match="No trial was completed"):
+        search(tmp_path, None)
+
+
+class LateStorage(optuna.storages.RDBStorage):
+    """A storage whose tables another process creates at the same time."""
+
+    attempts = 0
+
+    def __init__(self, *args, **kwargs):
+        LateStorage.attempts += 1
+        if LateStorage.attempts == 1:
+            raise sqlalchemy.exc.IntegrityError("INSERT INTO alembic_version", {}, Exception("UNIQUE constraint failed"))
+        super().__init__(*args, **kwargs)
+
+
+def test_two_processes_may_create_the_database_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(LateStorage, "attempts", 0)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", LateStorage)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert len(search(tmp_path, f"sqlite:///{tmp_path}/study.db")._study.trials) == 2
+    assert LateStorage.attempts > 1
+
+
+def test_policy_arguments_are_written_as_rl_zoo_reads_them():
+    policy_kwargs = {"net_arch": {"pi": [64], "vf": []}, "activation_fn": nn.ReLU, "log_std_init": -1.5, "name": "a'b"}
+    assert eval(to_source(policy_kwargs), vars(rl_zoo3.exp_manager)) == policy_kwargs
+
+
+def test_a_trial_replaces_what_the_entry_has():
+    entry = {"policy": "MlpPolicy", "policy_kwargs": "dict(a=1)", "gamma": 0.9}
+    assert merge_trial(entry, {"gamma": 0.8, "policy_kwargs": {"b": 2}}) == {
+        "policy": "MlpPolicy",
+        "policy_kwargs": "dict(b=2)",
+        "gamma": 0.8,
+    }
+    assert merge_trial(entry, {"noise_type": None, "noise_std": 0.1}) == entry

@@ -1,0 +1,339 @@
+"""The command ``sb3-reinforce``, headless, on tiny budgets."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_sb3
+import pytest
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from sb3_reinforce import REINFORCE, vec_env
+from sb3_reinforce.zoo import commands
+from sb3_reinforce.zoo.cli import COMMANDS, main
+
+TINY = ["--eval-freq", "200", "--eval-episodes", "2", "--verbose", "0", "--num-threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two runs of three algorithms on CartPole."""
+    folder = tmp_path_factory.mktemp("zoo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for algo in ("reinforce", "ppo", "a2c"):
+            for seed in ("1", "2"):
+                assert main(["train", "--algo", algo, "--env", "CartPole-v1", "-n", "600", "--seed", seed, *TINY]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch, tmp_path):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def in_folder(monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def fails(capsys, *args: str) -> str:
+    """Run a command that must fail with one line, and return the line."""
+    assert main(args) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("sb3-reinforce: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# The way of a user
+
+
+def test_train_leaves_what_rl_zoo_leaves(in_folder):
+    for algo in ("reinforce", "ppo", "a2c"):
+        for run in ("CartPole-v1_1", "CartPole-v1_2"):
+            names = ("CartPole-v1.zip", "evaluations.npz", "0.monitor.csv", "CartPole-v1/config.yml", "CartPole-v1/args.yml")
+            assert all((in_folder / "logs" / algo / run / name).is_file() for name in names)
+    config = (in_folder / "logs/reinforce/CartPole-v1_1/CartPole-v1/config.yml").read_text()
+    assert "critic_epochs" in config
+
+
+def test_enjoy(in_folder, capsys):
+    assert main(["enjoy", "--algo", "reinforce", "--env", "CartPole-v1", "-n", "200"]) == 0
+    output = capsys.readouterr().out
+    assert "No display" in output
+    assert "Loading logs/reinforce/CartPole-v1_2/CartPole-v1.zip" in output
+    assert "Mean reward" in output
+
+
+def test_enjoy_another_algorithm(in_folder, capsys):
+    assert main(["enjoy", "--algo", "ppo", "--env", "CartPole-v1", "-n", "200", "-f", "logs"]) == 0
+    assert "Mean reward" in capsys.readouterr().out
+
+
+def test_record_video(in_folder, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.delenv("MUJOCO_GL")
+    assert main(["record-video", "--algo", "reinforce", "--env", "CartPole-v1", "-n", "20", "-o", "videos"]) == 0
+    assert [path.suffix for path in Path("videos").iterdir()] == [".mp4"]
+    assert os.environ["MUJOCO_GL"] == "egl"
+
+
+def test_plots(in_folder, capsys):
+    arguments = ["-a", "reinforce", "ppo", "a2c", "-e", "CartPole-v1", "-f", "logs"]
+    # REINFORCE finishes its last rollout: one run may have an evaluation more, and RL Zoo would drop the other
+    assert main(["all-plots", *arguments, "--no-million", "-max", "600", "-o", "results"]) == 0
+    assert "REINFORCE" in capsys.readouterr().out
+    assert Path("all-plots_Results_CartPole-v1.png").is_file()
+
+    assert main(["plot-from-file", "-i", "results", "-r", "-vs", "-iqm", "-o", "summary.svg"]) == 0
+    assert Path("summary.svg").is_file()
+    assert Path("plot-from-file_Sensitivity_plot.png").is_file()
+
+    assert main(["plot-train", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "-w", "5"]) == 0
+    assert Path("plot-train_Training_Episodic_Reward.png").is_file()
+
+
+def test_figures_are_not_saved_when_they_are_not_wanted(in_folder, tmp_path, monkeypatch):
+    results = in_folder / "logs"
+    monkeypatch.chdir(tmp_path)
+    assert main(["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", str(results), "--no-display"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_run_is_too_little_for_plot_from_file(in_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(in_folder / "logs/reinforce/CartPole-v1_1", tmp_path / "logs/reinforce/CartPole-v1_1")
+    monkeypatch.chdir(tmp_path)
+    assert main(["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "-o", "results"]) == 0
+    capsys.readouterr()
+    assert "at least two runs" in fails(capsys, "plot-from-file", "-i", "results")
+
+
+def test_children_know_reinforce(in_folder, tmp_path, monkeypatch, capfd):
+    run = tmp_path / "logs/reinforce/CartPole-v1_1"
+    shutil.copytree(in_folder / "logs/reinforce/CartPole-v1_1", run)
+    (run / "best_model.zip").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(["record-training", "--env", "CartPole-v1", "-n", "10", "-o", "videos"]) == 0
+    assert (tmp_path / "videos/training.mp4").stat().st_size > 0
+
+    assert main(["benchmark", "--log-dir", "logs", "--no-hub", "-n", "200"]) == 0
+    assert "reinforce" in (tmp_path / "logs/benchmark/benchmark.md").read_text()
+
+
+def test_benchmark_makes_its_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert main(["benchmark", "--log-dir", "empty", "--benchmark-dir", "new/folder", "--no-hub"]) == 0
+    assert (tmp_path / "new/folder/benchmark.md").is_file()
+
+
+def test_python_m_continues_training_with_normalization(tmp_path):
+    shared = ["--env", "Pendulum-v1", "-n", "200", "-params", "normalize:True", "--verbose", "0"]
+    assert main(["train", "--eval-freq", "-1", *shared]) == 0
+    agent = ["-i", "logs/reinforce/Pendulum-v1_1/Pendulum-v1.zip"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sb3_reinforce", "train", *shared, *agent, "--eval-freq", "-1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Loading saved VecNormalize stats" in done.stdout
+    assert (tmp_path / "logs/reinforce/Pendulum-v1_2/Pendulum-v1/vecnormalize.pkl").is_file()
+
+
+@pytest.fixture
+def envpool_or_stand_in(monkeypatch):
+    """EnvPool, or where it has no wheels an engine with the same signature."""
+    if sys.version_info < (3, 11):
+        monkeypatch.setattr(vec_env, "make_envpool_vec_env", vec_env.make_gymnasium_vec_env)
+
+
+@pytest.mark.usefixtures("envpool_or_stand_in")
+def test_envpool_is_a_vec_env_of_train(tmp_path):
+    assert main(["train", "--env", "CartPole-v1", "-n", "200", *TINY, "--vec-env", "envpool"]) == 0
+    assert "envpool" in (tmp_path / "logs/reinforce/CartPole-v1_1/CartPole-v1/args.yml").read_text()
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "ppo"])
+def test_optimize_writes_a_configuration_to_train_with(algo, tmp_path, capsys):
+    budget = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+    env = ["--algo", algo, "--env", "Pendulum-v1", "-n", "200"]
+    assert main(["optimize", *env, *budget]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].partition("sb3-reinforce ")[2].split()
+    assert command[-1] == f"logs/{algo}/Pendulum-v1_optimize_1/{algo}.yml"
+    assert main([*command, "-n", "200", "--eval-freq", "-1"]) == 0
+    assert (tmp_path / f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip").is_file()
+
+
+def test_an_interrupted_training_is_saved_and_says_where(tmp_path, monkeypatch, capsys):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(REINFORCE, "train", interrupt)
+    assert main(["train", "--env", "CartPole-v1", "-n", "1000", "--eval-freq", "-1"]) == 0
+    assert "Saving to logs/reinforce/CartPole-v1_1" in capsys.readouterr().out
+    assert (tmp_path / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip").is_file()
+
+
+def test_an_interrupted_command_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "list_environments", interrupt)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "sb3-reinforce list: interrupted\n"
+
+
+def test_a_single_evaluation_episode_is_too_little_for_all_plots(tmp_path, capsys):
+    short = ["--eval-freq", "100", "--eval-episodes", "1", "--verbose", "0"]
+    assert main(["train", "--env", "CartPole-v1", "-n", "200", *short]) == 0
+    capsys.readouterr()
+    assert "two episodes" in fails(capsys, "all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs")
+
+
+# The list
+
+
+def test_list_without_scores(monkeypatch, capsys):
+    path = commands.hyperparams_path()
+
+    def find(name):
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(commands, "find_resource", find)
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["environment", "steps"]
+    assert ["CartPole-v1", "100,000"] in [line.split() for line in lines]
+    assert len(lines) == 1 + 17 + 1
+    assert str(path) in lines[-1]
+
+
+def test_list_with_scores(monkeypatch, tmp_path, capsys):
+    table = tmp_path / "zoo_table.csv"
+    table.write_text("env,steps,mean,std,n_seeds\nCartPole-v1,100000,499.52,1.0,10\n")
+    monkeypatch.setattr(commands, "find_resource", lambda name: table)
+    assert main(["list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["CartPole-v1", "100,000", "499.5", "+/-", "1.0", "10"] in lines
+    assert ["Acrobot-v1", "500,000"] in lines
+
+
+# Help
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output and command.summary in output for name, command in COMMANDS.items())
+    assert main([]) == 2
+    assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "push-to-hub"])
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([name, "--help"])
+    assert exit_info.value.code == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"sb3-reinforce {name}: {COMMANDS[name].summary}")
+    assert "usage: " in output
+
+
+# Errors
+
+
+def test_unknown_names_are_explained_in_one_line(capsys):
+    assert "unknown command 'trian', did you mean train?" in fails(capsys, "trian")
+    assert "choose from train, optimize" in fails(capsys, "xyz")
+    assert "unknown algorithm 'foo', choose from a2c" in fails(capsys, "train", "--algo", "foo")
+    assert "unknown algorithm 'foo'" in fails(capsys, "enjoy", "--algo=foo")
+    assert "you maybe meant CartPole-v1?" in fails(capsys, "train", "--env", "CartPol-v1")
+    assert "The logs/reinforce folder was not found" in fails(capsys, "enjoy", "--env", "Acrobot-v1")
+    assert "'rl-trained-agents/'" in fails(capsys, "benchmark", "--no-hub")
+    assert "required: -a/--algos, -f/--exp-folders" in fails(capsys, "all-plots", "-e", "CartPole-v1")
+
+
+def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
+    (tmp_path / "mine.yml").write_text("default: {policy: MlpPolicy, n_timesteps: 100, learning_rate: [1]}")
+    error = fails(capsys, "train", "--env", "CartPole-v1", "--conf-file", "mine.yml")
+    assert error == "sb3-reinforce: error: mine.yml, CartPole-v1, learning_rate: must be a number, not [1]\n"
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "message"),
+    [
+        ("rl_zoo3.enjoy", ["enjoy"], 'pip install "sb3-reinforce[zoo]"'),
+        ("seaborn", ["plot-train", "-a", "x", "-e", "x", "-f", "x"], 'pip install "sb3-reinforce[zoo]"'),
+        ("envpool", ["train", "--vec-env", "envpool"], 'pip install "sb3-reinforce[envpool]"'),
+        ("wandb", ["train", "--track"], "pip install wandb"),
+        ("my_envs", ["train", "--gym-packages", "my_envs"], "pip install my_envs"),
+    ],
+)
+def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, module, args, message):
+    for name in [name for name in sys.modules if name.startswith("rl_zoo3.plots")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert message in fails(capsys, *args)
+
+
+def test_a_missing_ffmpeg_is_explained_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert 'pip install "sb3-reinforce[zoo]"' in fails(capsys, "record-training", "--env", "CartPole-v1")
+
+
+def test_what_upstream_broke_is_explained_in_one_line(monkeypatch, capsys):
+    def run_module(*args):
+        raise ImportError("cannot import name 'generate_metadata'")
+
+    monkeypatch.setattr(commands, "run_module", run_module)
+    error = fails(capsys, "push-to-hub", "--env", "CartPole-v1", "-f", "logs", "-orga", "me")
+    assert "generate_metadata" in error
+    assert "hf upload" in error
+
+
+def test_a_download_that_must_be_trusted_is_explained_in_one_line(monkeypatch, capsys):
+    monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
+    assert "TRUST_REMOTE_CODE" in fails(capsys, "load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs")
+
+
+def test_a_download_brings_an_agent_without_normalization(in_folder, tmp_path, monkeypatch, capsys):
+    run = in_folder / "logs/ppo/CartPole-v1_1"
+    hub = tmp_path / "hub"
+    shutil.copytree(run / "CartPole-v1", hub)
+    shutil.copy(run / "CartPole-v1.zip", hub / "ppo-CartPole-v1.zip")
+    (hub / "env_kwargs.yml").write_text("{}")
+    shutil.make_archive(str(hub / "train_eval_metrics"), "zip", run)
+
+    def download(repo_id, filename):
+        if not (hub / filename).exists():
+            raise RemoteEntryNotFoundError(filename, response=SimpleNamespace(headers={}, request=None))
+        return str(hub / filename)
+
+    monkeypatch.setattr(huggingface_sb3, "load_from_hub", download)
+    monkeypatch.chdir(tmp_path)
+    assert main(["load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs"]) == 0
+    assert "No normalization file" in capsys.readouterr().out
+    assert main(["enjoy", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs", "-n", "50"]) == 0
+
+    (hub / "config.yml").unlink()
+    capsys.readouterr()
+    assert "did not deliver: config.yml" in fails(capsys, "load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "x")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def bug(self):
+        raise ValueError("not for the user")
+
+    monkeypatch.setattr(REINFORCE, "train", bug)
+    with pytest.raises(ValueError, match="not for the user"):
+        main(["train", "--env", "CartPole-v1", "-n", "1000", "--eval-freq", "-1"])
