@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import huggingface_sb3
 import pytest
+import yaml
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from sb3_reinforce import REINFORCE, vec_env
-from sb3_reinforce.zoo import commands
+from sb3_reinforce.zoo import commands, hyperparams_path
 from sb3_reinforce.zoo.cli import COMMANDS, main
 
 TINY = ["--eval-freq", "200", "--eval-episodes", "2", "--verbose", "0", "--num-threads", "1"]
@@ -61,7 +62,8 @@ def test_train_leaves_what_rl_zoo_leaves(in_folder):
             names = ("CartPole-v1.zip", "evaluations.npz", "0.monitor.csv", "CartPole-v1/config.yml", "CartPole-v1/args.yml")
             assert all((in_folder / "logs" / algo / run / name).is_file() for name in names)
     config = (in_folder / "logs/reinforce/CartPole-v1_1/CartPole-v1/config.yml").read_text()
-    assert "critic_epochs" in config
+    entry = yaml.safe_load(hyperparams_path().read_text())["CartPole-v1"]
+    assert all(f"- {key}\n" in config for key in entry)
 
 
 def test_enjoy(in_folder, capsys):

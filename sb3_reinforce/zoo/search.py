@@ -17,8 +17,8 @@ def sample_reinforce_params(
     """
     Choose the constructor arguments of a trial.
 
-    Everything is Monte Carlo with a learned baseline. The names and ranges are the same in every trial, as samplers and
-    machines that share a study need it.
+    Everything is Monte Carlo. The names and ranges are the same in every trial, as samplers and machines that share a study
+    need it: what concerns the critic is chosen even where the baseline does without one.
 
     :param trial: The trial of Optuna.
     :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
@@ -31,6 +31,7 @@ def sample_reinforce_params(
         "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
         "n_steps_pow": trial.suggest_int("n_steps_pow", 4, 10),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 1e-1, log=True),
+        "baseline": trial.suggest_categorical("baseline", ["value", "time_step", "leave_one_out"]),
         "critic_epochs": trial.suggest_int("critic_epochs", 1, 20, log=True),
         "critic_batch_size_pow": trial.suggest_int("critic_batch_size_pow", 6, 12),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 1e-2, log=True),
