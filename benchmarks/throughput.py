@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import contenders
+import matplotlib
 import numpy as np
 from common import (
+    COLOURS,
     make_parser,
     markdown_table,
     merge_rows,
@@ -26,6 +28,8 @@ from common import (
     read_json,
     write_results,
 )
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -39,6 +43,17 @@ LEARNERS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "ppo": PPO, "reinforce":
 CONFIGURATION = ("env", "engine", "n_envs", "n_steps", "vec_normalize", "bare_actions", "envpool_threads")
 STEPPING_CONFIGURATION = ("env", "n_envs", "deterministic", "envpool_threads")
 ENGINES = ("dummy", "envpool")
+LABELS = {
+    "bare": "bare stepping",
+    "reinforce": "REINFORCE",
+    "a2c": "A2C",
+    "ppo": "PPO",
+    "dummy": "DummyVecEnv, stepping",
+    "envpool": "EnvPool, stepping",
+}
+BAR_COLOURS = {**COLOURS, "dummy": "tab:red", "envpool": "tab:purple"}
+
+matplotlib.use("Agg")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -144,7 +159,7 @@ def measure_engines(options: argparse.Namespace) -> dict[str, Any]:
     """Train a policy, step both engines in turn with its actions, and return the row of their comparison."""
     model = REINFORCE(
         "MlpPolicy",
-        make_venv(options, "dummy", options.seed),
+        make_venv(options, "envpool", options.seed),
         n_steps=options.n_steps,
         seed=options.seed,
         device="cpu",
@@ -235,6 +250,39 @@ def to_markdown(content: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in made_by)]) + "\n"
 
 
+def draw(content: dict[str, Any]) -> Figure:
+    """Draw the speed of every contender in every configuration, as bars."""
+    configurations = [
+        (_configuration_label(row), {name: row["steps_per_second"][name] for name in ("bare", "reinforce", "a2c", "ppo")})
+        for row in content["rows"]
+    ]
+    configurations += [
+        (f"{row['env']}\n{row['n_envs']} envs, stepping", {engine: row["stepping"][engine] for engine in ENGINES})
+        for row in content["stepping"]
+    ]
+    figure, axis = plt.subplots(figsize=(2.5 + 2.2 * len(configurations), 4.5), layout="constrained")
+    labelled: set[str] = set()
+    for position, (_, speeds) in enumerate(configurations):
+        width = 0.8 / len(speeds)
+        for offset, (name, speed) in enumerate(speeds.items()):
+            label = LABELS[name] if name not in labelled else None
+            labelled.add(name)
+            bars = axis.bar(
+                position + (offset - (len(speeds) - 1) / 2) * width, speed, width, color=BAR_COLOURS[name], label=label
+            )
+            axis.bar_label(bars, labels=[f"{speed:,.0f}"], fontsize=7)
+    axis.set_xticks(range(len(configurations)), [label for label, _ in configurations])
+    axis.set_yscale("log")
+    axis.set_ylabel("steps per second (log)")
+    axis.legend()
+    return figure
+
+
+def _configuration_label(row: dict[str, Any]) -> str:
+    normalize = ", VecNormalize" if row["vec_normalize"] else ""
+    return f"{row['env']}\n{row['n_envs']} envs, n_steps {row['n_steps']}{normalize}\n{_engine_label(row)}"
+
+
 def _engine_label(row: dict[str, Any]) -> str:
     threads = row["envpool_threads"]
     return f"envpool ({threads} threads)" if row["engine"] == "envpool" and threads else str(row["engine"])
@@ -257,7 +305,7 @@ def main(arguments: Sequence[str]) -> None:
     content = {"rows": [], "stepping": []} | read_json(options.results_dir / f"{NAME}.json")
     content[section] = merge_rows(content[section], row, key)
     markdown = to_markdown(content)
-    write_results(options.results_dir, NAME, content, markdown)
+    write_results(options.results_dir, NAME, content, markdown, draw(content))
     print(markdown)
 
 
