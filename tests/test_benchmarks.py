@@ -102,7 +102,7 @@ def test_throughput_collects_configurations_in_one_table(tmp_path):
     run_in_process("throughput", tmp_path, "--env", "CartPole-v1", "--n-envs", 1, *tiny, "--seed", 1)
     run_in_process("throughput", tmp_path, "--env", "Pendulum-v1", "--n-envs", 2, "--bare-actions", "policy", *tiny)
 
-    content = read_results(tmp_path, "throughput")
+    content = read_results(tmp_path, "throughput", figure=True)
     rows = [(row["env"], row["vec_normalize"], row["bare_actions"], row["provenance"]["seeds"]) for row in content["rows"]]
     assert rows == [
         ("CartPole-v1", False, "random", [1]),
@@ -125,7 +125,7 @@ def test_throughput_of_stepping_only(tmp_path):
     tiny = ["--train-steps", 64, "--steps", 64, "--warmup-steps", 16, "--rounds", 1, "--n-envs", 2, "--n-steps", 8]
     run_in_process("throughput", tmp_path, "--env", "CartPole-v1", *tiny)
     run_in_process("throughput", tmp_path, "--env", "CartPole-v1", "--stepping-only", *tiny)
-    (row,) = read_results(tmp_path, "throughput")["stepping"]
+    (row,) = read_results(tmp_path, "throughput", figure=True)["stepping"]
     (results,) = row["rounds"]
     for engine in ("dummy", "envpool"):
         assert results[engine]["steps"] == 64
