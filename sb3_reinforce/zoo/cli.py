@@ -58,6 +58,7 @@ COMMANDS = {
         "plot what all-plots -o wrote, also with rliable",
         "Every algorithm needs at least two runs in every environment.",
     ),
+    "compare": Command("sb3_reinforce.zoo.compare.cli:main", "train algorithms side by side, and write a report"),
     "benchmark": Command(
         "sb3_reinforce.zoo.commands:benchmark",
         "evaluate all trained agents of a folder",

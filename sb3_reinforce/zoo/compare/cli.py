@@ -1,0 +1,226 @@
+"""The command line of ``sb3-reinforce compare``."""
+
+import argparse
+import ast
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import gymnasium as gym
+
+from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo.compare.plan import Settings, claim_folder, list_tasks, make_contenders, read_entries
+from sb3_reinforce.zoo.compare.pool import Pool
+from sb3_reinforce.zoo.compare.report import write_report
+from sb3_reinforce.zoo.compare.results import read_results
+from sb3_reinforce.zoo.errors import UsageError, UserError
+
+DEFAULT_ALGORITHMS = ["reinforce", "a2c", "ppo"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """
+    Train the contenders side by side, and write the report.
+
+    :param arguments: Command line.
+    :raises UserError: If something is wrong with the command line, before anything is trained; or if runs failed, after the
+        others are done and the report is written.
+    :raises KeyboardInterrupt: If the user interrupts. Finished runs are kept.
+    """
+    register()
+    options = make_parser().parse_args(arguments)
+    variants = [parse_variant(variant) for variant in options.variant]
+    contenders = make_contenders(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
+    folder: Path = options.folder
+    thresholds = choose_thresholds(options.env, parse_pairs(options.threshold, "--threshold"))
+    settings = Settings(
+        seeds=list(range(options.seeds)),
+        n_timesteps=options.n_timesteps,
+        seconds=options.seconds,
+        n_evaluations=options.n_evaluations,
+        eval_episodes=options.eval_episodes,
+        final_episodes=options.final_episodes,
+        entries=read_entries(options.env, contenders),
+        algorithms={contender.name: contender.algo for contender in contenders},
+    )
+    claim_folder(folder, settings)
+    failures: dict[str, str] = {}
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            if not options.report_only:
+                failures = {str(task): reason for task, reason in train(folder, settings, options.jobs).items()}
+            results = read_results(folder, settings, thresholds)
+            if results.runs.empty:
+                raise UserError(f"No run is finished, so there is no report: see {folder / 'runs'}")
+            write_report(folder, results, arguments, failures)
+    except filelock.Timeout as error:
+        raise UserError(f"Another process is at work on {folder}") from error
+    print((folder / "report.md").read_text(encoding="utf-8").split("\n")[2])
+    print(f"Report: {folder / 'report.html'}")
+    if failures:
+        raise UserError(f"{len(failures)} runs failed, and the same command does them again: {'; '.join(failures)}")
+
+
+def train(folder: Path, settings: Settings, jobs: int) -> dict[Any, str]:
+    """
+    Do the runs that are not done, and end them if this process is asked to end.
+
+    :param folder: Folder of the comparison.
+    :param settings: Its settings.
+    :param jobs: Runs at a time.
+    :return: Why runs failed, by run.
+    """
+
+    def interrupt(signal_number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return Pool(folder, jobs).run(list_tasks(settings))
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from the finished runs", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser.
+
+    :return: The parser.
+    """
+    parser = argparse.ArgumentParser(
+        "sb3-reinforce compare",
+        description="Train algorithms on environments through RL Zoo, with its hyperparameters, and write a report. The same "
+        "command goes on where it was interrupted, and trains nothing twice.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="environments")
+    parser.add_argument("--algos", nargs="+", default=DEFAULT_ALGORITHMS, metavar="ALGO", help="algorithms of RL Zoo")
+    parser.add_argument("--seeds", type=positive_int, default=5, help="number of runs of each pair, seeds count from 0")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "-n", "--n-timesteps", type=positive_int, help="environment steps of each run; those of RL Zoo if not given"
+    )
+    budget.add_argument("--seconds", type=positive_float, help="seconds of training of each run; schedules decay with time")
+    parser.add_argument(
+        "--conf-file", nargs="+", default=[], metavar="ALGO=FILE", help="hyperparameters instead of RL Zoo's or this package's"
+    )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "KEY:VALUE"),
+        help="REINFORCE with other hyperparameters as one more contender, such as --variant no-baseline baseline:None; may "
+        "be given several times",
+    )
+    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("-f", "--folder", type=Path, default=Path("logs/compare"), help="folder of runs and report")
+    parser.add_argument("--n-evaluations", type=positive_int, default=20, help="evaluations during each run")
+    parser.add_argument("--eval-episodes", type=positive_int, default=10, help="episodes of each of these evaluations")
+    parser.add_argument("--final-episodes", type=positive_int, default=100, help="episodes behind each reported score")
+    parser.add_argument(
+        "--threshold",
+        nargs="+",
+        default=[],
+        metavar="ID=SCORE",
+        help="score to reach; by default that which the environment was registered with",
+    )
+    parser.add_argument("--report-only", action="store_true", help="train nothing, write the report of the finished runs")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """
+    Read a number from the command line.
+
+    :param text: Such as ``20000`` or ``2e4``.
+    :return: The number.
+    :raises argparse.ArgumentTypeError: If it is no integer above 0.
+    """
+    value = positive_float(text)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be an integer, not {text}")
+    return int(value)
+
+
+def positive_float(text: str) -> float:
+    """
+    Read a number from the command line.
+
+    :param text: The number.
+    :return: The number.
+    :raises argparse.ArgumentTypeError: If it is no finite number above 0.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text}") from None
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """
+    Read a variant in the notation of RL Zoo's ``-params``, where text needs no second pair of quotes.
+
+    :param words: Name, then ``key:value``.
+    :return: Name and hyperparameters.
+    :raises UsageError: If a word has no colon.
+    """
+    name, *pairs = words
+    if not pairs or any(":" not in pair for pair in pairs):
+        raise UsageError(f"--variant {' '.join(words)}: must be a name and at least one key:value")
+    overrides: dict[str, Any] = {}
+    for key, text in (pair.split(":", 1) for pair in pairs):
+        try:
+            overrides[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            overrides[key] = text
+    return name, overrides
+
+
+def parse_pairs(words: Sequence[str], flag: str) -> dict[str, str]:
+    """
+    Read ``name=value``.
+
+    :param words: The words.
+    :param flag: For the message.
+    :return: Values by name.
+    :raises UsageError: If a word has no ``=``.
+    """
+    if wrong := [word for word in words if "=" not in word]:
+        raise UsageError(f"{flag} {wrong[0]}: must be like NAME=VALUE")
+    return dict(word.split("=", 1) for word in words)
+
+
+def choose_thresholds(env_ids: Sequence[str], chosen: dict[str, str]) -> dict[str, float]:
+    """
+    Find the score to reach in each environment.
+
+    :param env_ids: The environments.
+    :param chosen: Scores from the command line.
+    :return: Scores by environment, without those that have none.
+    :raises UserError: If a score is none, or of an environment that is not compared.
+    """
+    thresholds = {
+        env_id: float(spec.reward_threshold)
+        for env_id in env_ids
+        if (spec := gym.envs.registry.get(env_id)) is not None and spec.reward_threshold is not None
+    }
+    for env_id, score in chosen.items():
+        if env_id not in env_ids:
+            raise UserError(f"--threshold {env_id}={score}: {env_id} is not compared")
+        try:
+            thresholds[env_id] = float(score)
+        except ValueError:
+            raise UserError(f"--threshold {env_id}={score}: {score!r} is not a number") from None
+    return thresholds

@@ -1,0 +1,318 @@
+"""What is compared: contenders, environments, seeds and budget, checked before anything is trained."""
+
+import argparse
+import contextlib
+import difflib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import yaml
+from rl_zoo3.utils import ALGOS
+
+from sb3_reinforce.zoo.config import check_file
+from sb3_reinforce.zoo.errors import UserError
+from sb3_reinforce.zoo.experiment import ExperimentManager
+
+#: The contender that acts at random: the zero of normalised scores.
+RANDOM = "random"
+SETTINGS_FILE = "comparison.json"
+
+
+class Contender(NamedTuple):
+    """
+    One line of the charts.
+
+    :param name: As the report calls it.
+    :param algo: Algorithm of RL Zoo.
+    :param conf_file: File with its hyperparameters, None for the default of the algorithm.
+    :param overrides: Hyperparameters that rule instead of those in the file.
+    """
+
+    name: str
+    algo: str
+    conf_file: str | None = None
+    overrides: Mapping[str, Any] = {}
+
+
+class Settings(NamedTuple):
+    """
+    What must be equal for runs to belong to the same comparison.
+
+    :param seeds: Seeds of the training.
+    :param n_timesteps: Budget in environment steps, None for that of each entry.
+    :param seconds: Budget in seconds of training, which rules if it is given; evaluations do not count.
+    :param n_evaluations: Evaluations during a run, evenly spaced over its budget, beside one before it.
+    :param eval_episodes: Episodes of each of them.
+    :param final_episodes: Episodes of the evaluations of the final policy and of the best checkpoint.
+    :param entries: Hyperparameters by environment and contender.
+    :param algorithms: Algorithm by contender.
+    """
+
+    seeds: list[int]
+    n_timesteps: int | None
+    seconds: float | None
+    n_evaluations: int
+    eval_episodes: int
+    final_episodes: int
+    entries: dict[str, dict[str, dict[str, Any]]]
+    algorithms: dict[str, str]
+
+    @property
+    def environments(self) -> list[str]:
+        """Ids of the environments."""
+        return list(self.entries)
+
+
+class Task(NamedTuple):
+    """
+    One run.
+
+    :param env_id: The environment.
+    :param contender: Name of the contender, or ``RANDOM``.
+    :param seed: Seed of the training.
+    """
+
+    env_id: str
+    contender: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept, relative to the folder of the comparison."""
+        return Path("runs", self.env_id.replace("/", "-"), self.contender, f"seed{self.seed}")
+
+    def __str__(self) -> str:
+        return f"{self.contender} on {self.env_id}" + ("" if self.contender == RANDOM else f", seed {self.seed}")
+
+
+def make_contenders(
+    algorithms: Sequence[str], conf_files: Mapping[str, str], variants: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[Contender]:
+    """
+    List the contenders in the order of the charts.
+
+    :param algorithms: Algorithms of RL Zoo.
+    :param conf_files: Files with hyperparameters by algorithm.
+    :param variants: Names and hyperparameters of variants of REINFORCE.
+    :return: The algorithms, then the variants.
+    :raises UserError: If a name is taken twice, or a file belongs to no contender.
+    """
+    contenders = [Contender(algo, algo, conf_files.get(algo)) for algo in algorithms]
+    contenders += [Contender(name, "reinforce", conf_files.get("reinforce"), overrides) for name, overrides in variants]
+    names = [RANDOM, *(contender.name for contender in contenders)]
+    problems = [f"the name {name!r} is taken twice" for name in sorted(set(names)) if names.count(name) > 1]
+    problems += [f"a variant cannot be called {name!r}" for name, _ in variants if not name.replace("-", "_").isidentifier()]
+    idle = set(conf_files) - {contender.algo for contender in contenders}
+    problems += [f"--conf-file for {algo!r}, which is not compared" for algo in sorted(idle)]
+    if problems:
+        raise UserError("; ".join(problems))
+    return contenders
+
+
+def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dict[str, dict[str, dict[str, Any]]]:
+    """
+    Read the hyperparameters of every pair, and check that every algorithm can be made for every environment.
+
+    :param env_ids: The environments.
+    :param contenders: The contenders.
+    :return: Hyperparameters by environment and contender.
+    :raises UserError: If something is wrong; names all problems at once.
+    """
+    problems = [unknown("environment", env_id, gym.envs.registry) for env_id in env_ids if env_id not in gym.envs.registry]
+    algorithms = dict.fromkeys(contender.algo for contender in contenders)
+    problems += [unknown("algorithm", algo, ALGOS) for algo in algorithms if algo not in ALGOS]
+    entries: dict[str, dict[str, dict[str, Any]]] = {}
+    for env_id in env_ids:
+        for contender in contenders:
+            if env_id not in gym.envs.registry or contender.algo not in ALGOS:
+                continue
+            try:
+                entries.setdefault(env_id, {})[contender.name] = read_entry(env_id, contender)
+            except Exception as error:
+                message = " ".join(str(error).split()) or type(error).__name__
+                problems.append(f"{contender.name} on {env_id}: {message}")
+    if problems:
+        raise UserError("nothing was trained: " + "; ".join(dict.fromkeys(problems)))
+    return entries
+
+
+def unknown(kind: str, name: str, known: Any) -> str:
+    """
+    Say that a name is unknown.
+
+    :param kind: What it should be the name of.
+    :param name: The name.
+    :param known: The names that exist.
+    :return: The message, with the most similar name.
+    """
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f"unknown {kind} {name!r}" + (f", did you mean {similar[0]}?" if similar else "")
+
+
+def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
+    """
+    Read the hyperparameters of a contender, and make its algorithm, without networks and buffers.
+
+    :param env_id: The environment.
+    :param contender: The contender.
+    :return: The entry, overrides included.
+    :raises UserError: If there is no such file or no such entry, or the algorithm has no such action space.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        manager = make_manager(env_id, contender.algo, contender.conf_file, seed=0, overrides=dict(contender.overrides))
+        if not manager.config.endswith((".yml", ".yaml")):
+            raise UserError(f"{manager.config} must be a yml file")
+        check_file(manager.config, env_id, manager._is_atari)
+        hyperparameters, entry = manager.read_hyperparameters()
+        kwargs, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparameters)
+        env = manager.create_envs(1, no_log=True)
+        try:
+            kwargs = manager._preprocess_action_noise(kwargs, entry, env)
+            ALGOS[contender.algo](env=env, device="cpu", _init_setup_model=False, **kwargs)  # type: ignore[call-arg]
+        except AssertionError as error:
+            if "action spaces" not in str(error):
+                raise
+            raise UserError(f"{contender.algo} cannot act in {env.action_space}") from error
+        finally:
+            env.close()
+    return dict(yaml.safe_load(yaml.safe_dump(dict(manager._entry))))
+
+
+def make_manager(
+    env_id: str,
+    algo: str,
+    conf_file: str | None,
+    seed: int,
+    log_folder: str = "",
+    n_timesteps: int = 0,
+    overrides: dict[str, Any] | None = None,
+) -> ExperimentManager:
+    """
+    Make RL Zoo's experiment manager for one run.
+
+    :param env_id: The environment.
+    :param algo: The algorithm.
+    :param conf_file: File with the hyperparameters, None for the default of the algorithm.
+    :param seed: Seed of the training.
+    :param log_folder: Where the model goes.
+    :param n_timesteps: Environment steps, 0 for those of the entry.
+    :param overrides: Hyperparameters that rule instead of those in the file.
+    :return: The manager. It makes no evaluations of its own.
+    """
+    arguments = argparse.Namespace(algo=algo, env=env_id, seed=seed)
+    return ExperimentManager(
+        arguments,
+        algo,
+        env_id,
+        log_folder,
+        n_timesteps=n_timesteps,
+        eval_freq=-1,
+        hyperparams=overrides,
+        seed=seed,
+        log_interval=-2,
+        verbose=0,
+        device="cpu",
+        config=conf_file,
+    )
+
+
+def list_tasks(settings: Settings) -> list[Task]:
+    """
+    List the runs, such that what is compared is trained close in time: the machine may be busier later.
+
+    :param settings: The settings.
+    :return: The runs, the shorter ones of each environment first.
+    """
+    reference = [Task(env_id, RANDOM, 0) for env_id in settings.environments]
+    return reference + [
+        Task(env_id, contender, seed)
+        for seed in settings.seeds
+        for env_id in settings.environments
+        for contender in settings.algorithms
+    ]
+
+
+def claim_folder(folder: Path, settings: Settings) -> None:
+    """
+    Write the settings of a comparison, or check that they are those of the comparison that is there.
+
+    :param folder: Folder of the comparison.
+    :param settings: The settings.
+    :raises UserError: If the folder holds a comparison with other settings, or anything else; lists the differences.
+    """
+    path = folder / SETTINGS_FILE
+    wanted = json.loads(json.dumps(settings._asdict()))
+    if path.exists():
+        differences = list(list_differences(json.loads(path.read_text(encoding="utf-8")), wanted))
+        if differences:
+            raise UserError(
+                f"{folder} holds a comparison with other settings ({'; '.join(differences)}): choose another --folder"
+            )
+        return
+    if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise UserError(f"{folder} holds something else than a comparison: choose another --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(wanted, indent=1))
+
+
+def read_settings(folder: Path) -> Settings:
+    """
+    Read the settings of a comparison.
+
+    :param folder: Folder of the comparison.
+    :return: The settings.
+    """
+    return Settings(**json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
+
+
+def list_differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """
+    Compare settings.
+
+    :param old: Those that are there.
+    :param new: Those that are wanted.
+    :param name: What they are settings of.
+    :return: One line for each difference.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from list_differences(old.get(key, "nothing"), new.get(key, "nothing"), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name}: {shorten(old)} there, {shorten(new)} asked for"
+
+
+def shorten(value: Any) -> str:
+    """
+    Write a setting in a message.
+
+    :param value: The setting.
+    :return: Text of bounded length.
+    """
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def write_text(path: Path, text: str) -> None:
+    """
+    Write a file that is never seen half-written.
+
+    :param path: The file.
+    :param text: Its content.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """
+    Write a file that is never seen half-written.
+
+    :param path: The file.
+    :param content: Its content.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)

@@ -1,0 +1,350 @@
+"""Writes the report of a comparison: one HTML file that needs no other, markdown, tables, figures."""
+
+import base64
+import io
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+from stable_baselines3.common.utils import get_system_info
+
+from sb3_reinforce.zoo.compare import figures, statistics, summary
+from sb3_reinforce.zoo.compare.plan import write_bytes, write_text
+from sb3_reinforce.zoo.compare.results import Results
+from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
+from sb3_reinforce.zoo.compare.statistics import Overall
+
+FIGURES_FOLDER = "figures"
+NOTHING = "none"
+
+
+class Table(NamedTuple):
+    """
+    A table of the report.
+
+    :param header: Names of the columns.
+    :param rows: Cells.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Picture(NamedTuple):
+    """
+    A figure of the report.
+
+    :param name: File name without suffix.
+    :param description: What it shows.
+    :param data: The SVG, as an address that contains it.
+    """
+
+    name: str
+    description: str
+    data: str
+
+
+class Section(NamedTuple):
+    """
+    A part of the report.
+
+    :param title: Its heading.
+    :param text: Paragraphs that explain it.
+    :param table: A table, if there is one.
+    :param pictures: Figures.
+    """
+
+    title: str
+    text: list[str]
+    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+
+
+def write_report(folder: Path, results: Results, arguments: Sequence[str], failures: dict[str, str]) -> None:
+    """
+    Write all files of the report.
+
+    :param folder: Folder of the comparison.
+    :param results: The results.
+    :param arguments: The command line that made them, without the program.
+    :param failures: Why runs failed, by run.
+    """
+    results.runs.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
+    write_text(folder / "results.csv", buffer.getvalue())
+    results.curves.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
+    write_text(folder / "curves.csv", buffer.getvalue())
+
+    scores = results.normalised()
+    overall = statistics.over_environments(scores) if scores else None
+    pictures = {}
+    (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+    for name, description, figure in figures.draw_all(results, overall):
+        svg = save(figure, folder / FIGURES_FOLDER / name)
+        address = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+        pictures[name] = Picture(name, description, address)
+
+    content = {
+        "title": f"{summary.join(results.contenders)} compared",
+        "summary": summary.summarise(results, overall),
+        "sections": make_sections(results, overall, pictures, failures),
+        "reproduce": describe_origin(results, arguments),
+        "hyperparameters": {
+            f"{name} on {env_id}": yaml.safe_dump(entry, width=100).rstrip()
+            for env_id in results.environments
+            for name, entry in results.settings.entries[env_id].items()
+        },
+        "figures_folder": FIGURES_FOLDER,
+    }
+    for suffix, autoescape in (("md", False), ("html", True)):
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("sb3_reinforce.zoo.compare"),
+            autoescape=autoescape,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        write_text(folder / f"report.{suffix}", environment.get_template(f"report.{suffix}.jinja").render(content))
+
+
+def save(figure: Figure, path: Path) -> bytes:
+    """
+    Save a figure as PNG and SVG.
+
+    :param figure: The figure.
+    :param path: Path without suffix.
+    :return: The SVG.
+    """
+    content = b""
+    # Dates and versions would make equal figures differ
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        with matplotlib.rc_context(figures.STYLE):
+            figure.savefig(buffer := io.BytesIO(), format=suffix, dpi=150, metadata=metadata)
+        content = buffer.getvalue()
+        write_bytes(path.with_name(f"{path.name}.{suffix}"), content)
+    return content
+
+
+def make_sections(
+    results: Results, overall: Overall | None, pictures: dict[str, Picture], failures: dict[str, str]
+) -> list[Section]:
+    """
+    Arrange the report.
+
+    :param results: The results.
+    :param overall: Statistics over environments, if there are any.
+    :param pictures: The figures by name.
+    :param failures: Why runs failed, by run.
+    :return: The parts in order.
+    """
+
+    def per_environment(kind: str) -> list[Picture]:
+        return [picture for name, picture in pictures.items() if name.startswith(f"{kind}_")]
+
+    sections = []
+    if results.missing:
+        rows = [[str(task), failures.get(str(task), "not done yet")] for task in results.missing]
+        sections.append(Section("Missing runs", ["The same command does them."], Table(["run", "reason"], rows)))
+    sections.append(
+        Section(
+            "Final scores",
+            [
+                "Mean over seeds and 95 % interval (Student's) of the final policy, that is after the whole budget, with the "
+                "likeliest actions. Dots are runs, the dotted line is the score of random actions.",
+            ],
+            final_table(results),
+            per_environment("final"),
+        )
+    )
+    sections.append(
+        Section(
+            "Other scores",
+            [
+                "Stochastic: the final policy with sampled actions. Best checkpoint: of each run the policy that was best in "
+                "the evaluations during the run, scored anew in other episodes, since the maximum of those evaluations would "
+                "flatter. A best checkpoint far above the final policy means that training was not stable.",
+            ],
+            other_scores_table(results),
+        )
+    )
+    lines = "Evaluations during the runs: mean over seeds, 95 % interval (Student's)."
+    dotted = " Dotted: the score to reach." if results.thresholds else ""
+    sections.append(Section("Learning curves against steps", [lines + dotted], pictures=per_environment("steps")))
+    sections.append(
+        Section(
+            "Learning curves against time",
+            [f"{lines}{dotted} Time is that of training alone; runs shared the machine."],
+            pictures=per_environment("seconds"),
+        )
+    )
+    if overall is not None:
+        names = [name for name in ("aggregates", "profile", "improvement") if name in pictures]
+        sections.append(
+            Section(
+                "Over all environments",
+                [
+                    "Final scores, normalised such that random actions have 0 and the best run of this comparison has 1 in "
+                    "each environment. Intervals are 95 % stratified bootstrap intervals (rliable). The profile shows the "
+                    "share of runs above each score; the probability of improvement is that of a run of the first over a run "
+                    "of the second on the same environment.",
+                ],
+                aggregate_table(overall),
+                [pictures[name] for name in names],
+            )
+        )
+    if results.thresholds:
+        sections.append(
+            Section(
+                "To the threshold",
+                [
+                    "Median over seeds of the training until an evaluation first reached the score; runs that never did count "
+                    "as infinite.",
+                ],
+                threshold_table(results),
+            )
+        )
+    sections.append(
+        Section(
+            "Speed",
+            ["Steps per second of training, median over seeds; evaluations do not count, runs shared the machine."],
+            speed_table(results),
+            [pictures["throughput"]],
+        )
+    )
+    return sections
+
+
+def final_table(results: Results) -> Table:
+    """
+    Tabulate the final scores.
+
+    :param results: The results.
+    :return: One row for each environment.
+    """
+    rows = []
+    for env_id in results.environments:
+        finals = [results.final(env_id, name) for name in results.contenders]
+        cells = [NOTHING if final is None else summary.write(final, digits=1) for final in finals]
+        rows.append([env_id, *cells, f"{results.random_scores[env_id]:,.1f}"])
+    return Table(["environment", *results.contenders, "random actions"], rows)
+
+
+def other_scores_table(results: Results) -> Table:
+    """
+    Tabulate what the final scores do not show.
+
+    :param results: The results.
+    :return: One row for each environment and contender.
+    """
+    rows = []
+    for env_id in results.environments:
+        for name in results.contenders:
+            columns = ("score", "stochastic_score", "best_score")
+            estimates = [results.final(env_id, name, column) for column in columns]
+            if estimates[0] is not None:
+                rows.append([env_id, name, *(f"{estimate.value:,.1f}" for estimate in estimates if estimate is not None)])
+    return Table(["environment", "", "final", "final, stochastic", "best checkpoint"], rows)
+
+
+def aggregate_table(overall: Overall) -> Table:
+    """
+    Tabulate the aggregates over environments.
+
+    :param overall: Statistics over environments.
+    :return: One row for each contender.
+    """
+    rows = [
+        [name, *(summary.write(estimates[name]) for estimates in overall.aggregates.values()), str(n_seeds)]
+        for name, n_seeds in overall.n_seeds.items()
+    ]
+    return Table(["", *overall.aggregates, "seeds"], rows)
+
+
+def threshold_table(results: Results) -> Table:
+    """
+    Tabulate steps and seconds to the threshold.
+
+    :param results: The results.
+    :return: One row for each environment and contender.
+    """
+    rows = []
+    for env_id, threshold in results.thresholds.items():
+        for name in results.contenders:
+            steps = results.values("steps_to_threshold", env_id, name)
+            seconds = results.values("seconds_to_threshold", env_id, name)
+            if len(steps):
+                reached = f"{np.isfinite(steps).sum()} of {len(steps)}"
+                row = [env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)]
+                rows.append(row)
+    return Table(["environment", "score", "", "runs that reached it", "steps", "seconds"], rows)
+
+
+def write_median(values: statistics.FloatArray, digits: int) -> str:
+    """
+    Write a median.
+
+    :param values: Numbers, of which some may be infinite.
+    :param digits: Digits behind the point.
+    :return: The median.
+    """
+    # The upper one of two in the middle: the mean of a number and infinity would be none
+    median = float(np.sort(values)[len(values) // 2])
+    return f"{median:,.{digits}f}" if np.isfinite(median) else "not reached"
+
+
+def speed_table(results: Results) -> Table:
+    """
+    Tabulate the steps per second.
+
+    :param results: The results.
+    :return: One row for each environment.
+    """
+    rows = []
+    for env_id in results.environments:
+        speeds = [results.values("steps_per_second", env_id, name) for name in results.contenders]
+        rows.append([env_id, *(f"{np.median(values):,.0f}" if len(values) else NOTHING for values in speeds)])
+    return Table(["environment", *results.contenders], rows)
+
+
+def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """
+    Say how to make the report again.
+
+    :param results: The results.
+    :param arguments: The command line, without the program.
+    :return: Names and values.
+    """
+    settings = results.settings
+    system, _ = get_system_info(print_info=False)
+    seeds = ", ".join(map(str, settings.seeds))
+    return [
+        ("command", shlex.join(["sb3-reinforce", "compare", *arguments])),
+        ("training seeds", seeds),
+        (
+            "evaluation",
+            f"{settings.n_evaluations} evaluations of {settings.eval_episodes} episodes during a run (environments seeded "
+            f"with {SELECTION_SEED}), {settings.final_episodes} episodes for the scores (seeded with {REPORT_SEED}), the same "
+            "for all; rewards not normalised; statistics of VecNormalize as in training, unchanged by evaluations",
+        ),
+        ("machine", f"{cpu_model()}, {os.cpu_count()} cores; one thread a run; {system['OS']}"),
+        *((package, ", ".join(versions)) for package, versions in results.versions.items()),
+        ("Python", system["Python"]),
+    ]
+
+
+def cpu_model() -> str:
+    """
+    Name the processor.
+
+    :return: Its name where Linux tells it.
+    """
+    cpu_info = Path("/proc/cpuinfo")
+    lines: list[Any] = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown")

@@ -1,0 +1,171 @@
+"""The results of a comparison as tables."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sb3_reinforce.zoo.compare import statistics
+from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
+from sb3_reinforce.zoo.compare.run import RESULT_FILE
+from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray
+
+
+class Results(NamedTuple):
+    """
+    What a report is made of.
+
+    :param settings: The settings of the comparison.
+    :param runs: One row for each finished run; ``score`` is the mean of the final policy with the likeliest actions.
+    :param curves: One row for each evaluation during a run.
+    :param random_scores: Mean score of random actions by environment.
+    :param thresholds: Score to reach by environment, where there is one.
+    :param versions: Versions of the packages that made the runs, more than one if they changed in between.
+    :param missing: Runs without a result.
+    """
+
+    settings: Settings
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    random_scores: dict[str, float]
+    thresholds: dict[str, float]
+    versions: dict[str, list[str]]
+    missing: list[Task]
+
+    @property
+    def contenders(self) -> list[str]:
+        """Names of the contenders that have runs."""
+        present = set(self.runs["contender"])
+        return [name for name in self.settings.algorithms if name in present]
+
+    @property
+    def environments(self) -> list[str]:
+        """Ids of the environments that have runs."""
+        present = set(self.runs["env"])
+        return [env_id for env_id in self.settings.environments if env_id in present]
+
+    def values(self, column: str, env_id: str, contender: str) -> FloatArray:
+        """
+        Look up one number of every run.
+
+        :param column: Column of ``runs``.
+        :param env_id: The environment.
+        :param contender: The contender.
+        :return: The numbers in order of seeds.
+        """
+        rows = self.runs[(self.runs["env"] == env_id) & (self.runs["contender"] == contender)]
+        return np.asarray(rows.sort_values("seed")[column], dtype=float)
+
+    def final(self, env_id: str, contender: str, column: str = "score") -> Estimate | None:
+        """
+        Estimate the mean over seeds.
+
+        :param env_id: The environment.
+        :param contender: The contender.
+        :param column: Column of ``runs``.
+        :return: None if there is no run.
+        """
+        values = self.values(column, env_id, contender)
+        return statistics.mean_with_interval(values.tolist()) if len(values) else None
+
+    def curve(self, env_id: str, contender: str, axis: str) -> dict[str, FloatArray] | None:
+        """
+        Average the learning curves of the seeds.
+
+        :param env_id: The environment.
+        :param contender: The contender.
+        :param axis: ``"steps"`` or ``"seconds"``.
+        :return: As ``statistics.mean_curve``; None if there is no run.
+        """
+        rows = self.curves[(self.curves["env"] == env_id) & (self.curves["contender"] == contender)]
+        runs = [(run[axis].to_numpy(dtype=float), run["score"].to_numpy(dtype=float)) for _, run in rows.groupby("seed")]
+        return statistics.mean_curve(runs) if runs else None
+
+    def normalised(self) -> dict[str, FloatArray]:
+        """
+        Arrange the final scores for statistics over environments.
+
+        :return: By contender the normalised scores, of shape (seeds, environments), of the seeds that are finished in every
+            environment; contenders without such a seed are left out.
+        """
+        table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[self.environments].dropna()
+        for env_id in self.environments:
+            best = float(self.runs.loc[self.runs["env"] == env_id, "score"].max())
+            table[env_id] = statistics.normalise(table[env_id].to_numpy(), self.random_scores[env_id], best)
+        finished = table.index.get_level_values("contender")
+        return {name: table.loc[name].to_numpy() for name in self.contenders if name in finished}
+
+
+def read_results(folder: Path, settings: Settings, thresholds: dict[str, float]) -> Results:
+    """
+    Read what the finished runs wrote.
+
+    :param folder: Folder of the comparison.
+    :param settings: Its settings.
+    :param thresholds: Score to reach by environment.
+    :return: The tables.
+    """
+    runs, curves, missing = [], [], []
+    random_scores: dict[str, float] = {}
+    versions: dict[str, list[str]] = {}
+    for task in list_tasks(settings):
+        path = folder / task.folder / RESULT_FILE
+        if not path.exists():
+            missing.append(task)
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for package, version in result["versions"].items():
+            if version not in versions.setdefault(package, []):
+                versions[package].append(version)
+        if task.contender == RANDOM:
+            random_scores[task.env_id] = float(np.mean(result["final"]["stochastic"]))
+            continue
+        key = {"env": task.env_id, "contender": task.contender, "algo": settings.algorithms[task.contender], "seed": task.seed}
+        evaluations = [
+            key | {axis: evaluation[axis] for axis in ("steps", "seconds")} | {"score": float(np.mean(evaluation["scores"]))}
+            for evaluation in result["evaluations"]
+        ]
+        curves += evaluations
+        runs.append(key | describe_run(result) | reach_threshold(evaluations, thresholds.get(task.env_id)))
+    return Results(settings, pd.DataFrame(runs), pd.DataFrame(curves), random_scores, thresholds, versions, missing)
+
+
+def describe_run(result: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sum up a run.
+
+    :param result: What the run wrote.
+    :return: Columns of ``results.csv``.
+    """
+    columns = {
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "steps_per_second": result["steps"] / result["seconds"],
+        "score": float(np.mean(result["final"]["deterministic"])),
+        "score_std_over_episodes": float(np.std(result["final"]["deterministic"])),
+        "stochastic_score": float(np.mean(result["final"]["stochastic"])),
+        "stochastic_score_std_over_episodes": float(np.std(result["final"]["stochastic"])),
+        "best_score": float(np.mean(result["best"]["deterministic"])),
+        "best_stochastic_score": float(np.mean(result["best"]["stochastic"])),
+        "best_at_steps": result["best"]["steps"],
+    }
+    return columns
+
+
+def reach_threshold(evaluations: list[dict[str, Any]], threshold: float | None) -> dict[str, float]:
+    """
+    Find when a run reached the threshold.
+
+    :param evaluations: Its evaluations.
+    :param threshold: The score to reach, None if there is none.
+    :return: Steps and seconds, infinite if it was not reached, NaN if there is no threshold.
+    """
+    if threshold is None:
+        return {"steps_to_threshold": np.nan, "seconds_to_threshold": np.nan}
+    scores = [evaluation["score"] for evaluation in evaluations]
+    return {
+        f"{axis}_to_threshold": statistics.first_reached([evaluation[axis] for evaluation in evaluations], scores, threshold)
+        for axis in ("steps", "seconds")
+    }

@@ -1,0 +1,320 @@
+"""
+One run of a comparison, in a process of its own: trains through RL Zoo, evaluates, and writes ``result.json`` at the end.
+
+The process reports its progress on standard output, one fraction a line, and ends when its standard input is closed.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+import yaml
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
+
+from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, read_settings, write_text
+from sb3_reinforce.zoo.experiment import ExperimentManager
+
+RESULT_FILE = "result.json"
+#: Seeds of the evaluation environments, the same for all contenders: during a run, where the best checkpoint is chosen, and
+#: of the scores that are reported, which are of other episodes, since a maximum over the former would flatter.
+SELECTION_SEED = 1_000_000
+REPORT_SEED = 2_000_000
+MAX_EVAL_ENVS = 10
+
+
+class BudgetSpent(Exception):
+    """The time for training is over."""
+
+
+class Clock:
+    """Measures the time of training, without that of evaluations."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training since the clock was made."""
+        return time.perf_counter() - self._start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens in the context."""
+        pause_start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - pause_start
+
+
+class Evaluator:
+    """
+    Scores policies in environments that are not those of the training.
+
+    :param env: Evaluation environments.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+        self.vec_normalize = unwrap_vec_normalize(env)
+
+    def score(self, model: BaseAlgorithm, n_episodes: int, seed: int, deterministic: bool = True) -> list[float]:
+        """
+        Run episodes.
+
+        :param model: The model; its statistics of VecNormalize are taken over if it has an environment.
+        :param n_episodes: Number of episodes.
+        :param seed: Seed of the environments.
+        :param deterministic: Whether to take the likeliest action.
+        :return: Undiscounted sums of the rewards of the environment.
+        """
+        train_env = model.get_env()
+        if train_env is not None:
+            sync_envs_normalization(train_env, self.env)
+        self.env.seed(seed)
+        # Without Monitor's warning: the environments have one, below VecNormalize
+        scores, _ = evaluate_policy(
+            model, self.env, n_episodes, deterministic=deterministic, return_episode_rewards=True, warn=False
+        )
+        assert isinstance(scores, list)
+        return scores
+
+
+class ComparisonCallback(BaseCallback):
+    """
+    Evaluates at even parts of the budget, keeps the best checkpoint, and ends a run whose time is over.
+
+    :param settings: The settings of the comparison.
+    :param n_timesteps: The budget in steps, if there is none in seconds.
+    :param evaluator: Scores the policy.
+    :param best_path: Where the best checkpoint goes, without suffix.
+    :param report_progress: Called with the part of the budget that is spent.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        n_timesteps: int,
+        evaluator: Evaluator,
+        best_path: Path,
+        report_progress: Callable[[float], None],
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.n_timesteps = n_timesteps
+        self.evaluator = evaluator
+        self.best_path = best_path
+        self.best_statistics: Any = None
+        self.report_progress = report_progress
+        self.evaluations: list[dict[str, Any]] = []
+        self.next_evaluation = 0.0
+        self.next_report = 0.0
+
+    @property
+    def spent(self) -> float:
+        """The part of the budget that is spent."""
+        if self.settings.seconds is not None:
+            return self.clock.seconds / self.settings.seconds
+        return self.model.num_timesteps / self.n_timesteps
+
+    def _on_training_start(self) -> None:
+        self.clock = Clock()
+        if self.settings.seconds is not None:
+            # How many steps a run makes in its time is not known, so its schedules decay with time. An attribute of the
+            # model, because learn() passes a number of steps that is its own local variable
+            def update_progress(num_timesteps: int, total_timesteps: int) -> None:
+                self.model._current_progress_remaining = max(0.0, 1.0 - self.spent)
+
+            self.model._update_current_progress_remaining = update_progress  # type: ignore[method-assign]
+        self.evaluate()
+
+    def _on_step(self) -> bool:
+        spent = self.spent
+        if spent >= 1.0 and self.settings.seconds is not None:
+            raise BudgetSpent
+        # The last evaluation is that of the final policy, after the training
+        if self.next_evaluation <= spent < 1.0:
+            self.evaluate()
+        if spent >= self.next_report:
+            self.report_progress(spent)
+            self.next_report = spent + 0.01
+        return True
+
+    def evaluate(self) -> None:
+        """Evaluate the policy as it is, and keep it if it is the best so far."""
+        steps, seconds = self.model.num_timesteps, self.clock.seconds
+        with self.clock.paused():
+            scores = self.evaluator.score(self.model, self.settings.eval_episodes, SELECTION_SEED)
+            if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
+                self.model.save(self.best_path, exclude=["_update_current_progress_remaining"])
+                if self.evaluator.vec_normalize is not None:
+                    self.best_statistics = copy.deepcopy(self.evaluator.vec_normalize.obs_rms)
+                    self.evaluator.vec_normalize.save(f"{self.best_path}_vecnormalize.pkl")
+        self.evaluations.append({"steps": steps, "seconds": seconds, "scores": scores})
+        n_evaluations = self.settings.n_evaluations
+        self.next_evaluation = (int(self.spent * n_evaluations) + 1) / n_evaluations
+
+
+def train(settings: Settings, task: Task, folder: Path, report_progress: Callable[[float], None]) -> dict[str, Any]:
+    """
+    Train a contender, and evaluate its final policy and its best checkpoint.
+
+    :param settings: The settings of the comparison.
+    :param task: The run.
+    :param folder: Where the model goes.
+    :param report_progress: Called with the part of the budget that is spent.
+    :return: The result.
+    """
+    register()
+    algo = settings.algorithms[task.contender]
+    config = folder / "hyperparameters.yml"
+    write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.contender]}, width=1000))
+    set_random_seed(task.seed)
+    manager = make_manager(task.env_id, algo, str(config), task.seed, str(folder), settings.n_timesteps or 0)
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    model, _ = experiment
+
+    evaluator = Evaluator(create_eval_env(manager, settings))
+    callback = ComparisonCallback(
+        settings, manager.n_timesteps, evaluator, Path(manager.save_path, "best_model"), report_progress
+    )
+    manager.callbacks.append(callback)
+    if settings.seconds is not None:
+        manager.n_timesteps = sys.maxsize
+    with contextlib.suppress(BudgetSpent):
+        manager.learn(model)
+    steps, seconds = model.num_timesteps, callback.clock.seconds
+    model.__dict__.pop("_update_current_progress_remaining", None)
+    callback.evaluate()
+    manager.save_trained_model(model)
+
+    final = report_scores(evaluator, model, settings)
+    best_index = int(np.argmax([np.mean(evaluation["scores"]) for evaluation in callback.evaluations]))
+    best = {"steps": callback.evaluations[best_index]["steps"], **final}
+    if best_index < len(callback.evaluations) - 1:
+        if evaluator.vec_normalize is not None:
+            evaluator.vec_normalize.obs_rms = callback.best_statistics
+        best |= report_scores(evaluator, ALGOS[algo].load(callback.best_path, device="cpu"), settings)
+    evaluator.env.close()
+    return {"steps": steps, "seconds": seconds, "evaluations": callback.evaluations, "final": final, "best": best}
+
+
+def create_eval_env(manager: ExperimentManager, settings: Settings) -> VecEnv:
+    """
+    Make the evaluation environments.
+
+    :param manager: The manager of the run.
+    :param settings: The settings of the comparison.
+    :return: The environments; VecNormalize, if the entry has it, does not learn and leaves rewards alone.
+    """
+    return manager.create_envs(min(MAX_EVAL_ENVS, settings.final_episodes), eval_env=True)
+
+
+def report_scores(evaluator: Evaluator, model: BaseAlgorithm, settings: Settings) -> dict[str, list[float]]:
+    """
+    Evaluate a policy for the report.
+
+    :param evaluator: Scores the policy.
+    :param model: The model.
+    :param settings: The settings of the comparison.
+    :return: Scores of the episodes with the likeliest actions, and with sampled ones.
+    """
+    set_random_seed(REPORT_SEED)
+    return {
+        "deterministic": evaluator.score(model, settings.final_episodes, REPORT_SEED),
+        "stochastic": evaluator.score(model, settings.final_episodes, REPORT_SEED, deterministic=False),
+    }
+
+
+class RandomPolicy:
+    """
+    Acts at random, uniformly.
+
+    :param env: Its environments.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.n_envs = env.num_envs
+        self.action_space = env.action_space
+        self.action_space.seed(REPORT_SEED)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, None]:
+        """
+        Choose actions, as SB3's models do.
+
+        :param observation: Not used.
+        :param state: Not used.
+        :param episode_start: Not used.
+        :param deterministic: Not used.
+        :return: One action for each environment, and no state.
+        """
+        return np.stack([self.action_space.sample() for _ in range(self.n_envs)]), None
+
+
+def score_random(settings: Settings, task: Task) -> dict[str, Any]:
+    """
+    Evaluate random actions.
+
+    :param settings: The settings of the comparison.
+    :param task: The run.
+    :return: The result.
+    """
+    env = make_vec_env(task.env_id, min(MAX_EVAL_ENVS, settings.final_episodes), seed=REPORT_SEED)
+    scores, _ = evaluate_policy(RandomPolicy(env), env, settings.final_episodes, return_episode_rewards=True)
+    env.close()
+    return {"final": {"stochastic": scores}}
+
+
+def end_with_parent() -> None:
+    """End this process when its standard input is closed: a comparison that was killed must not train on unseen."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """
+    Do one run.
+
+    :param arguments: Folder of the comparison, environment, contender and seed.
+    """
+    folder, env_id, contender, seed = arguments
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    th.set_num_threads(1)
+    settings, task = read_settings(Path(folder)), Task(env_id, contender, int(seed))
+    progress = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        if contender == RANDOM:
+            result = score_random(settings, task)
+        else:
+
+            def report_progress(spent: float) -> None:
+                print(f"{min(spent, 1.0):.3f}", file=progress, flush=True)
+
+            result = train(settings, task, Path(folder) / task.folder, report_progress)
+    versions = {name: metadata.version(name) for name in ("sb3-reinforce", "stable-baselines3", "torch", "gymnasium")}
+    content = {"env": env_id, "contender": contender, "seed": int(seed), **result, "versions": versions}
+    write_text(Path(folder) / task.folder / RESULT_FILE, json.dumps(content))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

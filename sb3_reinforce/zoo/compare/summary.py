@@ -1,0 +1,160 @@
+"""What a comparison says, in plain words that claim no more than the numbers."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sb3_reinforce.zoo.compare.results import Results
+from sb3_reinforce.zoo.compare.statistics import Estimate, Overall
+
+
+def summarise(results: Results, overall: Overall | None) -> str:
+    """
+    Write the paragraph at the top of the report.
+
+    :param results: The results.
+    :param overall: Statistics over environments, if there are any.
+    :return: Sentences. A difference is claimed only where 95 % intervals do not overlap.
+    """
+    sentences = [describe_extent(results)]
+    n_seeds = len(results.settings.seeds)
+    if n_seeds == 1:
+        sentences.append(
+            "One seed says nothing about the spread between runs: there are no intervals, and no difference is claimed. "
+            "Intervals need at least two seeds, and deserve five."
+        )
+    if overall is not None and len(results.environments) > 1 and len(overall.n_seeds) > 1:
+        sentences.append(describe_aggregate(overall))
+    sentences += describe_environments(results)
+    sentences += describe_speed(results)
+    if results.missing:
+        sentences.append(f"{len(results.missing)} runs are missing (listed below), and what is said here is without them.")
+    return " ".join(sentences)
+
+
+def describe_extent(results: Results) -> str:
+    """
+    Say what was compared.
+
+    :param results: The results.
+    :return: A sentence.
+    """
+    settings = results.settings
+    if settings.seconds is not None:
+        budget = f"{settings.seconds:g} seconds of training each"
+    elif settings.n_timesteps is not None:
+        budget = f"{settings.n_timesteps:,} environment steps each"
+    else:
+        budget = "each for the number of steps in its own hyperparameters, so that budgets differ"
+    environments = (
+        join(results.environments) if len(results.environments) <= 3 else f"{len(results.environments)} environments"
+    )
+    n_seeds = len(settings.seeds)
+    return f"{join(results.contenders)} on {environments}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, {budget}."
+
+
+def describe_aggregate(overall: Overall) -> str:
+    """
+    Say who is ahead over all environments.
+
+    :param overall: Statistics over environments.
+    :return: A sentence.
+    """
+    estimates = overall.aggregates["IQM"]
+    leader, behind, level = rank(estimates)
+    sentence = (
+        f"Over all environments {leader} has the highest interquartile mean of the normalised final scores, "
+        f"{write(estimates[leader])}"
+    )
+    if behind:
+        sentence += f"; its interval lies above that of {join(f'{name} ({write(estimates[name])})' for name in behind)}"
+    if level:
+        named = join(f"{name} ({write(estimates[name])})" for name in level)
+        sentence += f"; no difference from {named} is claimed, since " + (
+            "the intervals overlap" if estimates[leader].has_interval else "there are no intervals"
+        )
+    return f"{sentence}."
+
+
+def describe_environments(results: Results) -> list[str]:
+    """
+    Say who has the highest final score in each environment.
+
+    :param results: The results.
+    :return: Sentences.
+    """
+    winners: dict[str, list[str]] = {}
+    undecided = []
+    for env_id in results.environments:
+        finals = {name: results.final(env_id, name) for name in results.contenders}
+        estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
+        if len(estimates) < 2:
+            continue
+        leader, _, level = rank(estimates)
+        if level:
+            undecided.append(f"{env_id} ({leader} {estimates[leader].value:,.1f}, not above {join(level)})")
+        else:
+            winners.setdefault(leader, []).append(env_id)
+    sentences = [f"{name} has the highest final score on {join(env_ids)}." for name, env_ids in winners.items()]
+    if undecided and len(results.settings.seeds) > 1:
+        sentences.append(f"Where intervals overlap, no highest final score is claimed: {join(undecided)}.")
+    return sentences
+
+
+def describe_speed(results: Results) -> list[str]:
+    """
+    Say how fast the contenders train.
+
+    :param results: The results.
+    :return: Sentences.
+    """
+    speeds: dict[str, dict[str, float]] = {name: {} for name in results.contenders}
+    for name, by_env in speeds.items():
+        for env_id in results.environments:
+            values = results.values("steps_per_second", env_id, name)
+            if len(values):
+                by_env[env_id] = float(np.median(values))
+    first, *others = speeds
+    parts = []
+    for other in others:
+        ratios = [speeds[first][env_id] / speeds[other][env_id] for env_id in speeds[first] if env_id in speeds[other]]
+        if ratios:
+            spread = f" ({min(ratios):.2g} to {max(ratios):.2g})" if len(ratios) > 1 else ""
+            parts.append(f"{np.median(ratios):.2g} times those of {other}{spread}")
+    return [f"The steps per second of {first} were {join(parts)}."] if parts else []
+
+
+def rank(estimates: dict[str, Estimate]) -> tuple[str, list[str], list[str]]:
+    """
+    Find the highest estimate, and from which others it can be told.
+
+    :param estimates: Estimates by name.
+    :return: The highest; those whose interval lies below its own; those with which it overlaps, or without intervals.
+    """
+    leader, *others = sorted(estimates, key=lambda name: -estimates[name].value)
+    behind = [name for name in others if estimates[leader].is_above(estimates[name])]
+    return leader, behind, [name for name in others if name not in behind]
+
+
+def write(estimate: Estimate, digits: int = 2) -> str:
+    """
+    Write an estimate.
+
+    :param estimate: The estimate.
+    :param digits: Digits behind the point.
+    :return: The number, with its interval if it has one.
+    """
+    if not estimate.has_interval:
+        return f"{estimate.value:,.{digits}f}"
+    return f"{estimate.value:,.{digits}f} [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]"
+
+
+def join(parts: Iterable[str]) -> str:
+    """
+    Write a list as a part of a sentence.
+
+    :param parts: The parts.
+    :return: Such as ``a, b and c``.
+    """
+    items: Sequence[str] = list(parts)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
