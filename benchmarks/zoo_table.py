@@ -127,6 +127,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"seeds; if not given, 0 to 4, and 0 to 2 for {', '.join(SLOW_ENVIRONMENTS)}",
     )
     parser.add_argument("--jobs", type=positive_int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument(
+        "--vec-env", choices=["dummy", "envpool"], default="dummy", help="what trains; the evaluation is always gymnasium's"
+    )
     parser.add_argument("--episodes", type=positive_int, default=100, help="deterministic episodes of each evaluation")
     parser.add_argument("--hyperparams", type=Path, default=HYPERPARAMETERS, help="file with the entries, in RL Zoo's format")
     parser.add_argument(
@@ -221,6 +224,7 @@ class Runner:
         write_text(config, yaml.safe_dump({task.env: task.entry}))
         command = [*TRAIN_COMMAND, "--algo", "reinforce", "--env", task.env, "--seed", str(task.seed), "-f", str(folder)]
         command += ["--conf-file", str(config), "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]
+        command += ["--vec-env", self.options.vec_env]
         # Those of this run: the sources may change while the others are running
         sources = {"git_commit": git_commit(), "code_hash": code_hash()}
         start = time.perf_counter()
@@ -241,6 +245,7 @@ class Runner:
             "mean": float(np.mean(evaluation["scores"])),
             "std_over_episodes": float(np.std(evaluation["scores"])),
             "training_seconds": training_seconds,
+            "vec_env": self.options.vec_env,
             **evaluation,
             "provenance": self.made_by | sources,
         }
@@ -288,6 +293,7 @@ def make_rows(entries: dict[str, dict[str, Any]], runs: dict[tuple[str, int, str
             "mean": None,
             "std": None,
             "training_seconds": None,
+            "vec_env": None,
             "target": None if published is None else published.target,
             "reached": None,
             "published": None if published is None else published.cited,
@@ -303,6 +309,8 @@ def make_rows(entries: dict[str, dict[str, Any]], runs: dict[tuple[str, int, str
                 "std": float(np.std(means, ddof=1)) if len(means) > 1 else None,
                 "means": means,
                 "training_seconds": float(np.median([run["training_seconds"] for run in own])),
+                # The first runs did not say; they were those of gymnasium
+                "vec_env": " and ".join(sorted({run.get("vec_env", "dummy") for run in own})),
                 "reached": None if published is None else bool(np.mean(means) >= published.target),
             }
         rows.append(row)
@@ -320,7 +328,7 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
             "our steps": "no entry" if row["steps"] is None else f"{row['steps']:,}",
             "seeds": row["n_seeds"],
             "our score": score(row) if is_run else "not run",
-            "training time": f"{row['training_seconds']:,.0f} s" if is_run else "",
+            "training time": f"{row['training_seconds']:,.0f} s ({row['vec_env']})" if is_run else "",
             "target": "none" if row["target"] is None else f"{row['target']:g}",
             "reached": {None: "", True: "yes", False: "**no**"}[row["reached"]],
             "published": row["published"] or "",
@@ -331,7 +339,7 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
         f"# RL Zoo's environments\n\n{markdown_table([cells(row) for row in rows])}",
         "Our score: mean over seeds ± their standard deviation; of each seed the final model, mean of the deterministic "
         "episodes of its evaluation, rewards not normalised. Training time: median wall-clock of a run, start of the process "
-        f"included, one thread, several runs at a time. {SOURCES}",
+        f"included, one thread, several runs at a time; EnvPool's environments have threads of their own. {SOURCES}",
     ]
     if crashes:
         parts.append("## Crashed in the last call\n\n" + "\n".join(f"- {crash}" for crash in crashes))
@@ -350,7 +358,7 @@ def write_table(options: argparse.Namespace, made_by: dict[str, Any], crashes: l
     content = {"provenance": made_by, "rows": rows, "crashes": crashes, "runs": list(runs.values())}
 
     table = io.StringIO()
-    columns = ["env", "steps", "n_seeds", "mean", "std", "training_seconds", "target", "reached", "published"]
+    columns = ["env", "steps", "n_seeds", "mean", "std", "training_seconds", "vec_env", "target", "reached", "published"]
     writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

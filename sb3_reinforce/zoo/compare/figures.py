@@ -95,7 +95,8 @@ def learning_curves(results: Results, signs: Signs, env_id: str, axis: str) -> F
             axes.axhline(results.thresholds[env_id], color="gray", linewidth=0.8, linestyle=":")
         limit_to_means(axes, results, env_id)
         axes.set(title=env_id, xlabel="environment steps" if axis == "steps" else "seconds of training", ylabel="score")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if axis == "steps":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(fontsize=9)
 
     return new_figure(draw)

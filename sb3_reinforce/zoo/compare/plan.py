@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +163,9 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
     :return: The entry, overrides included.
     :raises UserError: If there is no such file or no such entry, or the algorithm has no such action space.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        # Such as that batches do not fit to the single environment that is made here
+        warnings.simplefilter("ignore")
         manager = make_manager(env_id, contender.algo, contender.conf_file, seed=0, overrides=dict(contender.overrides))
         if not manager.config.endswith((".yml", ".yaml")):
             raise UserError(f"{manager.config} must be a yml file")

@@ -1,0 +1,162 @@
+"""The command ``sb3-reinforce compare`` as a user runs it, on tiny budgets, and its report in a browser."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from stable_baselines3 import PPO
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.zoo.cli import main
+from sb3_reinforce.zoo.compare.plan import Task
+from sb3_reinforce.zoo.compare.run import RESULT_FILE
+
+SMALL = ["--n-evaluations", "2", "--eval-episodes", "2", "--final-episodes", "3", "--jobs", "2"]
+#: What may differ between two runs of the same command.
+TIMES = ["seconds", "steps_per_second", "seconds_to_threshold"]
+
+
+def arguments(folder: Path, *others: str) -> list[str]:
+    return ["compare", "--env", "CartPole-v1", "--seeds", "1", "-f", str(folder), *SMALL, *others]
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Path:
+    """Three algorithms, of which one normalises observations, and a variant."""
+    folder = tmp_path_factory.mktemp("comparison") / "comparison"
+    config = folder.parent / "ppo.yml"
+    config.write_text("default: {n_envs: 2, n_timesteps: 1000, policy: MlpPolicy, n_steps: 64, normalize: true}")
+    others = ["--algos", "reinforce", "a2c", "ppo", "--conf-file", f"ppo={config}", "-n", "600"]
+    assert main([*arguments(folder, *others), "--variant", "no-baseline", "baseline:None"]) == 0
+    return folder
+
+
+def test_report_and_models_are_there(comparison):
+    runs = pd.read_csv(comparison / "results.csv")
+    assert set(runs["contender"]) == {"reinforce", "a2c", "ppo", "no-baseline"}
+    assert (runs["steps"] >= 600).all()
+    assert runs["score"].between(1, 500).all()
+    curves = pd.read_csv(comparison / "curves.csv")
+    # Before the training, in its middle and after it
+    assert (curves.groupby("contender").size() == 3).all()
+    assert (curves.groupby("contender")["steps"].first() == 0).all()
+    assert (comparison / "report.md").read_text().count("One seed says nothing") == 1
+    final = comparison / Task("CartPole-v1", "ppo", 0).folder / "ppo/CartPole-v1_1"
+    assert PPO.load(final / "CartPole-v1.zip").num_timesteps >= 600
+    assert (final / "CartPole-v1/vecnormalize.pkl").is_file()
+    assert (final / "best_model.zip").is_file()
+    variant = comparison / Task("CartPole-v1", "no-baseline", 0).folder / "reinforce/CartPole-v1_1"
+    assert REINFORCE.load(variant / "CartPole-v1.zip").baseline is None
+
+
+def test_finished_runs_are_not_trained_again(comparison, capsys):
+    times = {path: path.stat().st_mtime_ns for path in comparison.rglob(RESULT_FILE)}
+    assert len(times) == 5
+    config = comparison.parent / "ppo.yml"
+    others = ["--algos", "reinforce", "a2c", "ppo", "--conf-file", f"ppo={config}", "-n", "600"]
+    others += ["--variant", "no-baseline", "baseline:None"]
+    assert main(arguments(comparison, *others)) == 0
+    assert {path: path.stat().st_mtime_ns for path in comparison.rglob(RESULT_FILE)} == times
+    assert "Report: " in capsys.readouterr().out
+    assert main(arguments(comparison, *others, "--seeds", "2")) == 1
+    assert "seeds: [0] there, [0, 1] asked for" in capsys.readouterr().err
+
+
+def test_killed_and_started_again(tmp_path):
+    """Kill the command by its process id between two results, and compare with the same command left alone."""
+    folder, others = tmp_path / "killed", ["--algos", "reinforce", "a2c", "-n", "600", "--jobs", "1"]
+    command = [sys.executable, "-m", "sb3_reinforce", *arguments(folder, *others)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = folder / Task("CartPole-v1", "reinforce", 0).folder / RESULT_FILE
+    second = folder / Task("CartPole-v1", "a2c", 0).folder
+    deadline = time.monotonic() + 300
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert first.exists()
+    assert not (second / RESULT_FILE).exists()
+    assert children
+    # A run must not go on without the command that wants it
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+    written = first.stat().st_mtime_ns
+    assert main(arguments(folder, *others)) == 0
+    assert first.stat().st_mtime_ns == written
+    assert main(arguments(tmp_path / "whole", *others)) == 0
+    tables = [pd.read_csv(path / "results.csv").drop(columns=TIMES) for path in (folder, tmp_path / "whole")]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_failed_run_does_not_sink_the_others(tmp_path, capsys):
+    folder = tmp_path / "comparison"
+    # PPO finds out late that it cannot make batches of one
+    config = tmp_path / "ppo.yml"
+    config.write_text("default: {n_timesteps: 1000, policy: MlpPolicy, n_steps: 64, target_kl: wrong}")
+    others = ["--algos", "ppo", "reinforce", "--conf-file", f"ppo={config}", "-n", "300"]
+    assert main(arguments(folder, *others)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 runs failed, and the same command does them again: ppo on CartPole-v1, seed 0: exit status 1: TypeError" in error
+    markdown = (folder / "report.md").read_text()
+    assert "## Missing runs" in markdown
+    assert "TypeError" in markdown
+    assert list(pd.read_csv(folder / "results.csv")["contender"]) == ["reinforce"]
+
+
+def test_budget_in_seconds(tmp_path):
+    assert main(arguments(tmp_path / "comparison", "--algos", "reinforce", "--seconds", "2")) == 0
+    run = pd.read_csv(tmp_path / "comparison/results.csv").iloc[0]
+    assert run["seconds"] >= 2.0
+    assert run["steps"] > 300
+    curve = pd.read_csv(tmp_path / "comparison/curves.csv")
+    assert 1.0 <= curve["seconds"][1] < run["seconds"]
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chrome = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    driver = shutil.which("chromedriver")
+    if chrome is None or driver is None:
+        pytest.skip("no Chromium and ChromeDriver on this machine (.ci/run installs them)")
+    options = Options()
+    options.binary_location = chrome
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_in_a_browser(comparison, browser, width):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get((comparison / "report.html").as_uri())
+    assert browser.execute_script("return window.innerWidth") == width
+    assert "reinforce" in browser.title
+    loaded = browser.execute_script("return [...document.images].map(image => image.complete && image.naturalWidth > 0)")
+    assert len(loaded) == len(list((comparison / "figures").glob("*.svg")))
+    assert all(loaded)
+    # Nothing sticks out: wide tables scroll in their own box
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # Figures keep a readable size: their text is a 48th of their width, drawn at 10 points on 4.8 inches
+    widths = browser.execute_script("return [...document.images].map(image => image.clientWidth)")
+    assert min(widths) >= 300
+    assert browser.execute_script("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")] == []
