@@ -102,7 +102,7 @@ def test_killed_and_started_again(tmp_path):
 
 def test_a_failed_run_does_not_sink_the_others(tmp_path, capsys):
     folder = tmp_path / "comparison"
-    # PPO finds out late that it cannot make batches of one
+    # What PPO is given here it only finds out about in its first update
     config = tmp_path / "ppo.yml"
     config.write_text("default: {n_timesteps: 1000, policy: MlpPolicy, n_steps: 64, target_kl: wrong}")
     others = ["--algos", "ppo", "reinforce", "--conf-file", f"ppo={config}", "-n", "300"]

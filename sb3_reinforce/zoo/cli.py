@@ -72,7 +72,19 @@ COMMANDS = {
 #: What `pip install "sb3-reinforce[zoo]"` brings along.
 EXTRA_MODULES = {
     *("rl_zoo3", "sb3_contrib", "optuna", "yaml", "huggingface_hub", "huggingface_sb3", "requests", "pytablewriter"),
-    *("matplotlib", "pandas", "rliable", "scipy", "seaborn", "moviepy", "imageio_ffmpeg", "pygame", "tensorboard"),
+    *(
+        "matplotlib",
+        "pandas",
+        "rliable",
+        "scipy",
+        "seaborn",
+        "moviepy",
+        "imageio_ffmpeg",
+        "pygame",
+        "tensorboard",
+        "jinja2",
+        "filelock",
+    ),
 }
 
 

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     print((folder / "report.md").read_text(encoding="utf-8").split("\n")[2])
     print(f"Report: {folder / 'report.html'}")
     if failures:
-        raise UserError(f"{len(failures)} runs failed, and the same command does them again: {'; '.join(failures)}")
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in failures.items())
+        raise UserError(f"{len(failures)} runs failed, and the same command does them again: {reasons}")
 
 
 def train(folder: Path, settings: Settings, jobs: int) -> dict[Any, str]:

@@ -33,6 +33,7 @@ class Pool:
         self.folder = folder
         self.jobs = jobs
         self._stopped = False
+        self._n_finished = 0
         self._lock = threading.Lock()
         self._children: dict[Task, subprocess.Popen[str]] = {}
         self._spent: dict[Task, float] = {}
@@ -46,11 +47,12 @@ class Pool:
         :raises KeyboardInterrupt: If the user interrupts; the running processes are ended first.
         """
         missing = [task for task in tasks if not (self.folder / task.folder / RESULT_FILE).exists()]
+        self._n_finished = len(tasks) - len(missing)
         failures: dict[Task, str] = {}
         bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs [{elapsed}, left {remaining}{postfix}]"
         with (
             tqdm(
-                total=len(tasks), initial=len(tasks) - len(missing), desc="compare", bar_format=bar_format, mininterval=1.0
+                total=len(tasks), initial=self._n_finished, desc="compare", bar_format=bar_format, mininterval=1.0
             ) as progress,
             ThreadPoolExecutor(self.jobs) as executor,
         ):
@@ -110,8 +112,8 @@ class Pool:
 
     def _show(self, task: Task, spent: float) -> None:
         with self._lock:
-            self._progress.update(spent - self._spent.get(task, 0.0))
             self._spent[task] = spent
+            self._progress.update(self._n_finished + sum(self._spent.values()) - self._progress.n)
             running = ", ".join(str(running) for running in self._children)
             self._progress.set_postfix_str(f"running: {running or 'none'}", refresh=False)
 

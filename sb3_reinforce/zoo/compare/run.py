@@ -287,7 +287,8 @@ def score_random(settings: Settings, task: Task) -> dict[str, Any]:
 
 def end_with_parent() -> None:
     """End this process when its standard input is closed: a comparison that was killed must not train on unseen."""
-    sys.stdin.buffer.read()
+    # Not sys.stdin.read(), whose lock the interpreter needs at its own end
+    os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
