@@ -17,8 +17,10 @@ from selenium.webdriver.chrome.service import Service
 from stable_baselines3 import PPO
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
-from sb3_reinforce.zoo.compare.plan import Task
+from sb3_reinforce.zoo.compare import plan
+from sb3_reinforce.zoo.compare.plan import Settings, Task
 from sb3_reinforce.zoo.compare.run import RESULT_FILE
 
 SMALL = ["--n-evaluations", "2", "--eval-episodes", "2", "--final-episodes", "3", "--jobs", "2"]
@@ -98,6 +100,22 @@ def test_killed_and_started_again(tmp_path):
     assert main(arguments(tmp_path / "whole", *others)) == 0
     tables = [pd.read_csv(path / "results.csv").drop(columns=TIMES) for path in (folder, tmp_path / "whole")]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_run_ends_when_nobody_waits_for_it(tmp_path):
+    register()
+    entries = plan.read_entries(["CartPole-v1"], [plan.Contender("ppo", "ppo")])
+    plan.claim_folder(tmp_path / "comparison", Settings([0], 10_000_000, None, 1, 1, 1, entries, {"ppo": "ppo"}))
+    folder = tmp_path / "comparison" / Task("CartPole-v1", "ppo", 0).folder
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "sb3_reinforce.zoo.compare.run", str(tmp_path / "comparison"), "CartPole-v1", "ppo", "0"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    # Its first line of progress: it trains
+    assert process.stdout.readline()
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(timeout=60) == 1
+    assert not (folder / RESULT_FILE).exists()
 
 
 def test_a_failed_run_does_not_sink_the_others(tmp_path, capsys):

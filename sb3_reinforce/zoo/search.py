@@ -40,6 +40,7 @@ def sample_reinforce_params(
         "bootstrap_at_time_limit": trial.suggest_categorical("bootstrap_at_time_limit", [True, False]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
+        "ortho_init": trial.suggest_categorical("ortho_init", [True, False]),
     }
     if n_actions > 0:
         params["log_std_init"] = trial.suggest_float("log_std_init", -2.0, 0.5)
@@ -62,6 +63,8 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     policy_kwargs: dict[str, Any] = {
         "net_arch": {"pi": list(net_arch), "vf": list(net_arch)},
         "activation_fn": ACTIVATIONS[kwargs.pop("activation_fn")],
+        # Without it a policy does not start uniform, which some sparse rewards need
+        "ortho_init": kwargs.pop("ortho_init"),
         # The critic leaves shared layers alone: on images it needs its own
         "share_features_extractor": False,
     }
