@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -120,6 +121,11 @@ class Crash(Exception):
 
 def entry_hash(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def json_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """Write the infinite numbers of an entry, which JSON lacks, as YAML does."""
+    return {key: ".inf" if value == math.inf else value for key, value in entry.items()}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -247,7 +253,7 @@ class Runner:
             "env": task.env,
             "seed": task.seed,
             "entry_hash": entry_hash(task.entry),
-            "entry": task.entry,
+            "entry": json_entry(task.entry),
             "mean": float(np.mean(evaluation["scores"])),
             "std_over_episodes": float(np.std(evaluation["scores"])),
             "training_seconds": training_seconds,
@@ -285,6 +291,11 @@ def run_tasks(tasks: list[Task], options: argparse.Namespace, made_by: dict[str,
             interrupted = True
             runner.stop()
             pool.shutdown(cancel_futures=True)
+        except BaseException:
+            # Whatever cannot be written down must not be trained first
+            runner.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
     return crashes, interrupted
 
 
