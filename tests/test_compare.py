@@ -51,7 +51,7 @@ def test_overlapping_intervals_tell_nothing():
 
 
 def test_normalised_scores():
-    np.testing.assert_allclose(statistics.normalise(np.array([20.0, 60.0, 100.0, 0.0]), 20.0, 100.0), [0.0, 0.5, 1.0, -0.25])
+    np.testing.assert_allclose(statistics.normalise(np.array([20.0, 60.0, 100.0, 0.0]), 20.0, 100.0), [0.0, 0.5, 1.0, 0.0])
     np.testing.assert_array_equal(statistics.normalise(np.array([3.0, 5.0]), 5.0, 5.0), [0.0, 0.0])
 
 
@@ -152,9 +152,13 @@ def test_no_hyperparameters_for_a_pair(capsys, tmp_path):
         (["--variant", "alone"], "must be a name and at least one key:value"),
         (["--variant", "ppo", "baseline:None"], "the name 'ppo' is taken twice"),
         (["--variant", "a/b", "baseline:None"], "a variant cannot be called 'a/b'"),
+        (["--variant", "dqn", "baseline:None"], "a variant cannot be called 'dqn', which is another algorithm"),
+        (["--variant", "hard", "env_kwargs:{'sutton_barto_reward': True}"], "CartPole-v1 have different env_kwargs"),
         (["--variant", "wrong", "basline:None"], "unknown key, did you mean baseline?"),
         (["--threshold", "Acrobot-v1=-100"], "Acrobot-v1 is not compared"),
         (["--threshold", "CartPole-v1=high"], "'high' is not a number"),
+        (["--threshold", "CartPole-v1=nan"], "'nan' is not a number"),
+        (["--report-only"], "there is no folder"),
     ],
 )
 def test_bad_arguments(capsys, monkeypatch, tmp_path, arguments, message):
@@ -188,6 +192,9 @@ def test_entries_hold_the_overrides():
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path, settings):
+    (tmp_path / "new").mkdir()
+    # As after a kill in the middle of the first claim
+    (tmp_path / "new" / ".comparison.json.unfinished").touch()
     plan.claim_folder(tmp_path / "new", settings)
     plan.claim_folder(tmp_path / "new", settings)
     assert plan.read_settings(tmp_path / "new") == settings
@@ -273,7 +280,28 @@ def test_summary_claims_no_more_than_the_intervals_allow(results):
     assert "reinforce has the highest final score on CartPole-v1." in text
     assert "no highest final score is claimed: Acrobot-v1 (ppo -95.0, not above reinforce)" in text
     assert "ppo has the highest" not in text
-    assert "The steps per second of reinforce were 10 times those of ppo" in text
+    assert (
+        "Steps per second of reinforce over those of the others (median over environments and their range): 10 for ppo" in text
+    )
+
+
+def test_summary_says_which_contender_has_no_interval(results):
+    runs = results.runs[(results.runs["contender"] == "reinforce") | (results.runs["seed"] == 0)]
+    lonely = results._replace(runs=runs)
+    text = summary.summarise(lonely, statistics.over_environments(lonely.normalised()))
+    assert "no difference from ppo (0.60) is claimed, since a single run has no interval" in text
+    assert "the intervals overlap" not in text
+
+
+def test_report_without_random_actions(results, tmp_path):
+    (tmp_path / Task("Acrobot-v1", RANDOM, 0).folder / "result.json").unlink()
+    incomplete = read_results(tmp_path, results.settings, {})
+    report.write_report(tmp_path, incomplete, [], {"random on Acrobot-v1": "exit status 1: a | b"})
+    markdown = (tmp_path / "report.md").read_text()
+    assert "| random on Acrobot-v1 | exit status 1: a \\| b |" in markdown
+    assert "-100.0 [-124.8, -75.2] | -95.0 [-132.3, -57.7] | none |" in markdown
+    # Only CartPole can be normalised
+    assert incomplete.normalised()["ppo"].shape == (3, 1)
 
 
 def test_summary_of_one_seed_claims_nothing(results):
@@ -284,7 +312,7 @@ def test_summary_of_one_seed_claims_nothing(results):
     )
     text = summary.summarise(one, statistics.over_environments(one.normalised()))
     assert "One seed says nothing" in text
-    assert "there are no intervals" in text
+    assert "since a single run has no interval" in text
     assert "has the highest final score" not in text
 
 

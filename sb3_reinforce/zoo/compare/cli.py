@@ -48,16 +48,19 @@ def main(arguments: Sequence[str]) -> None:
         entries=read_entries(options.env, contenders),
         algorithms={contender.name: contender.algo for contender in contenders},
     )
-    claim_folder(folder, settings)
+    if options.report_only and not folder.is_dir():
+        raise UserError(f"--report-only: there is no folder {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
+            claim_folder(folder, settings)
             if not options.report_only:
                 failures = {str(task): reason for task, reason in train(folder, settings, options.jobs).items()}
             results = read_results(folder, settings, thresholds)
             if results.runs.empty:
                 raise UserError(f"No run is finished, so there is no report: see {folder / 'runs'}")
-            write_report(folder, results, arguments, failures)
+            write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
     except filelock.Timeout as error:
         raise UserError(f"Another process is at work on {folder}") from error
     print((folder / "report.md").read_text(encoding="utf-8").split("\n")[2])
@@ -222,6 +225,8 @@ def choose_thresholds(env_ids: Sequence[str], chosen: dict[str, str]) -> dict[st
             raise UserError(f"--threshold {env_id}={score}: {env_id} is not compared")
         try:
             thresholds[env_id] = float(score)
+            if not math.isfinite(thresholds[env_id]):
+                raise ValueError
         except ValueError:
             raise UserError(f"--threshold {env_id}={score}: {score!r} is not a number") from None
     return thresholds

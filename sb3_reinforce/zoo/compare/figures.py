@@ -135,9 +135,11 @@ def final_scores(results: Results, signs: Signs, env_id: str) -> Figure:
             if estimate.has_interval:
                 axes.plot([estimate.low, estimate.high], [row, row], color=colour)
             axes.plot(estimate.value, row, "|", color=colour, markersize=18, markeredgewidth=2)
-        axes.axvline(results.random_scores[env_id], color="gray", linewidth=0.8, linestyle=":")
         scores = results.runs.loc[results.runs["env"] == env_id, "score"]
-        low, high = min(scores.min(), results.random_scores[env_id]), scores.max()
+        low, high = scores.min(), scores.max()
+        if env_id in results.random_scores:
+            axes.axvline(results.random_scores[env_id], color="gray", linewidth=0.8, linestyle=":")
+            low = min(low, results.random_scores[env_id])
         margin = 0.08 * (high - low) or 1.0
         axes.set_xlim(low - margin, high + margin)
         axes.set_yticks(range(len(present)), present)

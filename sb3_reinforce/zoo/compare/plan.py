@@ -107,6 +107,7 @@ def make_contenders(
     names = [RANDOM, *(contender.name for contender in contenders)]
     problems = [f"the name {name!r} is taken twice" for name in sorted(set(names)) if names.count(name) > 1]
     problems += [f"a variant cannot be called {name!r}" for name, _ in variants if not name.replace("-", "_").isidentifier()]
+    problems += [f"a variant cannot be called {name!r}, which is another algorithm" for name, _ in variants if name in ALGOS]
     idle = set(conf_files) - {contender.algo for contender in contenders}
     problems += [f"--conf-file for {algo!r}, which is not compared" for algo in sorted(idle)]
     if problems:
@@ -135,7 +136,11 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
                 entries.setdefault(env_id, {})[contender.name] = read_entry(env_id, contender)
             except Exception as error:
                 message = " ".join(str(error).split()) or type(error).__name__
-                problems.append(f"{contender.name} on {env_id}: {message}")
+                missing = "nothing under the key " if isinstance(error, KeyError) else ""
+                problems.append(f"{contender.name} on {env_id}: {missing}{message}")
+        kinds = {json.dumps(entry.get("env_kwargs"), sort_keys=True) for entry in entries.get(env_id, {}).values()}
+        if len(kinds) > 1:
+            problems.append(f"contenders on {env_id} have different env_kwargs, so their scores cannot be compared")
     if problems:
         raise UserError("nothing was trained: " + "; ".join(dict.fromkeys(problems)))
     return entries
@@ -170,8 +175,7 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
         if not manager.config.endswith((".yml", ".yaml")):
             raise UserError(f"{manager.config} must be a yml file")
         check_file(manager.config, env_id, manager._is_atari)
-        hyperparameters, entry = manager.read_hyperparameters()
-        kwargs, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparameters)
+        kwargs, entry = preprocess(manager)
         env = manager.create_envs(1, no_log=True)
         try:
             kwargs = manager._preprocess_action_noise(kwargs, entry, env)
@@ -183,6 +187,18 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
         finally:
             env.close()
     return dict(yaml.safe_load(yaml.safe_dump(dict(manager._entry))))
+
+
+def preprocess(manager: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Let a manager read its hyperparameters, so that it can make environments as they say.
+
+    :param manager: The manager.
+    :return: Arguments of the algorithm, and the entry of the file.
+    """
+    hyperparameters, entry = manager.read_hyperparameters()
+    kwargs, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparameters)
+    return kwargs, entry
 
 
 def make_manager(
@@ -228,7 +244,7 @@ def list_tasks(settings: Settings) -> list[Task]:
     List the runs, such that what is compared is trained close in time: the machine may be busier later.
 
     :param settings: The settings.
-    :return: The runs, the shorter ones of each environment first.
+    :return: The runs, by seed, environment and contender.
     """
     reference = [Task(env_id, RANDOM, 0) for env_id in settings.environments]
     return reference + [
@@ -256,9 +272,9 @@ def claim_folder(folder: Path, settings: Settings) -> None:
                 f"{folder} holds a comparison with other settings ({'; '.join(differences)}): choose another --folder"
             )
         return
-    if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    own = {".lock", unfinished_path(path).name}
+    if any(entry.name not in own for entry in folder.iterdir()):
         raise UserError(f"{folder} holds something else than a comparison: choose another --folder")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(wanted, indent=1))
 
 
@@ -316,6 +332,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     :param path: The file.
     :param content: Its content.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = unfinished_path(path)
     unfinished.write_bytes(content)
     unfinished.replace(path)
+
+
+def unfinished_path(path: Path) -> Path:
+    """
+    Name the file that becomes another when it is complete.
+
+    :param path: The other.
+    :return: A hidden file beside it.
+    """
+    return path.with_name(f".{path.name}.unfinished")

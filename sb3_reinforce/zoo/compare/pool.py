@@ -63,7 +63,7 @@ class Pool:
                     task = futures[future]
                     try:
                         future.result()
-                    except RunFailed as error:
+                    except Exception as error:
                         failures[task] = str(error)
                         progress.write(f"FAILED {task}: {error}", file=sys.stderr)
             except BaseException:
@@ -101,7 +101,11 @@ class Pool:
             assert child.stdout is not None
             self._show(task, 0.0)
             for line in child.stdout:
-                self._show(task, float(line))
+                try:
+                    self._show(task, float(line))
+                except ValueError:
+                    # Printed by a library before the run could send such lines elsewhere
+                    log.write(line)
             return_code = child.wait()
         with self._lock:
             del self._children[task]

@@ -2,18 +2,16 @@
 
 import base64
 import io
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import matplotlib
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
-from stable_baselines3.common.utils import get_system_info
 
 from sb3_reinforce.zoo.compare import figures, statistics, summary
 from sb3_reinforce.zoo.compare.plan import write_bytes, write_text
@@ -190,10 +188,10 @@ def make_sections(
             Section(
                 "Over all environments",
                 [
-                    "Final scores, normalised such that random actions have 0 and the best run of this comparison has 1 in "
-                    "each environment. Intervals are 95 % stratified bootstrap intervals (rliable). The profile shows the "
-                    "share of runs above each score; the probability of improvement is that of a run of the first over a run "
-                    "of the second on the same environment.",
+                    "Final scores, normalised such that random actions, and all that is worse, have 0 and the best run of "
+                    "this comparison has 1 in each environment. Intervals are 95 % stratified bootstrap intervals (rliable). "
+                    "The profile shows the share of runs above each score; the probability of improvement is that of a run "
+                    "of the first over a run of the second on the same environment.",
                 ],
                 aggregate_table(overall),
                 [pictures[name] for name in names],
@@ -204,8 +202,9 @@ def make_sections(
             Section(
                 "To the threshold",
                 [
-                    "Median over seeds of the training until an evaluation first reached the score; runs that never did count "
-                    "as infinite.",
+                    "Median over seeds (the upper of two in the middle) of the training until an evaluation first reached the "
+                    "score; runs that never did count as infinite. An evaluation sees it only afterwards, so these are upper "
+                    f"bounds, as coarse as the distance between evaluations: 1/{results.settings.n_evaluations} of a run.",
                 ],
                 threshold_table(results),
             )
@@ -232,7 +231,8 @@ def final_table(results: Results) -> Table:
     for env_id in results.environments:
         finals = [results.final(env_id, name) for name in results.contenders]
         cells = [NOTHING if final is None else summary.write(final, digits=1) for final in finals]
-        rows.append([env_id, *cells, f"{results.random_scores[env_id]:,.1f}"])
+        random = f"{results.random_scores[env_id]:,.1f}" if env_id in results.random_scores else NOTHING
+        rows.append([env_id, *cells, random])
     return Table(["environment", *results.contenders, "random actions"], rows)
 
 
@@ -322,7 +322,6 @@ def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[st
     :return: Names and values.
     """
     settings = results.settings
-    system, _ = get_system_info(print_info=False)
     seeds = ", ".join(map(str, settings.seeds))
     return [
         ("command", shlex.join(["sb3-reinforce", "compare", *arguments])),
@@ -333,18 +332,5 @@ def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[st
             f"with {SELECTION_SEED}), {settings.final_episodes} episodes for the scores (seeded with {REPORT_SEED}), the same "
             "for all; rewards not normalised; statistics of VecNormalize as in training, unchanged by evaluations",
         ),
-        ("machine", f"{cpu_model()}, {os.cpu_count()} cores; one thread a run; {system['OS']}"),
-        *((package, ", ".join(versions)) for package, versions in results.versions.items()),
-        ("Python", system["Python"]),
+        *((what, " and ".join(versions)) for what, versions in results.versions.items()),
     ]
-
-
-def cpu_model() -> str:
-    """
-    Name the processor.
-
-    :return: Its name where Linux tells it.
-    """
-    cpu_info = Path("/proc/cpuinfo")
-    lines: list[Any] = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown")

@@ -88,10 +88,11 @@ class Results(NamedTuple):
         Arrange the final scores for statistics over environments.
 
         :return: By contender the normalised scores, of shape (seeds, environments), of the seeds that are finished in every
-            environment; contenders without such a seed are left out.
+            environment whose random actions were scored; contenders without such a seed are left out.
         """
-        table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[self.environments].dropna()
-        for env_id in self.environments:
+        env_ids = [env_id for env_id in self.environments if env_id in self.random_scores]
+        table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[env_ids].dropna()
+        for env_id in env_ids:
             best = float(self.runs.loc[self.runs["env"] == env_id, "score"].max())
             table[env_id] = statistics.normalise(table[env_id].to_numpy(), self.random_scores[env_id], best)
         finished = table.index.get_level_values("contender")

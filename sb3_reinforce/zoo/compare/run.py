@@ -22,13 +22,12 @@ import yaml
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.utils import get_system_info, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, read_settings, write_text
+from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, read_settings, write_text
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
 RESULT_FILE = "result.json"
@@ -37,6 +36,8 @@ RESULT_FILE = "result.json"
 SELECTION_SEED = 1_000_000
 REPORT_SEED = 2_000_000
 MAX_EVAL_ENVS = 10
+#: What the numbers of a run depend on.
+PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3-contrib", "rl-zoo3", "torch", "numpy", "gymnasium", "mujoco", "box2d")
 
 
 class BudgetSpent(Exception):
@@ -89,12 +90,38 @@ class Evaluator:
         if train_env is not None:
             sync_envs_normalization(train_env, self.env)
         self.env.seed(seed)
+
+        def draw_exploration(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+            # The noise of gSDE stays what it is until it is drawn again, and predict() never draws
+            if model.use_sde and local_variables["done"]:
+                model.policy.reset_noise(self.env.num_envs)  # type: ignore[operator]
+
+        if model.use_sde:
+            model.policy.reset_noise(self.env.num_envs)  # type: ignore[operator]
         # Without Monitor's warning: the environments have one, below VecNormalize
         scores, _ = evaluate_policy(
-            model, self.env, n_episodes, deterministic=deterministic, return_episode_rewards=True, warn=False
+            model,
+            self.env,
+            n_episodes,
+            deterministic=deterministic,
+            callback=draw_exploration,
+            return_episode_rewards=True,
+            warn=False,
         )
         assert isinstance(scores, list)
         return scores
+
+    @property
+    def statistics(self) -> Any:
+        """Copy of the statistics that scale observations, None if they are not scaled."""
+        if self.vec_normalize is None or not self.vec_normalize.norm_obs:
+            return None
+        return copy.deepcopy(self.vec_normalize.obs_rms)
+
+    @statistics.setter
+    def statistics(self, value: Any) -> None:
+        if self.vec_normalize is not None and value is not None:
+            self.vec_normalize.obs_rms = value
 
 
 class ComparisonCallback(BaseCallback):
@@ -164,8 +191,8 @@ class ComparisonCallback(BaseCallback):
             scores = self.evaluator.score(self.model, self.settings.eval_episodes, SELECTION_SEED)
             if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
                 self.model.save(self.best_path, exclude=["_update_current_progress_remaining"])
+                self.best_statistics = self.evaluator.statistics
                 if self.evaluator.vec_normalize is not None:
-                    self.best_statistics = copy.deepcopy(self.evaluator.vec_normalize.obs_rms)
                     self.evaluator.vec_normalize.save(f"{self.best_path}_vecnormalize.pkl")
         self.evaluations.append({"steps": steps, "seconds": seconds, "scores": scores})
         n_evaluations = self.settings.n_evaluations
@@ -182,12 +209,9 @@ def train(settings: Settings, task: Task, folder: Path, report_progress: Callabl
     :param report_progress: Called with the part of the budget that is spent.
     :return: The result.
     """
-    register()
     algo = settings.algorithms[task.contender]
-    config = folder / "hyperparameters.yml"
-    write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.contender]}, width=1000))
     set_random_seed(task.seed)
-    manager = make_manager(task.env_id, algo, str(config), task.seed, str(folder), settings.n_timesteps or 0)
+    manager = restore_manager(settings, task, folder)
     experiment = manager.setup_experiment()
     assert experiment is not None
     model, _ = experiment
@@ -210,21 +234,38 @@ def train(settings: Settings, task: Task, folder: Path, report_progress: Callabl
     best_index = int(np.argmax([np.mean(evaluation["scores"]) for evaluation in callback.evaluations]))
     best = {"steps": callback.evaluations[best_index]["steps"], **final}
     if best_index < len(callback.evaluations) - 1:
-        if evaluator.vec_normalize is not None:
-            evaluator.vec_normalize.obs_rms = callback.best_statistics
+        evaluator.statistics = callback.best_statistics
         best |= report_scores(evaluator, ALGOS[algo].load(callback.best_path, device="cpu"), settings)
     evaluator.env.close()
     return {"steps": steps, "seconds": seconds, "evaluations": callback.evaluations, "final": final, "best": best}
+
+
+def restore_manager(settings: Settings, task: Task, folder: Path) -> ExperimentManager:
+    """
+    Make RL Zoo's experiment manager with the hyperparameters that the comparison began with.
+
+    :param settings: The settings of the comparison.
+    :param task: The run of a contender.
+    :param folder: Where the hyperparameters and the model go.
+    :return: The manager.
+    """
+    register()
+    config = folder / "hyperparameters.yml"
+    write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.contender]}, width=1000))
+    algo = settings.algorithms[task.contender]
+    return make_manager(task.env_id, algo, str(config), task.seed, str(folder), settings.n_timesteps or 0)
 
 
 def create_eval_env(manager: ExperimentManager, settings: Settings) -> VecEnv:
     """
     Make the evaluation environments.
 
-    :param manager: The manager of the run.
+    :param manager: The manager of the run, which has read the hyperparameters.
     :param settings: The settings of the comparison.
     :return: The environments; VecNormalize, if the entry has it, does not learn and leaves rewards alone.
     """
+    # RL Zoo passes arguments of the environment in the hyperparameters to the environments of the training only
+    manager.eval_env_kwargs = manager.env_kwargs
     return manager.create_envs(min(MAX_EVAL_ENVS, settings.final_episodes), eval_env=True)
 
 
@@ -271,18 +312,47 @@ class RandomPolicy:
         return np.stack([self.action_space.sample() for _ in range(self.n_envs)]), None
 
 
-def score_random(settings: Settings, task: Task) -> dict[str, Any]:
+def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]:
     """
-    Evaluate random actions.
+    Evaluate random actions, in environments that are wrapped as those of the first contender.
 
     :param settings: The settings of the comparison.
     :param task: The run.
+    :param folder: Where the hyperparameters go.
     :return: The result.
     """
-    env = make_vec_env(task.env_id, min(MAX_EVAL_ENVS, settings.final_episodes), seed=REPORT_SEED)
-    scores, _ = evaluate_policy(RandomPolicy(env), env, settings.final_episodes, return_episode_rewards=True)
+    manager = restore_manager(settings, Task(task.env_id, next(iter(settings.algorithms)), task.seed), folder)
+    preprocess(manager)
+    env = create_eval_env(manager, settings)
+    env.seed(REPORT_SEED)
+    scores, _ = evaluate_policy(RandomPolicy(env), env, settings.final_episodes, return_episode_rewards=True, warn=False)
     env.close()
     return {"final": {"stochastic": scores}}
+
+
+def describe_system() -> dict[str, str]:
+    """
+    Say what a run depends on beside its settings.
+
+    :return: Versions of the packages that are installed, of Python, and the machine.
+    """
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    system, _ = get_system_info(print_info=False)
+    return versions | {"Python": system["Python"], "machine": f"{cpu_model()}, {os.cpu_count()} cores; {system['OS']}"}
+
+
+def cpu_model() -> str:
+    """
+    Name the processor.
+
+    :return: Its name where Linux tells it.
+    """
+    cpu_info = Path("/proc/cpuinfo")
+    lines: list[str] = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown")
 
 
 def end_with_parent() -> None:
@@ -305,15 +375,14 @@ def main(arguments: list[str]) -> None:
     progress = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         if contender == RANDOM:
-            result = score_random(settings, task)
+            result = score_random(settings, task, Path(folder) / task.folder)
         else:
 
             def report_progress(spent: float) -> None:
                 print(f"{min(spent, 1.0):.3f}", file=progress, flush=True)
 
             result = train(settings, task, Path(folder) / task.folder, report_progress)
-    versions = {name: metadata.version(name) for name in ("sb3-reinforce", "stable-baselines3", "torch", "gymnasium")}
-    content = {"env": env_id, "contender": contender, "seed": int(seed), **result, "versions": versions}
+    content = {"env": env_id, "contender": contender, "seed": int(seed), **result, "versions": describe_system()}
     write_text(Path(folder) / task.folder / RESULT_FILE, json.dumps(content))
 
 

@@ -69,14 +69,16 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
 
 def normalise(scores: FloatArray, low: float, high: float) -> FloatArray:
     """
-    Scale scores such that random actions have 0 and the best run has 1.
+    Scale scores such that random actions and all that is worse have 0, and the best run has 1.
+
+    Without a bound below, an environment in which the best run is hardly better than random would outweigh all others.
 
     :param scores: Scores of one environment.
     :param low: Score of random actions.
     :param high: Score of the best run.
     :return: Scaled scores, all 0 if no run is better than random actions.
     """
-    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
+    return np.maximum((scores - low) / (high - low), 0.0) if high > low else np.zeros_like(scores)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def describe_extent(results: Results) -> str:
     elif settings.n_timesteps is not None:
         budget = f"{settings.n_timesteps:,} environment steps each"
     else:
-        budget = "each for the number of steps in its own hyperparameters, so that budgets differ"
+        budget = "each for the number of steps in its own hyperparameters"
     environments = (
         join(results.environments) if len(results.environments) <= 3 else f"{len(results.environments)} environments"
     )
@@ -61,18 +61,17 @@ def describe_aggregate(overall: Overall) -> str:
     :return: A sentence.
     """
     estimates = overall.aggregates["IQM"]
-    leader, behind, level = rank(estimates)
+    leader, behind, level, without = rank(estimates)
     sentence = (
         f"Over all environments {leader} has the highest interquartile mean of the normalised final scores, "
         f"{write(estimates[leader])}"
     )
     if behind:
         sentence += f"; its interval lies above that of {join(f'{name} ({write(estimates[name])})' for name in behind)}"
-    if level:
-        named = join(f"{name} ({write(estimates[name])})" for name in level)
-        sentence += f"; no difference from {named} is claimed, since " + (
-            "the intervals overlap" if estimates[leader].has_interval else "there are no intervals"
-        )
+    for names, reason in ((level, "the intervals overlap"), (without, "a single run has no interval")):
+        if names:
+            named = join(f"{name} ({write(estimates[name])})" for name in names)
+            sentence += f"; no difference from {named} is claimed, since {reason}"
     return f"{sentence}."
 
 
@@ -90,14 +89,14 @@ def describe_environments(results: Results) -> list[str]:
         estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
         if len(estimates) < 2:
             continue
-        leader, _, level = rank(estimates)
-        if level:
-            undecided.append(f"{env_id} ({leader} {estimates[leader].value:,.1f}, not above {join(level)})")
+        leader, _, level, without = rank(estimates)
+        if level or without:
+            undecided.append(f"{env_id} ({leader} {estimates[leader].value:,.1f}, not above {join(level + without)})")
         else:
             winners.setdefault(leader, []).append(env_id)
     sentences = [f"{name} has the highest final score on {join(env_ids)}." for name, env_ids in winners.items()]
     if undecided and len(results.settings.seeds) > 1:
-        sentences.append(f"Where intervals overlap, no highest final score is claimed: {join(undecided)}.")
+        sentences.append(f"Where intervals overlap or are missing, no highest final score is claimed: {join(undecided)}.")
     return sentences
 
 
@@ -120,20 +119,25 @@ def describe_speed(results: Results) -> list[str]:
         ratios = [speeds[first][env_id] / speeds[other][env_id] for env_id in speeds[first] if env_id in speeds[other]]
         if ratios:
             spread = f" ({min(ratios):.2g} to {max(ratios):.2g})" if len(ratios) > 1 else ""
-            parts.append(f"{np.median(ratios):.2g} times those of {other}{spread}")
-    return [f"The steps per second of {first} were {join(parts)}."] if parts else []
+            parts.append(f"{np.median(ratios):.2g} for {other}{spread}")
+    if not parts:
+        return []
+    over = "median over environments and their range" if len(results.environments) > 1 else "medians over seeds"
+    return [f"Steps per second of {first} over those of the others ({over}): {join(parts)}."]
 
 
-def rank(estimates: dict[str, Estimate]) -> tuple[str, list[str], list[str]]:
+def rank(estimates: dict[str, Estimate]) -> tuple[str, list[str], list[str], list[str]]:
     """
     Find the highest estimate, and from which others it can be told.
 
     :param estimates: Estimates by name.
-    :return: The highest; those whose interval lies below its own; those with which it overlaps, or without intervals.
+    :return: The highest; those whose interval lies below its own; those whose interval overlaps it; those for which there
+        are not two intervals to compare.
     """
     leader, *others = sorted(estimates, key=lambda name: -estimates[name].value)
     behind = [name for name in others if estimates[leader].is_above(estimates[name])]
-    return leader, behind, [name for name in others if name not in behind]
+    without = [name for name in others if not (estimates[leader].has_interval and estimates[name].has_interval)]
+    return leader, behind, [name for name in others if name not in behind + without], without
 
 
 def write(estimate: Estimate, digits: int = 2) -> str:
