@@ -149,6 +149,7 @@ def test_no_hyperparameters_for_a_pair(capsys, tmp_path):
         (["--conf-file", "mine.yml"], "--conf-file mine.yml: must be like NAME=VALUE"),
         (["--conf-file", "dqn=mine.yml"], "--conf-file for 'dqn', which is not compared"),
         (["--conf-file", "ppo=missing.yml"], "missing.yml"),
+        (["--algos"], "nothing to compare"),
         (["--variant", "alone"], "must be a name and at least one key:value"),
         (["--variant", "ppo", "baseline:None"], "the name 'ppo' is taken twice"),
         (["--variant", "a/b", "baseline:None"], "a variant cannot be called 'a/b'"),

@@ -106,7 +106,13 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="environments")
-    parser.add_argument("--algos", nargs="+", default=DEFAULT_ALGORITHMS, metavar="ALGO", help="algorithms of RL Zoo")
+    parser.add_argument(
+        "--algos",
+        nargs="*",
+        default=DEFAULT_ALGORITHMS,
+        metavar="ALGO",
+        help="algorithms of RL Zoo; with nothing behind it, only the variants are compared",
+    )
     parser.add_argument("--seeds", type=positive_int, default=5, help="number of runs of each pair, seeds count from 0")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(

@@ -100,7 +100,7 @@ def make_contenders(
     :param conf_files: Files with hyperparameters by algorithm.
     :param variants: Names and hyperparameters of variants of REINFORCE.
     :return: The algorithms, then the variants.
-    :raises UserError: If a name is taken twice, or a file belongs to no contender.
+    :raises UserError: If there is no contender, a name is taken twice, or a file belongs to no contender.
     """
     contenders = [Contender(algo, algo, conf_files.get(algo)) for algo in algorithms]
     contenders += [Contender(name, "reinforce", conf_files.get("reinforce"), overrides) for name, overrides in variants]
@@ -109,6 +109,8 @@ def make_contenders(
     problems += [f"a variant cannot be called {name!r}" for name, _ in variants if not name.replace("-", "_").isidentifier()]
     problems += [f"a variant cannot be called {name!r}, which is another algorithm" for name, _ in variants if name in ALGOS]
     idle = set(conf_files) - {contender.algo for contender in contenders}
+    if not contenders:
+        problems.append("nothing to compare: --algos and --variant are empty")
     problems += [f"--conf-file for {algo!r}, which is not compared" for algo in sorted(idle)]
     if problems:
         raise UserError("; ".join(problems))
