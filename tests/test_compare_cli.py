@@ -105,10 +105,12 @@ def test_killed_and_started_again(tmp_path):
 def test_a_run_ends_when_nobody_waits_for_it(tmp_path):
     register()
     entries = plan.read_entries(["CartPole-v1"], [plan.Contender("ppo", "ppo")])
-    plan.claim_folder(tmp_path / "comparison", Settings([0], 10_000_000, None, 1, 1, 1, entries, {"ppo": "ppo"}))
-    folder = tmp_path / "comparison" / Task("CartPole-v1", "ppo", 0).folder
+    comparison = tmp_path / "comparison"
+    comparison.mkdir()
+    plan.claim_folder(comparison, Settings([0], 10_000_000, None, 1, 1, 1, entries, {"ppo": "ppo"}))
+    folder = comparison / Task("CartPole-v1", "ppo", 0).folder
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "sb3_reinforce.zoo.compare.run", str(tmp_path / "comparison"), "CartPole-v1", "ppo", "0"]
+    command = [sys.executable, "-m", "sb3_reinforce.zoo.compare.run", str(comparison), "CartPole-v1", "ppo", "0"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     # Its first line of progress: it trains
     assert process.stdout.readline()

@@ -261,7 +261,7 @@ def claim_folder(folder: Path, settings: Settings) -> None:
     """
     Write the settings of a comparison, or check that they are those of the comparison that is there.
 
-    :param folder: Folder of the comparison.
+    :param folder: Folder of the comparison, which exists and is locked by the caller.
     :param settings: The settings.
     :raises UserError: If the folder holds a comparison with other settings, or anything else; lists the differences.
     """
