@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from made_up_runs import write_result
+
+from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, claim_folder, list_tasks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -343,3 +347,47 @@ def test_zoo_table_ends_its_trainings_when_interrupted(tmp_path, zoo_table):
         os.kill(int(logs[0].read_text()), 0)
     assert not (tmp_path / "results" / "zoo_table_runs.jsonl").exists()
     assert rows_of(tmp_path / "results")["CartPole-v1"]["mean"] is None
+
+
+# Several comparisons together
+
+
+@pytest.fixture
+def two_comparisons(tmp_path):
+    """One environment with three seeds, another with two: seed 0 scores 100 with ppo, all else is between it and 0."""
+    folders = [tmp_path / "three", tmp_path / "two"]
+    for folder, env_id, n_seeds in zip(folders, ["CartPole-v1", "Acrobot-v1"], [3, 2], strict=True):
+        folder.mkdir()
+        settings = Settings(
+            list(range(n_seeds)), None, 60.0, 1, 1, 1, {env_id: {"ppo": {}, "a2c": {}}}, {"ppo": "ppo", "a2c": "a2c"}
+        )
+        claim_folder(folder, settings)
+        for task in list_tasks(settings):
+            score = {RANDOM: 0.0, "ppo": 100.0 - 20.0 * task.seed, "a2c": 10.0 + 5.0 * task.seed}[task.contender]
+            write_result(folder, task, score)
+    return folders
+
+
+def test_compare_overall(tmp_path, two_comparisons):
+    run_in_process("compare_overall", tmp_path / "results", "--folders", *two_comparisons)
+    content = read_results(tmp_path / "results", "compare_overall")
+    assert content["environments"] == ["CartPole-v1", "Acrobot-v1"]
+    # The third seed of CartPole has no counterpart
+    np.testing.assert_allclose(content["scores"]["ppo"], [[1.0, 1.0], [0.8, 0.8]])
+    np.testing.assert_allclose(content["scores"]["a2c"], [[0.1, 0.1], [0.15, 0.15]])
+    # Of four runs the middle two
+    assert content["aggregates"]["IQM"]["ppo"][0] == pytest.approx(0.9)
+    text = (tmp_path / "results/compare_overall.md").read_text()
+    assert "ppo has the highest interquartile mean of the normalised final scores, 0.90" in text
+    assert "over the seeds 0, 1, which all comparisons have" in text
+    assert "| two | Acrobot-v1 | 60 seconds of training each |" in text
+
+
+def test_compare_overall_refuses_what_is_not_finished(tmp_path, two_comparisons, capsys):
+    next(two_comparisons[1].rglob("a2c/seed1/result.json")).unlink()
+    with pytest.raises(SystemExit, match="two is not finished: 1 runs are missing"):
+        run_in_process("compare_overall", tmp_path / "results", "--folders", *two_comparisons)
+    with pytest.raises(SystemExit):
+        run_in_process("compare_overall", tmp_path / "results", "--folders", tmp_path)
+    assert "holds no comparison" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()

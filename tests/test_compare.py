@@ -1,6 +1,5 @@
 """The parts of ``sb3-reinforce compare`` that need no training: statistics, checks, words, report."""
 
-import json
 import math
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 import pytest
 import rliable.metrics
 import yaml
+from made_up_runs import write_result
 
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
@@ -222,26 +222,6 @@ def test_runs_are_interleaved(settings):
 
 
 # Report
-
-
-def write_result(folder, task: Task, score: float, speed: float = 100.0) -> None:
-    folder = folder / task.folder
-    folder.mkdir(parents=True)
-    result = {"env": task.env_id, "contender": task.contender, "seed": task.seed, "versions": {"torch": "1"}}
-    if task.contender == RANDOM:
-        result |= {"final": {"stochastic": [score, score]}}
-    else:
-        result |= {
-            "steps": 1000,
-            "seconds": 1000 / speed,
-            "evaluations": [
-                {"steps": steps, "seconds": steps / speed, "scores": [score * part - 1.0, score * part + 1.0]}
-                for steps, part in ((0, 0.0), (500, 0.5), (1000, 1.0))
-            ],
-            "final": {"deterministic": [score - 2.0, score + 2.0], "stochastic": [score - 10.0]},
-            "best": {"steps": 500, "deterministic": [score + 5.0], "stochastic": [score - 5.0]},
-        }
-    (folder / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture
