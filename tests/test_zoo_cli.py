@@ -220,12 +220,22 @@ def test_list_without_scores(monkeypatch, capsys):
 
 def test_list_with_scores(monkeypatch, tmp_path, capsys):
     table = tmp_path / "zoo_table.csv"
-    table.write_text("env,steps,mean,std,n_seeds\nCartPole-v1,100000,499.52,1.0,10\n")
+    table.write_text(
+        "env,steps,mean,std,n_seeds\nCartPole-v1,100000,499.52,1.0,10\nAnt-v5,1000000,1309.8,,1\nAcrobot-v1,500000,,,0\n"
+    )
     monkeypatch.setattr(commands, "find_resource", lambda name: table)
     assert main(["list"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["CartPole-v1", "100,000", "499.5", "+/-", "1.0", "10"] in lines
+    assert ["Ant-v5", "1,000,000", "1,309.8", "1"] in lines
     assert ["Acrobot-v1", "500,000"] in lines
+
+
+def test_list_with_the_scores_that_are_shipped(capsys):
+    assert main(["list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["environment", "steps", "score", "seeds"]
+    assert ["InvertedPendulum-v5", "300,000", "1,000.0", "+/-", "0.0", "5"] in lines
 
 
 # Help

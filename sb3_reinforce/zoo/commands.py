@@ -237,7 +237,7 @@ def list_environments(args: list[str]) -> None:
     entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
     scores: dict[str, dict[str, str]] = {}
     with contextlib.suppress(FileNotFoundError), find_resource("benchmarks/results/zoo_table.csv").open(newline="") as file:
-        scores = {row["env"]: row for row in csv.DictReader(file)}
+        scores = {row["env"]: row for row in csv.DictReader(file) if row["mean"]}
     print(f"{'environment':<28}{'steps':>12}" + (f"{'score':>24}{'seeds':>8}" if scores else ""))
     for env_id, entry in entries.items():
         if env_id in FALLBACKS:
@@ -245,7 +245,8 @@ def list_environments(args: list[str]) -> None:
         line = f"{env_id:<28}{int(entry['n_timesteps']):>12,}"
         if env_id in scores:
             row = scores[env_id]
-            score = f"{float(row['mean']):,.1f} +/- {float(row['std']):,.1f}"
+            # One seed has no standard deviation
+            score = f"{float(row['mean']):,.1f}" + (f" +/- {float(row['std']):,.1f}" if row["std"] else "")
             line += f"{score:>24}{row['n_seeds']:>8}"
         print(line)
     print(f"Other environments use the entry {' or '.join(FALLBACKS)} of {hyperparams_path()}")
