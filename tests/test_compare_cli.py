@@ -61,6 +61,20 @@ def test_report_and_models_are_there(comparison):
     assert REINFORCE.load(variant / "CartPole-v1.zip").baseline is None
 
 
+def test_agents_of_a_comparison_can_be_shown(comparison, monkeypatch, capsys):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    folder = comparison / Task("CartPole-v1", "ppo", 0).folder
+    assert main(["enjoy", "--algo", "ppo", "--env", "CartPole-v1", "-n", "100", "-f", str(folder)]) == 0
+    assert "Loading" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(arguments(tmp_path / "file")) == 1
+    assert f"--folder {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+
+
 def test_finished_runs_are_not_trained_again(comparison, capsys):
     times = {path: path.stat().st_mtime_ns for path in comparison.rglob(RESULT_FILE)}
     assert len(times) == 5

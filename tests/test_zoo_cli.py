@@ -297,6 +297,60 @@ def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, modu
     assert message in fails(capsys, *args)
 
 
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["--env-kwargs", "foo:1"], ["reinforce.yml, CartPole-v1: cannot be set up as asked: TypeError", "foo"]),
+        (["-params", "policy:'MlpPolcy'"], ["ValueError: Policy MlpPolcy unknown"]),
+        (["-params", "policy_kwargs:dict(net_archh=[64])"], ["TypeError", "net_archh"]),
+        (["-params", "normalize:dict(norm_obss=True)"], ["TypeError", "norm_obss"]),
+        (["-params", "env_wrapper:'gymnasium.wrappers.NoWrapper'"], ["AttributeError", "NoWrapper"]),
+        (["-params", "use_sde:True"], ["CartPole-v1", "gSDE"]),
+        (["-params", "n_envs:0"], ["--hyperparams, CartPole-v1, n_envs: must be at least 1, not 0"]),
+        (["-params", "n_timesteps:-5"], ["n_timesteps: must be at least 1, not -5"]),
+        (["-params", "baseline:leave_one_out"], ["baseline:leave_one_out: what stands behind the colon must be Python"]),
+        (["-params", "learning_rate:lin_0.01"], ["learning_rate:lin_0.01: ", "text needs quotes"]),
+        (["--device", "gpu"], ["RuntimeError"]),
+        (["--algo", "ppo", "-params", "foo:1"], ["ppo.yml, CartPole-v1: ", "TypeError", "foo"]),
+        (["--conf-file", "mine"], ["--conf-file mine: neither a .yml file nor a .py file nor a module"]),
+        (["--conf-file", "mine.py"], ["--conf-file mine.py: neither"]),
+        (["--log-folder", "file"], ["--log-folder: file/reinforce/CartPole-v1_1 cannot be made: Not a directory"]),
+        (["-optimize", "--n-trials", "0"], ["--n-trials: must be at least 1, not 0"]),
+        (["-optimize", "--n-evaluations", "0"], ["--n-evaluations: must be at least 1, not 0"]),
+        (["-optimize", "--storage", "study.db"], ["--storage study.db: must be like sqlite:///FILE.db or FILE.log"]),
+    ],
+)
+def test_what_cannot_be_set_up_leaves_no_folder(tmp_path, capsys, args, parts):
+    (tmp_path / "file").touch()
+    error = fails(capsys, "train", "--env", "CartPole-v1", "-n", "300", *args)
+    assert all(part in error for part in parts), error
+    # An empty folder would be the latest run, for enjoy and all others
+    assert list(tmp_path.rglob("CartPole-v1_*")) == []
+
+
+def test_a_folder_of_runs_is_not_overwritten_by_videos(in_folder, capsys):
+    before = sorted(in_folder.rglob("*"))
+    error = fails(capsys, "record-training", "--env", "CartPole-v1", "-f", "logs", "-o", "logs")
+    assert "--output-folder logs: must be a new or empty folder" in error
+    assert sorted(in_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["all-plots", "-a", "reinforse", "-e", "CartPole-v1", "-f", "logs"], "no run of reinforse on CartPole-v1 in logs"),
+        (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "log"], "-f/--exp-folders log: there is no such folder"),
+        (["plot-train", "-a", "ppo", "-e", "CartPole-v1", "Typo-v1", "-f", "logs"], "no run of ppo on Typo-v1 in logs"),
+        (["plot-from-file", "-iqm"], "required: -i/--input"),
+        (["benchmark", "--log-dir", "log", "--no-hub"], "--log-dir log: there is no such folder"),
+    ],
+)
+def test_what_is_not_there_is_not_plotted(in_folder, capsys, args, message):
+    before = sorted(in_folder.rglob("*"))
+    assert message in fails(capsys, *args)
+    assert sorted(in_folder.rglob("*")) == before
+
+
 def test_a_missing_ffmpeg_is_explained_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)

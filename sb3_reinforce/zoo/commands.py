@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import csv
 import functools
+import glob
 import inspect
+import itertools
 import os
 import re
 import runpy
@@ -106,13 +108,16 @@ def record_training(args: list[str]) -> None:
     Record an agent at all its checkpoints with ``rl_zoo3.record_training``.
 
     :param args: Command line.
-    :raises UserError: If the algorithm is unknown, or there is no ffmpeg.
+    :raises UserError: If the algorithm is unknown, there is no ffmpeg, or the folder for the videos holds anything.
     """
     register()
     from sb3_reinforce.zoo import upstream
 
     check_algorithm(args)
     output, _ = take_option(args, "-o", "--output-folder")
+    # RL Zoo would delete it, whatever is in it
+    if output is not None and os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
+        raise UserError(f"--output-folder {output}: must be a new or empty folder")
     # ffmpeg takes the names in its list as relative to the list
     absolute_output = [] if output is None else ["--output-folder", os.path.abspath(output)]
     with contextlib.ExitStack() as stack:
@@ -127,12 +132,15 @@ def benchmark(args: list[str]) -> None:
     Evaluate all trained agents of a folder with ``rl_zoo3.benchmark``.
 
     :param args: Command line.
-    :raises UserError: If an agent cannot be downloaded.
+    :raises UserError: If an agent cannot be downloaded, or there is no folder of agents.
     """
     register()
     from sb3_reinforce.zoo import upstream
 
     if not asks_for_help(args):
+        log_dir, _ = take_option(args, "--log-dir")
+        if log_dir is not None and not os.path.isdir(log_dir):
+            raise UserError(f"--log-dir {log_dir}: there is no such folder")
         folder, _ = take_option(args, "--benchmark-dir")
         os.makedirs(folder or "logs/benchmark", exist_ok=True)
     with explained_download(), upstream.current_hub_errors(), upstream.registering_children():
@@ -179,9 +187,11 @@ def plot_train(args: list[str]) -> None:
     Plot training curves with ``rl_zoo3.plots.plot_train``.
 
     :param args: Command line.
+    :raises UserError: If an environment has no run.
     """
     from rl_zoo3.plots.plot_train import plot_train
 
+    require_runs(args, ("-a", "--algo"), ("-f", "--exp-folder"))
     plot("plot-train", plot_train, args)
 
 
@@ -191,11 +201,12 @@ def all_plots(args: list[str]) -> None:
 
     :param args: Command line.
     :raises UsageError: If an argument is missing.
-    :raises UserError: If the runs were evaluated too little.
+    :raises UserError: If an algorithm has no run in an environment, or the runs were evaluated too little.
     """
     from rl_zoo3.plots.all_plots import all_plots
 
     require_options(args, ("-a", "--algos"), ("-e", "--env"), ("-f", "--exp-folders"))
+    require_runs(args, ("-a", "--algos"), ("-f", "--exp-folders"))
     try:
         plot("all-plots", all_plots, args)
     except IndexError as error:
@@ -259,11 +270,22 @@ def run(name: str, function: Callable[[], Any], args: list[str]) -> None:
     :param name: The command, for messages.
     :param function: A function of RL Zoo.
     :param args: Command line.
+    :raises UsageError: If an argument that RL Zoo evaluates is not Python.
     """
     argv = sys.argv
     sys.argv = [f"sb3-reinforce {name}", *args]
     try:
         function()
+    except (NameError, SyntaxError) as error:
+        from sb3_reinforce.zoo import upstream
+
+        argument = upstream.argument_that_is_no_python(error)
+        if argument is None:
+            raise
+        raise UsageError(
+            f"{argument}: what stands behind the colon must be Python ({error}); text needs quotes, as in "
+            "-params \"baseline:'leave_one_out'\""
+        ) from error
     finally:
         sys.argv = argv
 
@@ -327,9 +349,46 @@ def require_options(args: list[str], *options: tuple[str, ...]) -> None:
     :param options: The names of each option.
     :raises UsageError: If one is missing.
     """
-    missing = [flags for flags in options if take_option(args, *flags)[0] is None]
+    missing = [flags for flags in options if not take_list(args, *flags)]
     if missing and not asks_for_help(args):
         raise UsageError(f"the following arguments are required: {', '.join('/'.join(flags) for flags in missing)}")
+
+
+def take_list(args: list[str], *flags: str) -> list[str]:
+    """
+    Read the values of one option of a command line that RL Zoo will parse.
+
+    :param args: Command line.
+    :param flags: The option's names.
+    :return: Its values, none if it is not given.
+    """
+    # Not by argparse, which takes -iqm for -i qm
+    starts = [index for index, word in enumerate(args) if word.split("=")[0] in flags]
+    if not starts:
+        return []
+    word, *others = args[starts[-1] :]
+    values = [word.partition("=")[2]] if "=" in word else []
+    return [*values, *itertools.takewhile(lambda other: not other.startswith("-"), others)]
+
+
+def require_runs(args: list[str], algo_flags: tuple[str, ...], folder_flags: tuple[str, ...]) -> None:
+    """
+    Check that there is something to plot, of which RL Zoo makes empty figures otherwise.
+
+    :param args: Command line.
+    :param algo_flags: Names of the option for the algorithms.
+    :param folder_flags: Names of the option for the folders.
+    :raises UserError: If a folder does not exist, or an algorithm has no run in an environment in any of the folders.
+    """
+    folders = take_list(args, *folder_flags)
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise UserError(f"{'/'.join(folder_flags)} {folder}: there is no such folder")
+    for algo, env_id in itertools.product(take_list(args, *algo_flags), take_list(args, "-e", "--env")):
+        if folders and not any(
+            glob.glob(f"{glob.escape(os.path.join(folder, algo.lower()))}/*{env_id}*/") for folder in folders
+        ):
+            raise UserError(f"no run of {algo} on {env_id} in {', '.join(folders)}")
 
 
 def asks_for_help(args: list[str]) -> bool:

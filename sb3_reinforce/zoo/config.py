@@ -1,6 +1,8 @@
 """Checks a configuration before RL Zoo hands it on, where a mistake would show late, and far from its place."""
 
 import difflib
+import importlib.util
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -32,6 +34,8 @@ ZOO_KEYS: dict[str, Any] = {
     "vec_env_wrapper": str | list | dict | None,
     "callback": str | list | dict | None,
 }
+#: What must be at least 1.
+COUNTS = ("n_timesteps", "n_envs", "frame_stack")
 #: What RL Zoo evaluates as Python if it is a string; the result must be a dict.
 EVALUATED = ("policy_kwargs", "normalize", "monitor_kwargs")
 SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate")
@@ -74,6 +78,21 @@ def check_file(file: str, env_id: str, is_atari: bool) -> None:
     entry = entries.get(env_id, entries.get(fallback))
     if not isinstance(entry, dict):
         raise UserError(f"{file} must hold a mapping of hyperparameters for {env_id!r} or {fallback!r}")
+
+
+def check_module(name: str) -> None:
+    """
+    Check that a configuration that is no yml file is what RL Zoo would import instead.
+
+    :param name: Path of a Python file, or name of a module.
+    :raises UserError: If it is neither.
+    """
+    try:
+        exists = os.path.isfile(name) if name.endswith(".py") else importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        exists = False
+    if not exists:
+        raise UserError(f"--conf-file {name}: neither a .yml file nor a .py file nor a module that can be imported")
 
 
 def check_hyperparameters(hyperparameters: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> None:
@@ -123,6 +142,8 @@ def find_problem(key: str, value: Any) -> str | None:
             return find_expression_problem(value)
     if not has_type(value, known[key]):
         return f"must be {describe(known[key])}, not {value!r}{hint_at_yaml(value)}"
+    if key in COUNTS and value < 1:
+        return f"must be at least 1, not {value!r}"
     return None
 
 

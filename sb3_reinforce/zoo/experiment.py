@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -16,12 +17,16 @@ import sqlalchemy.exc
 import yaml
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import get_latest_run_id
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from sb3_reinforce.zoo import ALGORITHM, hyperparams_path
-from sb3_reinforce.zoo.config import check_file, check_hyperparameters
+from sb3_reinforce.zoo.config import check_file, check_hyperparameters, check_module
 from sb3_reinforce.zoo.errors import UserError
+
+#: What environments, wrappers and algorithms raise if they are given arguments that they do not have or cannot use.
+CONFIGURATION_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, gym.error.Error)
 
 
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
@@ -41,11 +46,36 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
         if kwargs.get("config") is None and self.algo == ALGORITHM:
             self.config = str(hyperparams_path())
+        # What is saved with the run, where enjoy looks for the first
+        self.args.__dict__.setdefault("env_kwargs", None)
         if self.use_envpool:
-            # What is saved with the run
             self.args.vec_env = "envpool"
         self._study: optuna.Study | None = None
         self._entry: dict[str, Any] = {}
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        Read the hyperparameters, and make the environments and the model.
+
+        :return: As in RL Zoo: the model and the entry, or None if there will be a search.
+        :raises UserError: If anything of it cannot be made. The folder of the run is gone then: ``enjoy`` would take it for
+            the latest agent.
+        """
+        for flag, count in (("--n-trials", self.n_trials), ("--n-evaluations", self.n_evaluations)):
+            if self.optimize_hyperparameters and count is not None and count < 1:
+                raise UserError(f"{flag}: must be at least 1, not {count}")
+        if self.optimize_hyperparameters:
+            self._prepare_storage()
+        self._made_folder = False
+        try:
+            return super().setup_experiment()
+        except Exception as error:
+            if self._made_folder:
+                shutil.rmtree(self.save_path)
+            if isinstance(error, CONFIGURATION_ERRORS) and not isinstance(error, UserError):
+                where = f"{self.config}, {self.env_name.gym_id}"
+                raise UserError(f"{where}: cannot be set up as asked: {type(error).__name__}: {error}") from error
+            raise
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -55,6 +85,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :raises UserError: If something is wrong with it; names file, environment and key.
         """
         env_id = self.env_name.gym_id
+        if not self.config.endswith((".yml", ".yaml")):
+            check_module(self.config)
         if self.algo == ALGORITHM and self.config.endswith((".yml", ".yaml")):
             check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
@@ -64,7 +96,11 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return hyperparams, saved_hyperparams
 
     def create_log_folder(self) -> None:
-        """Make a folder that no other run has, and name a search such that ``enjoy`` does not take it for a run."""
+        """
+        Make a folder that no other run has, and name a search such that ``enjoy`` does not take it for a run.
+
+        :raises UserError: If it cannot be made.
+        """
         stem, number, folder = str(self.env_name), get_latest_run_id(self.log_path, self.env_name), self.save_path
         if self.optimize_hyperparameters:
             stem, number = f"{stem}_optimize", 1
@@ -75,7 +111,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 break
             except FileExistsError:
                 folder = os.path.join(self.log_path, f"{stem}_{next_number}")
-        self.save_path = folder
+            except OSError as error:
+                raise UserError(f"--log-folder: {folder} cannot be made: {error.strerror}") from error
+        self.save_path, self._made_folder = folder, True
         self.params_path = f"{folder}/{self.env_name}"
         super().create_log_folder()  # type: ignore[no-untyped-call]
 
@@ -128,7 +166,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
         :raises UserError: If no trial was completed.
         """
-        self._prepare_storage()
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
@@ -138,14 +175,23 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self._write_best_trial()
 
     def _prepare_storage(self) -> None:
-        """Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail."""
+        """
+        Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail.
+
+        :raises UserError: If there is no such database.
+        """
         if self.storage is None or self.storage.endswith(".log"):
             return
-        for pause in (0.5, 1.0, 2.0):
+        form = f"--storage {self.storage}: must be like sqlite:///FILE.db or FILE.log"
+        for pause in (0.5, 1.0, 2.0, None):
             try:
                 optuna.storages.RDBStorage(self.storage)
                 return
-            except sqlalchemy.exc.DatabaseError:
+            except sqlalchemy.exc.ArgumentError as error:
+                raise UserError(form) from error
+            except sqlalchemy.exc.DatabaseError as error:
+                if pause is None:
+                    raise UserError(f"{form}, and the database says: {error.orig}") from error
                 time.sleep(pause)
 
     def _write_best_trial(self) -> None:

@@ -95,3 +95,18 @@ def is_raised_on_purpose(error: BaseException) -> bool:
     if isinstance(error, ValueError | AssertionError):
         return str(traceback.extract_tb(error.__traceback__)[-1].line).startswith(("raise ", "assert "))
     return isinstance(error, FileNotFoundError)
+
+
+def argument_that_is_no_python(error: Exception) -> str | None:
+    """
+    Find the argument ``KEY:VALUE`` whose value RL Zoo could not evaluate.
+
+    :param error: What was raised.
+    :return: The argument, None if the error has nothing to do with one.
+    """
+    from rl_zoo3.utils import StoreDict
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is StoreDict.__call__.__code__:
+            return str(frame.f_locals["arguments"])
+    return None

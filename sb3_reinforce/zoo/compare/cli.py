@@ -50,7 +50,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     if options.report_only and not folder.is_dir():
         raise UserError(f"--report-only: there is no folder {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder {folder}: {error.strerror}") from error
     failures: dict[str, str] = {}
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
