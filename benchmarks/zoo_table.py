@@ -90,8 +90,8 @@ PUBLISHED = {
 }
 #: Why a row stays behind its target, as far as it is known.
 REASONS = {
-    "CartPole-v1": "the entry is tuned for the time to 475, at a constant step size; with the defaults of the class nine seeds "
-    "of ten have 500",
+    "CartPole-v1": "the entry is tuned for the time to 475, at a constant step size; with the defaults of the class nine "
+    "seeds of ten have 500",
     "Acrobot-v1": "the policy is good only while its step size decays, and a more daring start costs one seed in ten",
     "MountainCarContinuous-v0": "by 0.03: two seeds reach the goal with more effort, 89.7",
     "LunarLander-v3": "with seed 4 it hovers until the time is over, in 86 of 100 episodes; the other seeds have 212 to 268",
