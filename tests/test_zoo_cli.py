@@ -338,9 +338,9 @@ def test_a_folder_of_runs_is_not_overwritten_by_videos(in_folder, capsys):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["all-plots", "-a", "reinforse", "-e", "CartPole-v1", "-f", "logs"], "no run of reinforse on CartPole-v1 in logs"),
+        (["all-plots", "-a", "reinforse", "-e", "CartPole-v1", "-f", "logs"], "no run of reinforse with CartPole-v1 in logs"),
         (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "log"], "-f/--exp-folders log: there is no such folder"),
-        (["plot-train", "-a", "ppo", "-e", "CartPole-v1", "Typo-v1", "-f", "logs"], "no run of ppo on Typo-v1 in logs"),
+        (["plot-train", "-a", "ppo", "-e", "CartPole-v1", "Typo-v1", "-f", "logs"], "no run of Typo-v1 with ppo in logs"),
         (["plot-from-file", "-iqm"], "required: -i/--input"),
         (["benchmark", "--log-dir", "log", "--no-hub"], "--log-dir log: there is no such folder"),
     ],

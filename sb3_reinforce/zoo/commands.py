@@ -201,7 +201,7 @@ def all_plots(args: list[str]) -> None:
 
     :param args: Command line.
     :raises UsageError: If an argument is missing.
-    :raises UserError: If an algorithm has no run in an environment, or the runs were evaluated too little.
+    :raises UserError: If an algorithm or an environment has no run, or the runs were evaluated too little.
     """
     from rl_zoo3.plots.all_plots import all_plots
 
@@ -378,17 +378,23 @@ def require_runs(args: list[str], algo_flags: tuple[str, ...], folder_flags: tup
     :param args: Command line.
     :param algo_flags: Names of the option for the algorithms.
     :param folder_flags: Names of the option for the folders.
-    :raises UserError: If a folder does not exist, or an algorithm has no run in an environment in any of the folders.
+    :raises UserError: If a folder does not exist, or an algorithm or an environment has no run in any of them.
     """
     folders = take_list(args, *folder_flags)
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"{'/'.join(folder_flags)} {folder}: there is no such folder")
-    for algo, env_id in itertools.product(take_list(args, *algo_flags), take_list(args, "-e", "--env")):
-        if folders and not any(
-            glob.glob(f"{glob.escape(os.path.join(folder, algo.lower()))}/*{env_id}*/") for folder in folders
-        ):
-            raise UserError(f"no run of {algo} on {env_id} in {', '.join(folders)}")
+    algos, env_ids = take_list(args, *algo_flags), take_list(args, "-e", "--env")
+    found = {
+        (algo, env_id)
+        for folder, algo, env_id in itertools.product(folders, algos, env_ids)
+        if glob.glob(f"{glob.escape(os.path.join(folder, algo.lower()))}/*{env_id}*/")
+    }
+    for position, names in enumerate((algos, env_ids)):
+        for name in names:
+            if folders and not any(name == pair[position] for pair in found):
+                others = (env_ids, algos)[position]
+                raise UserError(f"there is no run of {name} with {', '.join(others)} in {', '.join(folders)}")
 
 
 def asks_for_help(args: list[str]) -> bool:

@@ -50,6 +50,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self.args.__dict__.setdefault("env_kwargs", None)
         if self.use_envpool:
             self.args.vec_env = "envpool"
+        self._made_folder = False
         self._study: optuna.Study | None = None
         self._entry: dict[str, Any] = {}
 
@@ -66,7 +67,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 raise UserError(f"{flag}: must be at least 1, not {count}")
         if self.optimize_hyperparameters:
             self._prepare_storage()
-        self._made_folder = False
         try:
             return super().setup_experiment()
         except Exception as error:
