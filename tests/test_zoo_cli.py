@@ -105,7 +105,9 @@ def test_plots(in_folder, capsys):
 def test_figures_are_not_saved_when_they_are_not_wanted(in_folder, tmp_path, monkeypatch):
     results = in_folder / "logs"
     monkeypatch.chdir(tmp_path)
-    assert main(["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", str(results), "--no-display"]) == 0
+    # RL Zoo takes abbreviations and values that are glued to their flag
+    options = ["-areinforce", "--env=CartPole-v1", "--exp-folder", str(results), "--no-display"]
+    assert main(["all-plots", *options]) == 0
     assert list(tmp_path.iterdir()) == []
 
 

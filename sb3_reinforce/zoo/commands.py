@@ -362,13 +362,12 @@ def take_list(args: list[str], *flags: str) -> list[str]:
     :param flags: The option's names.
     :return: Its values, none if it is not given.
     """
-    # Not by argparse, which takes -iqm for -i qm
-    starts = [index for index, word in enumerate(args) if word.split("=")[0] in flags]
-    if not starts:
-        return []
-    word, *others = args[starts[-1] :]
-    values = [word.partition("=")[2]] if "=" in word else []
-    return [*values, *itertools.takewhile(lambda other: not other.startswith("-"), others)]
+    parser = argparse.ArgumentParser(add_help=False)
+    # A flag of plot-from-file that would otherwise be -i with the value qm
+    parser.add_argument("-iqm", action="store_true")
+    parser.add_argument(*flags, dest="values", nargs="*", default=[])
+    values: list[str] = parser.parse_known_args(args)[0].values
+    return values
 
 
 def require_runs(args: list[str], algo_flags: tuple[str, ...], folder_flags: tuple[str, ...]) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import rliable.library
-import rliable.metrics
 import scipy.stats
 from numpy.typing import NDArray
+from rliable import library as rly
+from rliable import metrics
 
 FloatArray = NDArray[np.float64]
 
@@ -16,9 +16,9 @@ BOOTSTRAP_SAMPLES = 2000
 PROFILE_SCORES = np.linspace(0.0, 1.0, 101)
 #: Aggregates over runs and environments, and whether more is better.
 AGGREGATES: dict[str, tuple[Callable[[FloatArray], float], bool]] = {
-    "IQM": (rliable.metrics.aggregate_iqm, True),
-    "median": (rliable.metrics.aggregate_median, True),
-    "optimality gap": (rliable.metrics.aggregate_optimality_gap, False),
+    "IQM": (metrics.aggregate_iqm, True),
+    "median": (metrics.aggregate_median, True),
+    "optimality gap": (metrics.aggregate_optimality_gap, False),
 }
 
 
@@ -171,7 +171,7 @@ def bootstrap(data: Mapping[Any, Any], function: Callable[..., FloatArray]) -> t
     :return: What the function returns, and intervals of shape (2, ...), which are NaN if there is a single run.
     """
     with seeded():
-        points, intervals = rliable.library.get_interval_estimates(dict(data), function, reps=BOOTSTRAP_SAMPLES)
+        points, intervals = rly.get_interval_estimates(dict(data), function, reps=BOOTSTRAP_SAMPLES)
     for key, matrices in data.items():
         n_runs = min(len(matrix) for matrix in ([matrices] if isinstance(matrices, np.ndarray) else matrices))
         if n_runs < 2:
