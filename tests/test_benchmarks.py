@@ -305,6 +305,25 @@ def test_zoo_table_never_repeats_a_finished_run(tmp_path, zoo_table, fake_runs):
     assert rows_of(results_dir)["CartPole-v1"]["n_seeds"] == 5
 
 
+def test_zoo_table_has_a_row_for_a_shorter_training(tmp_path, zoo_table, fake_runs, monkeypatch):
+    results_dir = tmp_path / "results"
+    published = zoo_table[0].Published(103.0, "somebody 103 (20)")
+    monkeypatch.setattr(zoo_table[0], "SHORTER", {"CartPole-v1": (20, published)})
+    arguments = ["--seeds", 3, "--env", "CartPole-v1", *zoo_table[1]]
+    run_in_process("zoo_table", results_dir, *arguments)
+    assert fake_runs[0] == [("CartPole-v1", 3)] * 2
+    shorter, own = [row for row in read_results(results_dir, "zoo_table")["rows"] if row["env"] == "CartPole-v1"]
+    assert (shorter["steps"], shorter["published"], shorter["reached"]) == (20, "somebody 103 (20)", True)
+    assert (own["steps"], own["target"], own["reached"]) == (60, 500.0, False)
+    assert "- CartPole-v1, 20 steps" not in (results_dir / "zoo_table.md").read_text()
+    assert len({run["entry_hash"] for run in read_results(results_dir, "zoo_table")["runs"]}) == 2
+
+    # Another number of steps for all of them leaves nothing shorter
+    fake_runs[0].clear()
+    run_in_process("zoo_table", results_dir, "--n-timesteps", 70, *arguments)
+    assert fake_runs[0] == [("CartPole-v1", 3)]
+
+
 def test_zoo_table_reports_a_crash_and_goes_on(tmp_path, zoo_table, fake_runs):
     trained, crashing = fake_runs
     results_dir = tmp_path / "results"

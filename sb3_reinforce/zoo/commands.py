@@ -246,16 +246,18 @@ def list_environments(args: list[str]) -> None:
     """
     argparse.ArgumentParser("sb3-reinforce list").parse_args(args)
     entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
-    scores: dict[str, dict[str, str]] = {}
+    scores: dict[tuple[str, int], dict[str, str]] = {}
     with contextlib.suppress(FileNotFoundError), find_resource("benchmarks/results/zoo_table.csv").open(newline="") as file:
-        scores = {row["env"]: row for row in csv.DictReader(file) if row["mean"]}
+        # An environment may also be there with fewer steps than its entry has
+        scores = {(row["env"], int(row["steps"])): row for row in csv.DictReader(file) if row["mean"]}
     print(f"{'environment':<28}{'steps':>12}" + (f"{'score':>24}{'seeds':>8}" if scores else ""))
     for env_id, entry in entries.items():
         if env_id in FALLBACKS:
             continue
-        line = f"{env_id:<28}{int(entry['n_timesteps']):>12,}"
-        if env_id in scores:
-            row = scores[env_id]
+        steps = int(entry["n_timesteps"])
+        line = f"{env_id:<28}{steps:>12,}"
+        if (env_id, steps) in scores:
+            row = scores[env_id, steps]
             # One seed has no standard deviation
             score = f"{float(row['mean']):,.1f}" + (f" +/- {float(row['std']):,.1f}" if row["std"] else "")
             line += f"{score:>24}{row['n_seeds']:>8}"
