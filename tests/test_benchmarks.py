@@ -342,7 +342,9 @@ def test_zoo_table_reports_a_crash_and_goes_on(tmp_path, zoo_table, fake_runs):
 
 def test_zoo_table_ends_its_trainings_when_interrupted(tmp_path, zoo_table):
     endless = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    program = f"import sys, zoo_table; zoo_table.TRAIN_COMMAND = [sys.executable, '-c', {endless!r}]; "
+    # As in a terminal: where the tests run in the background of a shell, their children would ignore the signal
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += f"import sys, zoo_table; zoo_table.TRAIN_COMMAND = [sys.executable, '-c', {endless!r}]; "
     program += "sys.exit(zoo_table.main(sys.argv[1:]))"
     arguments = ["--results-dir", tmp_path / "results", "--seeds", 0, 1, "--env", "CartPole-v1", "--jobs", 1, *zoo_table[1]]
     process = subprocess.Popen(
