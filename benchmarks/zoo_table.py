@@ -114,17 +114,12 @@ SOURCES = (
 
 
 class Row(NamedTuple):
-    """What is trained with several seeds."""
+    """What is trained with several seeds; the name is what REASONS knows it by."""
 
+    name: str
     env: str
     entry: dict[str, Any] | None
     published: Published | None
-    is_shorter: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the reasons are known by."""
-        return f"{self.env}, {SHORTER[self.env][0]:,} steps" if self.is_shorter else self.env
 
 
 class Task(NamedTuple):
@@ -187,8 +182,8 @@ def plan_rows(path: Path, n_timesteps: int | None) -> list[Row]:
     for env in [*PUBLISHED, *(env for env in entries if env not in PUBLISHED)]:
         if env in entries and env in SHORTER and n_timesteps is None:
             steps, published = SHORTER[env]
-            rows.append(Row(env, {**entries[env], "n_timesteps": steps}, published, is_shorter=True))
-        rows.append(Row(env, entries.get(env), PUBLISHED.get(env)))
+            rows.append(Row(f"{env}, {steps:,} steps", env, {**entries[env], "n_timesteps": steps}, published))
+        rows.append(Row(env, env, entries.get(env), PUBLISHED.get(env)))
     return rows
 
 
