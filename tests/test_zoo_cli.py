@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_sb3
+import matplotlib
 import pytest
 import yaml
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from matplotlib import pyplot as plt
 
 from sb3_reinforce import REINFORCE, vec_env
 from sb3_reinforce.zoo import commands, hyperparams_path
@@ -117,6 +119,19 @@ def test_a_single_run_is_too_little_for_plot_from_file(in_folder, tmp_path, monk
     assert main(["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "-o", "results"]) == 0
     capsys.readouterr()
     assert "at least two runs" in fails(capsys, "plot-from-file", "-i", "results")
+
+
+def test_latex_that_is_missing_is_explained_in_one_line(in_folder, tmp_path, monkeypatch, capsys):
+    results = in_folder / "logs"
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-a", "reinforce", "-e", "CartPole-v1", "-f", str(results), "-max", "600", "-o", "results"]
+    assert main(["all-plots", *arguments]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("PATH", "")
+    # RL Zoo sets it for the whole process
+    with matplotlib.rc_context():
+        assert "-latex needs LaTeX" in fails(capsys, "plot-from-file", "-i", "results", "-latex")
+    plt.close("all")
 
 
 def test_children_know_reinforce(in_folder, tmp_path, monkeypatch, capfd):

@@ -219,8 +219,9 @@ def plot_from_file(args: list[str]) -> None:
 
     :param args: Command line.
     :raises UsageError: If an argument is missing.
-    :raises UserError: If an algorithm has too few runs.
+    :raises UserError: If an algorithm has too few runs, or LaTeX is asked for and missing.
     """
+    from matplotlib import texmanager
     from rl_zoo3.plots.plot_from_file import plot_from_file
 
     from sb3_reinforce.zoo import upstream
@@ -236,6 +237,10 @@ def plot_from_file(args: list[str]) -> None:
             "says what there is, --skip-keys and --skip-envs leave something out (RL Zoo stopped at "
             f"{type(error).__name__}: {error})"
         ) from error
+    except RuntimeError as error:
+        if upstream.file_of(error) != inspect.getfile(texmanager):
+            raise
+        raise UserError(f"-latex needs LaTeX with its usual fonts, and dvipng: {str(error).splitlines()[0]}") from error
 
 
 def list_environments(args: list[str]) -> None:
