@@ -36,6 +36,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.collection import make_action_transform
 from sb3_reinforce.sampling import make_action_sampler
 
 NAME = "throughput"
@@ -111,7 +112,7 @@ def policy_actions(model: REINFORCE, n_envs: int, seed: int, deterministic: bool
     if deterministic:
         return lambda observations: model.predict(observations, deterministic=True)[0]
     sample = make_action_sampler(model.policy, n_envs, np.random.default_rng(seed))
-    to_env_actions = model._make_action_transform()
+    to_env_actions = make_action_transform(model)
     return lambda observations: to_env_actions(sample(observations))
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,33 +15,22 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional as F
 
-from sb3_reinforce import baselines, returns
-from sb3_reinforce.buffers import (
-    DictEpisodeRolloutBuffer,
-    EpisodeBatch,
-    EpisodeRolloutBuffer,
-    map_observation,
-)
+from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
+from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, default_max_steps
+from sb3_reinforce.critic import fit_critic
+from sb3_reinforce.estimators import Estimator, StepWeights
 from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, remove_critic
+from sb3_reinforce.policy_step import clipped_norm, compute_gradient
+from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array
-from sb3_reinforce.sampling import make_action_sampler
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
-RETURN_TYPES = ("reward_to_go", "episode")
-BASELINES = ("value", "leave_one_out", "time_step", "mean", None)
-LOSS_REDUCTIONS = ("step", "episode")
-
 DEFAULT_N_STEPS = 256
-#: Steps of an environment that a rollout may last beyond its budget, unless ``max_rollout_steps`` says otherwise.
-DEFAULT_EXTRA_STEPS = 50_000
-#: With ``n_episodes``, how long the default bound expects an episode to be.
-EXPECTED_EPISODE_STEPS = 1_000
 
 
 class REINFORCE(OnPolicyAlgorithm):
@@ -230,23 +219,26 @@ class REINFORCE(OnPolicyAlgorithm):
             value = getattr(self, name)
             if value is not None and (value < 1 or value != int(value)):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value}: raise it")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
-        for name, choices in (("return_type", RETURN_TYPES), ("baseline", BASELINES), ("loss_reduction", LOSS_REDUCTIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {getattr(self, name)!r}")
-        if self.gae_lambda < 1.0 and (self.baseline != "value" or self.return_type != "reward_to_go"):
-            raise ValueError(
-                f"gae_lambda={self.gae_lambda} mixes critic values into the reward-to-go: it needs baseline='value' and "
-                f"return_type='reward_to_go', not baseline={self.baseline!r} and return_type={self.return_type!r}"
-            )
+        estimator = self.estimator
         one_episode = self.n_episodes == 1 or (self.n_steps == 1 and self.env is not None and self.n_envs == 1)
-        if self.baseline in ("leave_one_out", "time_step") and one_episode:
+        if estimator.compares_episodes and one_episode:
             raise ValueError(
                 f"baseline={self.baseline!r} compares episodes with each other, but an update has only one: "
                 "raise n_episodes or n_steps, or choose another baseline"
             )
+
+    @property
+    def estimator(self) -> Estimator:
+        """The switches that decide what each step of an episode weighs in the gradient, as one value."""
+        return Estimator(
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            return_type=self.return_type,
+            discounted_weighting=self.discounted_weighting,
+            baseline=self.baseline,
+            normalize_advantage=self.normalize_advantage,
+            loss_reduction=self.loss_reduction,
+        )
 
     def _setup_rollout_buffer(self) -> None:
         is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -320,104 +312,27 @@ class REINFORCE(OnPolicyAlgorithm):
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
 
-        if not np.all(self._last_episode_starts):
-            self._last_obs = env.reset()  # type: ignore[assignment]
-            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-        rollout_buffer.reset()
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-        to_env_actions = self._make_action_transform()
+        bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, env.num_envs)
         quota = EpisodeQuota(n_rollout_steps, self.n_episodes)
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
-        counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
-        n_running, n_episodes, n_steps = sum(counts), 0, 0
-        max_steps = self._max_rollout_steps()
-
-        callback.on_rollout_start()
-        sample_actions = make_action_sampler(self.policy, env.num_envs, self._rng)
-
-        while n_running > 0 and n_steps < max_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-
-            try:
-                actions = sample_actions(self._last_obs)  # type: ignore[arg-type]
-            except ValueError:
-                # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
-                rollout_buffer.add(self._last_obs, np.zeros_like(rollout_buffer.actions[0]), np.zeros(env.num_envs))  # type: ignore[arg-type]
-                rollout_buffer.check_finite()
-                raise
-            clipped_actions = to_env_actions(actions)
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-
-            self.num_timesteps += env.num_envs
-            n_steps += 1
-
-            # Give access to local variables
-            callback.update_locals(locals())
-            if not callback.on_step():
-                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-                return False
-
-            rollout_buffer.add(self._last_obs, actions, rewards)  # type: ignore[arg-type]
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-
-            # A quarter of the time of dones.any() on a few environments
-            if np.count_nonzero(dones):
-                for env_idx in np.flatnonzero(dones).tolist():
-                    if counts[env_idx]:
-                        info = infos[env_idx]
-                        goes_on = bootstraps and info.get("TimeLimit.truncated", False)
-                        rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
-                        self._update_info_buffer([info], dones[env_idx : env_idx + 1])
-                        n_episodes += 1
-                        counts[env_idx] = quota.admits(start_step=n_steps)
-                        n_running += counts[env_idx] - 1
-
-        if n_running > 0:
-            self._cut_running_episodes(rollout_buffer, counts, max_steps)
-            n_episodes += n_running
-        rollout_buffer.check_finite()
-
-        self.logger.record("rollout/episodes", n_episodes)
-        used_steps, all_steps = rollout_buffer.n_counted_steps, n_steps * env.num_envs
+        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng)
+        if rollout is None:
+            return False
+        if rollout.n_cut > 0:
+            closing = "the value of its last observation" if self.baseline == "value" else "what it had earned until then"
+            self._warn_once(
+                "max_rollout_steps",
+                f"A rollout reached max_rollout_steps={bound} steps per environment with {rollout.n_cut} episodes still "
+                f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
+                "raise max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit.",
+            )
+        self.logger.record("rollout/episodes", rollout.n_episodes)
+        used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
         self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _make_action_transform(self) -> Any:
-        """Make the function from sampled actions to those that the environment accepts, as in SB3."""
-        if not isinstance(self.action_space, spaces.Box):
-            return lambda actions: actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action
-        low, high = self.action_space.low, self.action_space.high
-        # Several times faster than np.clip on small arrays
-        return lambda actions: np.minimum(np.maximum(actions, low), high)
-
-    def _max_rollout_steps(self) -> int:
-        if self.max_rollout_steps is not None:
-            return self.max_rollout_steps
-        if self.n_episodes is not None:
-            return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-self.n_episodes // self.n_envs)
-        assert self.n_steps is not None
-        return DEFAULT_EXTRA_STEPS + self.n_steps
-
-    def _cut_running_episodes(
-        self, rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, counts: list[bool], max_steps: int
-    ) -> None:
-        for env_idx in np.flatnonzero(counts).tolist():
-            final_observation = map_observation(lambda observations: observations[env_idx], self._last_obs)  # noqa: B023
-            rollout_buffer.finish_episode(env_idx, final_observation)
-        closing = "the value of its last observation" if self.baseline == "value" else "what it had earned until then"
-        self._warn_once(
-            "max_rollout_steps",
-            f"A rollout reached max_rollout_steps={max_steps} steps per environment with {sum(counts)} episodes still "
-            f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, raise "
-            "max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit.",
-        )
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
@@ -449,26 +364,28 @@ class REINFORCE(OnPolicyAlgorithm):
     def _update(self, batch: EpisodeBatch) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.policy.optimizer)
+        reader = BatchReader(self.policy, self.micro_batch_size)
 
         rewards = batch.rewards
         if self.entropy_in_return:
-            rewards = rewards - ent_coef * self._log_probs(batch)
-        values = self._values(batch.observations) if self.baseline == "value" else None
-        rewards = self._bootstrap_cut_episodes(rewards, batch)
-        rewards_to_go, advantages = self._advantages(rewards, values, batch)
-        self.logger.record("train/return_mean", rewards_to_go.mean())
-        self.logger.record("train/return_std", rewards_to_go.std())
-        self.logger.record("train/advantage_std", advantages.std())
+            rewards = rewards - ent_coef * reader.log_probs(batch)
+        values = reader.values(batch.observations) if self.baseline == "value" else None
+        rewards = self._bootstrap_cut_episodes(reader, rewards, batch)
+        step_weights = self.estimator(rewards, values, batch.episode_lengths)
+        if self.estimator.compares_episodes and len(batch.episode_lengths) == 1:
+            self._warn_once(
+                "one episode",
+                f"A rollout held a single episode, which baseline={self.baseline!r} has nothing to compare with: no baseline "
+                "was used. Raise n_steps, or use n_episodes.",
+            )
+        self.logger.record("train/return_mean", step_weights.rewards_to_go.mean())
+        self.logger.record("train/return_std", step_weights.rewards_to_go.std())
+        self.logger.record("train/advantage_std", step_weights.advantages.std())
 
-        if self.normalize_advantage:
-            advantages = returns.standardize(advantages)
-        if self.discounted_weighting and self.return_type == "reward_to_go":
-            advantages = advantages * returns.discount_weights(batch.episode_lengths, self.gamma)
-
-        actor_parameters = self._policy_step(batch, advantages, 0.0 if self.entropy_in_return else ent_coef)
+        actor_parameters = self._policy_step(reader, batch, step_weights, 0.0 if self.entropy_in_return else ent_coef)
         if values is not None:
-            self.logger.record("train/explained_variance", explained_variance(values, rewards_to_go))
-            self._fit_critic(batch.observations, rewards_to_go, actor_parameters)
+            self.logger.record("train/explained_variance", explained_variance(values, step_weights.rewards_to_go))
+            self._fit_critic(reader, batch, step_weights.rewards_to_go, actor_parameters)
 
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -476,146 +393,42 @@ class REINFORCE(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-    def _bootstrap_cut_episodes(self, rewards: Array, batch: EpisodeBatch) -> Array:
+    def _bootstrap_cut_episodes(self, reader: BatchReader, rewards: Array, batch: EpisodeBatch) -> Array:
         """Add the discounted value of what followed to the last reward of each cut episode, as SB3 does."""
         critic_is_fitted = self.baseline == "value" and self._n_updates > 0
         if batch.final_observations is None or not critic_is_fitted:
             return rewards
         rewards = rewards.copy()
-        rewards[batch.cut_steps] += self.gamma * self._values(batch.final_observations)
+        rewards[batch.cut_steps] += self.gamma * reader.values(batch.final_observations)
         return rewards
 
-    def _advantages(self, rewards: Array, values: Array | None, batch: EpisodeBatch) -> tuple[Array, Array]:
-        """Compute what the critic is fitted on, and what the log-probabilities are multiplied with."""
-        lengths = batch.episode_lengths
-        if self.gae_lambda < 1.0:
-            assert values is not None
-            advantages = returns.generalized_advantages(rewards, values, lengths, self.gamma, self.gae_lambda)
-            return advantages + values, advantages
-
-        rewards_to_go = returns.rewards_to_go(rewards, lengths, self.gamma)
-        credited = rewards_to_go
-        if self.return_type == "episode":
-            credited = returns.whole_episode_returns(rewards, lengths, self.gamma)
-        return rewards_to_go, credited - self._baseline(credited, values, batch)
-
-    def _baseline(self, credited: Array, values: Array | None, batch: EpisodeBatch) -> Array:
-        lengths = batch.episode_lengths
-        if values is not None:
-            return values
-        if self.baseline == "mean":
-            return baselines.mean_baseline(credited, lengths)
-        if self.baseline is None:
-            return np.zeros_like(credited)
-        if len(lengths) == 1:
-            self._warn_once(
-                "one episode",
-                f"A rollout held a single episode, which baseline={self.baseline!r} has nothing to compare with: no baseline "
-                "was used. Raise n_steps, or use n_episodes.",
-            )
-            return np.zeros_like(credited)
-        if self.baseline == "leave_one_out":
-            return baselines.leave_one_out_baseline(credited, lengths)
-        return baselines.time_step_baseline(credited, lengths)
-
-    def _policy_step(self, batch: EpisodeBatch, advantages: Array, ent_coef: float) -> list[th.nn.Parameter]:
-        """Take the one gradient step, and return the parameters that had a gradient."""
-        n_steps, n_episodes = len(advantages), len(batch.episode_lengths)
-        n_averaged = n_steps if self.loss_reduction == "step" else n_episodes
-        weights = th.as_tensor(advantages, dtype=th.float32, device=self.device)
-
-        self.policy.optimizer.zero_grad()
-        policy_loss = entropy = 0.0
-        for piece in self._micro_batches(n_steps):
-            log_prob, piece_entropy = self._evaluate(batch, piece)
-            piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
-            loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
-            loss.backward()  # type: ignore[no-untyped-call]
-            policy_loss += piece_loss.item()
-            entropy += piece_entropy.sum().item()
-
-        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
-        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
-        if not np.isfinite(grad_norm):
-            raise ValueError(f"The gradient of the policy is {grad_norm} (policy loss {policy_loss}). {NOT_LEARNED}")
+    def _policy_step(
+        self, reader: BatchReader, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float
+    ) -> list[th.nn.Parameter]:
+        """Take the one step of the update, and return the parameters that had a gradient."""
+        gradient = compute_gradient(reader, batch, step_weights, ent_coef)
+        self.logger.record("train/grad_norm", clipped_norm(gradient, self.max_grad_norm))
         self.policy.optimizer.step()
-        self.logger.record("train/policy_loss", policy_loss)
-        self.logger.record("train/entropy_loss", -entropy / n_steps)
-        self.logger.record("train/grad_norm", grad_norm)
-        return parameters
+        self.logger.record("train/policy_loss", gradient.policy_loss)
+        self.logger.record("train/entropy_loss", -gradient.entropy)
+        return gradient.parameters
 
-    def _evaluate(self, batch: EpisodeBatch, piece: slice) -> tuple[th.Tensor, th.Tensor]:
-        """Compute log-probability and entropy of a piece of the batch, each of shape ``(len(piece),)``."""
-        actions = batch.actions[piece]
-        actions = actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions.float()
-        distribution = self.policy.get_distribution(map_observation(lambda obs: obs[piece], batch.observations))
-        log_prob = distribution.log_prob(actions)
-        if not th.isfinite(log_prob).all():
-            env_idx, step = batch.locate((piece.start or 0) + int(th.isfinite(log_prob).logical_not().nonzero()[0]))
-            raise ValueError(
-                f"The log-probability of the action of environment {env_idx} at step {step} of the rollout is not finite, "
-                f"and neither is the policy loss. {NOT_LEARNED}"
-            )
-        entropy = distribution.entropy()
-        if entropy is None:
-            # Squashed actions have no closed form. The value of this estimate is -log_prob, as in SB3, but so is not its
-            # gradient: that of -log_prob is zero in expectation, that of the entropy is -log_prob times the score
-            entropy = -log_prob.detach() * (1.0 + log_prob - log_prob.detach())
-        return log_prob, entropy
-
-    def _log_probs(self, batch: EpisodeBatch) -> Array:
-        return self._in_micro_batches(len(batch.actions), lambda piece: self._evaluate(batch, piece)[0])
-
-    def _values(self, observations: PyTorchObs) -> Array:
-        n_steps = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        return self._in_micro_batches(
-            n_steps, lambda piece: self.policy.predict_values(map_observation(lambda obs: obs[piece], observations)).flatten()
-        )
-
-    def _in_micro_batches(self, n_steps: int, function: Callable[[slice], th.Tensor]) -> Array:
-        """Fill an array piece by piece: a list of tensors would scatter small blocks over the freed memory of large ones."""
-        results = np.empty(n_steps, dtype=np.float64)
-        with th.no_grad():
-            for piece in self._micro_batches(n_steps):
-                results[piece] = function(piece).cpu().numpy()
-        return results
-
-    def _fit_critic(self, observations: PyTorchObs, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]) -> None:
-        """
-        Fit V(s) on the returns by mean squared error.
-
-        Parameters shared with the actor are left alone: the policy moves along its own gradient only.
-        """
-        shared = {id(parameter) for parameter in actor_parameters}
-        parameters = [p for p in self.policy.parameters() if p.requires_grad and id(p) not in shared]
-        targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=self.device)
-        n_steps = len(targets)
-        batch_size = min(self.critic_batch_size or n_steps, n_steps)
+    def _fit_critic(
+        self, reader: BatchReader, batch: EpisodeBatch, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]
+    ) -> None:
         update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
-
-        losses = []
-        for _ in range(self.critic_epochs):
-            order = th.as_tensor(self._rng.permutation(n_steps), device=self.device) if batch_size < n_steps else None
-            for start in range(0, n_steps, batch_size):
-                self.policy.optimizer.zero_grad()
-                size = min(batch_size, n_steps - start)
-                value_loss = 0.0
-                for piece in self._micro_batches(size):
-                    chosen: Any = piece if order is None else order[start:][piece]
-                    values = self.policy.predict_values(map_observation(lambda obs: obs[chosen], observations))  # noqa: B023
-                    piece_loss = F.mse_loss(values.flatten(), targets[chosen], reduction="sum") / size
-                    (self.vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
-                    value_loss += piece_loss.item()
-                grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
-                if not np.isfinite(grad_norm):
-                    raise ValueError(f"The gradient of the critic is {grad_norm} (value loss {value_loss}). {NOT_LEARNED}")
-                self.policy.optimizer.step()
-                losses.append(value_loss)
-        self.logger.record("train/value_loss", np.mean(losses))
-
-    def _micro_batches(self, n_steps: int) -> Iterator[slice]:
-        size = self.micro_batch_size or n_steps
-        return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
+        value_loss = fit_critic(
+            reader,
+            batch.observations,
+            rewards_to_go,
+            actor_parameters,
+            self._rng,
+            epochs=self.critic_epochs,
+            batch_size=self.critic_batch_size,
+            vf_coef=self.vf_coef,
+            max_grad_norm=self.max_grad_norm,
+        )
+        self.logger.record("train/value_loss", value_loss)
 
     def learn(
         self: SelfREINFORCE,
@@ -680,37 +493,6 @@ class REINFORCE(OnPolicyAlgorithm):
             os.replace(unfinished, destination)
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
-
-
-class EpisodeQuota:
-    """
-    Decides at the start of an episode whether it counts.
-
-    Deciding later would favour short episodes: of those that run at the same time, they finish first.
-
-    :param n_steps: Episodes that start before so many steps of the rollout count, unless ``n_episodes`` is given.
-    :param n_episodes: So many episodes count, in the order in which they start.
-    """
-
-    def __init__(self, n_steps: int, n_episodes: int | None = None) -> None:
-        self.n_steps = n_steps
-        self.n_episodes = n_episodes
-        self.n_started = 0
-
-    def admits(self, start_step: int) -> bool:
-        """
-        Tell whether an episode that starts now counts. To be asked once for every episode, in the order of their starts.
-
-        :param start_step: Steps that each environment has made in this rollout.
-        :return: Whether it counts.
-        """
-        self.n_started += 1
-        if self.n_episodes is not None:
-            return self.n_started <= self.n_episodes
-        return start_step < self.n_steps
 
 
 def clone_tensors(state: Any) -> Any:

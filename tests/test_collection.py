@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
-from sb3_reinforce.reinforce import EpisodeQuota
+from sb3_reinforce.collection import EpisodeQuota, default_max_steps
 
 
 class SpyBuffer(EpisodeRolloutBuffer):
@@ -124,7 +124,7 @@ def value_after_first_update(model):
 
 def learned_returns(model, monkeypatch):
     seen = {}
-    monkeypatch.setattr(model, "_fit_critic", lambda observations, rewards_to_go, actors: seen.update(returns=rewards_to_go))
+    monkeypatch.setattr(model, "_fit_critic", lambda reader, batch, rewards_to_go, actors: seen.update(returns=rewards_to_go))
     model.learn(1)
     return seen["returns"]
 
@@ -163,7 +163,7 @@ def test_bootstraps_from_the_true_final_observation(monkeypatch):
 def test_without_a_critic_the_limit_is_the_end(monkeypatch):
     seen = []
     model = make_model(fixed_length_envs([3], truncate=True), n_steps=3, gamma=0.5, baseline=None)
-    monkeypatch.setattr(model, "_policy_step", lambda batch, advantages, ent_coef: seen.append(advantages))
+    monkeypatch.setattr(model, "_policy_step", lambda reader, batch, weights, ent_coef: seen.append(weights.weights))
     model._n_updates = 1
     model.learn(1)
     np.testing.assert_allclose(seen[0], [1.75, 1.5, 1.0])
@@ -182,8 +182,8 @@ def test_an_endless_episode_is_cut_with_one_warning(budget, baseline):
 
 def test_the_default_bound_stops_an_endless_environment():
     model = make_model(fixed_length_envs([10**9]), n_episodes=8, critic_epochs=1)
-    assert model._max_rollout_steps() == 58_000
-    assert make_model(fixed_length_envs([3]), n_steps=1_000_000)._max_rollout_steps() == 1_050_000
+    assert default_max_steps(None, n_episodes=8, n_envs=1) == 58_000
+    assert default_max_steps(1_000_000, n_episodes=None, n_envs=1) == 1_050_000
     with pytest.warns(UserWarning, match="max_rollout_steps"):
         model.learn(1)
     assert model.num_timesteps == 58_000

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer
+from sb3_reinforce.reading import BatchReader
 
 
 class AnySpacesEnv(gym.Env):
@@ -113,8 +114,8 @@ def test_gae_differs_from_monte_carlo():
 def test_gae_targets_are_advantage_plus_value(monkeypatch):
     model = REINFORCE("MlpPolicy", "CartPole-v1", gae_lambda=0.9, n_steps=20, seed=0)
     seen = {}
-    monkeypatch.setattr(model, "_policy_step", lambda batch, advantages, ent_coef: seen.update(advantages=advantages))
-    monkeypatch.setattr(model, "_fit_critic", lambda observations, targets, actors: seen.update(targets=targets))
+    monkeypatch.setattr(model, "_policy_step", lambda *args: seen.update(advantages=args[2].weights))
+    monkeypatch.setattr(model, "_fit_critic", lambda reader, batch, targets, actors: seen.update(targets=targets))
     model.learn(1)
     with th.no_grad():
         values = model.policy.predict_values(model.rollout_buffer.whole_episodes().observations).flatten()
@@ -199,11 +200,11 @@ def test_a_large_value_loss_does_not_shrink_the_policy_gradient():
 def test_the_critic_is_fitted_after_it_was_used(monkeypatch):
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
     order = []
-    for name in ("_values", "_policy_step", "_fit_critic"):
-        method = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda *args, name=name, method=method: (order.append(name), method(*args))[1])
+    for owner, name in ((BatchReader, "values"), (model, "_policy_step"), (model, "_fit_critic")):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, name=name, method=method: (order.append(name), method(*args))[1])
     model.learn(1)
-    assert order == ["_values", "_policy_step", "_fit_critic"]
+    assert order == ["values", "_policy_step", "_fit_critic"]
 
 
 def test_the_critic_learns_the_returns():
@@ -240,9 +241,7 @@ def test_entropy_coefficient_decays(tmp_path):
     model = REINFORCE("MlpPolicy", "CartPole-v1", ent_coef="lin_0.5", seed=0)
     seen = []
     policy_step = model._policy_step
-    model._policy_step = lambda batch, advantages, ent_coef: (seen.append(ent_coef), policy_step(batch, advantages, ent_coef))[
-        1
-    ]
+    model._policy_step = lambda *args: (seen.append(args[-1]), policy_step(*args))[1]
     model.learn(2_000)
     assert 0.5 > seen[0] > seen[-1] >= -1e-9
 
@@ -301,15 +300,17 @@ def test_logged_numbers_of_one_known_rollout():
     assert "train/value_loss" not in logged and "train/explained_variance" not in logged
 
 
-def test_dropout_acts_and_differentiates_the_same_policy():
+def test_dropout_acts_and_differentiates_the_same_policy(monkeypatch):
     class Dropout(FlattenExtractor):
         def forward(self, observations):
             return th.nn.functional.dropout(super().forward(observations), 0.5, self.training)
 
     model = REINFORCE("MlpPolicy", "CartPole-v1", policy_kwargs={"features_extractor_class": Dropout}, seed=0)
     modes = []
-    evaluate = model._evaluate
-    model._evaluate = lambda *args: (modes.append(model.policy.training), evaluate(*args))[1]
+    evaluate = BatchReader.log_prob_and_entropy
+    monkeypatch.setattr(
+        BatchReader, "log_prob_and_entropy", lambda *args: (modes.append(model.policy.training), evaluate(*args))[1]
+    )
     model.learn(1)
     assert modes == [False]
 

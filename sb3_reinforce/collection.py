@@ -1,0 +1,176 @@
+"""One rollout: which episodes count, the loop over the steps of the environments, and the bound that ends it in any case."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, map_observation
+from sb3_reinforce.sampling import make_action_sampler
+
+#: Steps of an environment that a rollout may last beyond its budget, unless ``max_rollout_steps`` says otherwise.
+DEFAULT_EXTRA_STEPS = 50_000
+#: With ``n_episodes``, how long the default bound expects an episode to be.
+EXPECTED_EPISODE_STEPS = 1_000
+
+
+class EpisodeQuota:
+    """
+    Decides at the start of an episode whether it counts.
+
+    Deciding later would favour short episodes: of those that run at the same time, they finish first.
+
+    :param n_steps: Episodes that start before so many steps of the rollout count, unless ``n_episodes`` is given.
+    :param n_episodes: So many episodes count, in the order in which they start.
+    """
+
+    def __init__(self, n_steps: int, n_episodes: int | None = None) -> None:
+        self.n_steps = n_steps
+        self.n_episodes = n_episodes
+        self.n_started = 0
+
+    def admits(self, start_step: int) -> bool:
+        """
+        Tell whether an episode that starts now counts. To be asked once for every episode, in the order of their starts.
+
+        :param start_step: Steps that each environment has made in this rollout.
+        :return: Whether it counts.
+        """
+        self.n_started += 1
+        if self.n_episodes is not None:
+            return self.n_started <= self.n_episodes
+        return start_step < self.n_steps
+
+
+class Rollout(NamedTuple):
+    """
+    What was collected.
+
+    :param n_steps: Steps of each environment.
+    :param n_episodes: Counted episodes, the cut ones among them.
+    :param n_cut: Counted episodes that the bound cut.
+    """
+
+    n_steps: int
+    n_episodes: int
+    n_cut: int
+
+
+def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int) -> int:
+    """
+    Choose the bound of a rollout where none is given.
+
+    :param n_steps: Budget in steps of each environment.
+    :param n_episodes: Budget in episodes over all environments, which rules where it is given.
+    :param n_envs: Number of environments.
+    :return: Steps of each environment.
+    """
+    if n_episodes is not None:
+        return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
+    assert n_steps is not None
+    return DEFAULT_EXTRA_STEPS + n_steps
+
+
+def make_action_transform(model: OnPolicyAlgorithm) -> Any:
+    """
+    Make the function from sampled actions to those that the environment accepts, as in SB3.
+
+    :param model: Whose policy samples.
+    :return: Takes and returns actions of shape ``(n_envs, *action_shape)``.
+    """
+    if not isinstance(model.action_space, spaces.Box):
+        return lambda actions: actions
+    if model.policy.squash_output:
+        return model.policy.unscale_action
+    low, high = model.action_space.low, model.action_space.high
+    # Several times faster than np.clip on small arrays
+    return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+
+def collect_episodes(
+    model: OnPolicyAlgorithm,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
+    quota: EpisodeQuota,
+    max_steps: int,
+    bootstraps: bool,
+    rng: np.random.Generator,
+) -> Rollout | None:
+    """
+    Step the environments until every counted episode is finished.
+
+    While the last of them are finished, the other environments are stepped too, since a ``VecEnv`` steps all; those
+    steps count in ``num_timesteps``, but are not used.
+
+    :param model: Acts with its policy, counts the steps and keeps the last observations.
+    :param env: The training environment.
+    :param callback: Called at the start and at every step; it finds the locals of this function.
+    :param rollout_buffer: Filled with the steps.
+    :param quota: Decides which episodes count.
+    :param max_steps: Bound on the steps of each environment, where running episodes are cut.
+    :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
+    :param rng: Draws the actions.
+    :return: What was collected, or None if the callback stopped early.
+    :raises ValueError: If a reward or an observation is NaN or infinite; names the environment and the step.
+    """
+    if not np.all(model._last_episode_starts):
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    rollout_buffer.reset()
+    if model.use_sde:
+        model.policy.reset_noise(env.num_envs)
+    to_env_actions = make_action_transform(model)
+    counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
+    n_running, n_episodes, n_steps = sum(counts), 0, 0
+
+    callback.on_rollout_start()
+    sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
+
+    while n_running > 0 and n_steps < max_steps:
+        if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+            model.policy.reset_noise(env.num_envs)
+
+        try:
+            actions = sample_actions(model._last_obs)  # type: ignore[arg-type]
+        except ValueError:
+            # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
+            rollout_buffer.add(model._last_obs, np.zeros_like(rollout_buffer.actions[0]), np.zeros(env.num_envs))  # type: ignore[arg-type]
+            rollout_buffer.check_finite()
+            raise
+        clipped_actions = to_env_actions(actions)
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+        model.num_timesteps += env.num_envs
+        n_steps += 1
+
+        # Give access to local variables
+        callback.update_locals(locals())
+        if not callback.on_step():
+            model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            return None
+
+        rollout_buffer.add(model._last_obs, actions, rewards)  # type: ignore[arg-type]
+        model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        # A quarter of the time of dones.any() on a few environments
+        if np.count_nonzero(dones):
+            for env_idx in np.flatnonzero(dones).tolist():
+                if counts[env_idx]:
+                    info = infos[env_idx]
+                    goes_on = bootstraps and info.get("TimeLimit.truncated", False)
+                    rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
+                    model._update_info_buffer([info], dones[env_idx : env_idx + 1])
+                    n_episodes += 1
+                    counts[env_idx] = quota.admits(start_step=n_steps)
+                    n_running += counts[env_idx] - 1
+
+    for env_idx in np.flatnonzero(counts).tolist():
+        final_observation = map_observation(lambda observations: observations[env_idx], model._last_obs)  # noqa: B023
+        rollout_buffer.finish_episode(env_idx, final_observation)
+    rollout_buffer.check_finite()
+    callback.update_locals(locals())
+    return Rollout(n_steps, n_episodes + n_running, n_running)
