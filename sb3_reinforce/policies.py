@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class ZeroValue(nn.Module):
@@ -35,6 +36,17 @@ def remove_critic(policy: ActorCriticPolicy, learning_rate: float) -> None:
     policy.share_features_extractor = True
     policy.vf_features_extractor = policy.pi_features_extractor
     policy.optimizer = policy.optimizer_class(policy.parameters(), lr=learning_rate, **policy.optimizer_kwargs)  # type: ignore[call-arg]
+
+
+def averaged_model(policy: ActorCriticPolicy, decay: float) -> AveragedModel:
+    """
+    Start an exponential moving average of a policy's parameters (Polyak & Juditsky 1992; Ruppert 1988).
+
+    :param policy: Copied. The first update of the average takes its parameters as they are.
+    :param decay: What the average keeps of itself at an update, in (0, 1): it spans about ``1 / (1 - decay)`` updates.
+    :return: PyTorch's averaged model, whose ``module`` is a policy of its own.
+    """
+    return AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 class OptionalCriticMixin:

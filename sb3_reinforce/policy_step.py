@@ -1,13 +1,24 @@
-"""How the policy moves once the weight of each step is known."""
+"""How the policy moves once the weight of each step is known: a step of the optimizer, or a natural step."""
 
+import copy
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.distributions import Distribution, kl_divergence
 
 from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.estimators import StepWeights
+from sb3_reinforce.natural_gradient import conjugate_gradient, fisher_product, step_of_size
 from sb3_reinforce.reading import NOT_LEARNED, BatchReader
+
+#: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
+#: a bound at the target itself would shorten every second step.
+KL_TOLERANCE = 1.5
+SHORTENING = 0.7
+MAX_SHORTENINGS = 8
 
 
 class PolicyGradient(NamedTuple):
@@ -66,3 +77,104 @@ def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
     if not np.isfinite(grad_norm):
         raise ValueError(f"The gradient of the policy is {grad_norm} (policy loss {gradient.policy_loss}). {NOT_LEARNED}")
     return grad_norm
+
+
+class NaturalStep(NamedTuple):
+    """
+    What became of a natural step.
+
+    :param kl: Mean KL divergence from the policy before to the policy after, in nats, over the steps that the Fisher matrix
+        is estimated from. 0 if the step was skipped.
+    :param n_shortenings: How often the step was shortened, because the exact divergence was too far above the target.
+    :param curvature: ``s (F + damping) s`` for the step s at length 1: how much the policy changes for a step of parameters.
+    :param skipped: Why the policy was left as it was; None if it moved.
+    """
+
+    kl: float
+    n_shortenings: int
+    curvature: float
+    skipped: str | None = None
+
+
+def natural_step(
+    reader: BatchReader,
+    batch: EpisodeBatch,
+    gradient: PolicyGradient,
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+    fisher_max_steps: int | None,
+) -> NaturalStep:
+    """
+    Move the policy along ``F^-1 g``, as far as changes it by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
+
+    :param reader: Of the policy, whose parameters are changed.
+    :param batch: The episodes.
+    :param gradient: Of the pseudo-loss.
+    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, in nats. The damping takes part in
+        it, so that the exact divergence tends to be smaller.
+    :param cg_max_steps: Conjugate gradients' steps.
+    :param cg_damping: Added to the diagonal of F.
+    :param fisher_max_steps: F is estimated from at most so many steps, evenly spread; None for all.
+    :return: What became of it.
+    """
+    parameters = gradient.parameters
+    ascent = -th.cat([parameter.grad.reshape(-1) for parameter in parameters])  # type: ignore[union-attr]
+    if not ascent.any():
+        return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
+
+    steps = reader.thinned(len(batch.actions), fisher_max_steps)
+    mean_kl = divergence_from_now(reader, batch, steps)
+    product = fisher_product(mean_kl(), parameters, cg_damping)
+    direction = conjugate_gradient(product, ascent, cg_max_steps)
+    curvature = float(direction @ product(direction))
+    if not (math.isfinite(curvature) and curvature > 0.0):
+        return NaturalStep(0.0, 0, curvature, f"the curvature along it is {curvature}")
+
+    step = step_of_size(direction, curvature, target_kl)
+    curvature /= float(direction @ direction)
+    before = [parameter.detach().clone() for parameter in parameters]
+    changes = th.split(step, [parameter.numel() for parameter in parameters])
+    with th.no_grad():
+        for n_shortenings in range(MAX_SHORTENINGS + 1):
+            for parameter, old, change in zip(parameters, before, changes, strict=True):
+                parameter.copy_(old + SHORTENING**n_shortenings * change.view_as(old))
+            kl = float(mean_kl())
+            if kl <= KL_TOLERANCE * target_kl:
+                return NaturalStep(kl, n_shortenings, curvature)
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(old)
+    return NaturalStep(
+        0.0, MAX_SHORTENINGS, curvature, f"the policy changed by {kl} at its shortest, target_kl is {target_kl}"
+    )
+
+
+def divergence_from_now(reader: BatchReader, batch: EpisodeBatch, steps: slice) -> Callable[[], th.Tensor]:
+    """
+    Measure how far the policy has moved since this call.
+
+    :param reader: Of the policy.
+    :param batch: The episodes.
+    :param steps: Which of their steps.
+    :return: Computes the mean KL divergence from the policy as it is now to the policy as it is then, differentiable.
+    """
+    with th.no_grad():
+        # The policy returns the same object every time, with new contents
+        now = copy.copy(reader.distribution(batch, steps))
+    return lambda: mean_divergence(now, reader.distribution(batch, steps))
+
+
+def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    Average KL(old || new) over steps.
+
+    Squashing changes both distributions alike, so that the divergence is that of the Gaussians below; with gSDE it is that of
+    the Gaussians whose noise is drawn anew at every step.
+
+    :param old: Distributions of n steps.
+    :param new: Of the same class and steps.
+    :return: Scalar, in nats.
+    """
+    divergences = kl_divergence(old, new)
+    # Normal and Bernoulli have one for each dimension of the action, and dimensions are independent
+    return divergences.reshape(len(divergences), -1).sum(dim=1).mean()

@@ -23,14 +23,16 @@ from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, Episod
 from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, default_max_steps
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
-from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, remove_critic
-from sb3_reinforce.policy_step import clipped_norm, compute_gradient
+from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, averaged_model, remove_critic
+from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step
 from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 DEFAULT_N_STEPS = 256
+# Of the natural step; here, so that settings without effect are noticed
+TARGET_KL, CG_MAX_STEPS, CG_DAMPING, FISHER_MAX_STEPS = 0.02, 10, 0.1, 2_000
 
 
 class REINFORCE(OnPolicyAlgorithm):
@@ -39,7 +41,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     An update collects whole episodes with the current policy, computes their returns, subtracts a baseline, takes one
     gradient step on ``-(advantage * log_prob)`` minus the entropy bonus, throws the data away, and only then fits the
-    learned baseline, if there is one.
+    learned baseline, if there is one. With ``natural_gradient`` that step is measured by how much it changes the policy.
 
     An episode counts if it *started* while the budget (``n_steps`` or ``n_episodes``) was open, and every counted episode
     is finished and used whole. With ``n_episodes`` the episode mean is unbiased; with ``n_steps`` the number of
@@ -79,6 +81,20 @@ class REINFORCE(OnPolicyAlgorithm):
     :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step.
     :param critic_batch_size: Steps per gradient step of the critic; None for the whole rollout.
     :param critic_learning_rate: Step size of the critic, in any form that ``ent_coef`` takes; None for ``learning_rate``.
+    :param natural_gradient: Take the one step of an update along the natural gradient (Kakade 2001), so far that it changes
+        the policy by ``target_kl``, instead of leaving its length to the optimizer. Neither surrogate, importance ratio nor
+        second pass over the data, as TRPO has them. ``learning_rate`` and ``max_grad_norm`` then rule only the critic.
+    :param target_kl: With ``natural_gradient``, the mean KL divergence that a step shall make (its quadratic estimate, in
+        nats), in any form that ``ent_coef`` takes. 0.02 to 0.05 served most tasks; longer steps learn faster, shorter ones
+        are steadier. The exact divergence is bounded by 1.5 times this.
+    :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as
+        in TRPO (Schulman et al. 2015, appendix C).
+    :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix; 0.1 as in TRPO.
+    :param fisher_max_steps: With ``natural_gradient``, the Fisher matrix is estimated from at most so many steps, evenly
+        spread over the rollout, since its products are what the step costs. None for all.
+    :param policy_averaging: Decay in (0, 1) of an exponential moving average of the policy's parameters over updates (Polyak
+        & Juditsky 1992): ``predict`` answers with ``averaged_policy``, while ``policy`` acts and learns. 0.8 averages over
+        the last five updates or so. None: they are the same.
     :param micro_batch_size: Compute gradients in pieces of so many steps and add them up: the same gradient in bounded
         memory. None for one piece.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
@@ -135,6 +151,12 @@ class REINFORCE(OnPolicyAlgorithm):
         critic_epochs: int = 2,
         critic_batch_size: int | None = None,
         critic_learning_rate: float | str | Schedule | None = None,
+        natural_gradient: bool = False,
+        target_kl: float | str | Schedule = TARGET_KL,
+        cg_max_steps: int = CG_MAX_STEPS,
+        cg_damping: float = CG_DAMPING,
+        fisher_max_steps: int | None = FISHER_MAX_STEPS,
+        policy_averaging: float | None = None,
         micro_batch_size: int | None = None,
         max_rollout_steps: int | None = None,
         max_grad_norm: float = 0.5,
@@ -184,6 +206,12 @@ class REINFORCE(OnPolicyAlgorithm):
         self.critic_epochs = critic_epochs
         self.critic_batch_size = critic_batch_size
         self.critic_learning_rate = critic_learning_rate
+        self.natural_gradient = natural_gradient
+        self.target_kl = target_kl
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.fisher_max_steps = fisher_max_steps
+        self.policy_averaging = policy_averaging
         self.micro_batch_size = micro_batch_size
         self.max_rollout_steps = max_rollout_steps
         self._warned: set[str] = set()
@@ -202,6 +230,9 @@ class REINFORCE(OnPolicyAlgorithm):
             if self.critic_learning_rate is None
             else make_schedule(self.critic_learning_rate, "critic_learning_rate")
         )
+        self.target_kl_schedule = make_schedule(self.target_kl, "target_kl")
+        if self.target_kl_schedule(1.0) <= 0.0:
+            raise ValueError(f"target_kl must be above 0, not {self.target_kl}: a step that changes nothing is none")
         if self.entropy_in_return and self.ent_coef_schedule(1.0) == self.ent_coef_schedule(0.0) == 0.0:
             warnings.warn("entropy_in_return has no effect with ent_coef=0: set ent_coef above 0", UserWarning, stacklevel=3)
         self.set_random_seed(self.seed)
@@ -215,10 +246,22 @@ class REINFORCE(OnPolicyAlgorithm):
                 f"n_steps={self.n_steps} and n_episodes={self.n_episodes} are both set, but only one can rule the rollout: "
                 "drop n_steps to count episodes, or n_episodes to count steps (None drops it)"
             )
-        for name in ("n_steps", "n_episodes", "micro_batch_size", "max_rollout_steps", "critic_batch_size", "critic_epochs"):
+        whole_numbers = (
+            "n_steps",
+            "n_episodes",
+            "micro_batch_size",
+            "max_rollout_steps",
+            "critic_batch_size",
+            "critic_epochs",
+        )
+        for name in (*whole_numbers, "cg_max_steps", "fisher_max_steps"):
             value = getattr(self, name)
             if value is not None and (value < 1 or value != int(value)):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value}: raise it")
+        if not 0.0 <= self.cg_damping < np.inf:
+            raise ValueError(f"cg_damping must be at least 0 and finite, not {self.cg_damping}")
+        if self.policy_averaging is not None and not 0.0 < self.policy_averaging < 1.0:
+            raise ValueError(f"policy_averaging must be in (0, 1), or None for no averaging, not {self.policy_averaging}")
         estimator = self.estimator
         one_episode = self.n_episodes == 1 or (self.n_steps == 1 and self.env is not None and self.n_envs == 1)
         if estimator.compares_episodes and one_episode:
@@ -226,6 +269,16 @@ class REINFORCE(OnPolicyAlgorithm):
                 f"baseline={self.baseline!r} compares episodes with each other, but an update has only one: "
                 "raise n_episodes or n_steps, or choose another baseline"
             )
+
+        settings = {
+            "target_kl": TARGET_KL,
+            "cg_max_steps": CG_MAX_STEPS,
+            "cg_damping": CG_DAMPING,
+            "fisher_max_steps": FISHER_MAX_STEPS,
+        }
+        changed = [name for name, default in settings.items() if getattr(self, name) != default]
+        if changed and not self.natural_gradient:
+            warnings.warn(f"{', '.join(changed)}: no effect without natural_gradient=True", UserWarning, stacklevel=4)
 
     @property
     def estimator(self) -> Estimator:
@@ -276,6 +329,32 @@ class REINFORCE(OnPolicyAlgorithm):
         if not needs_critic and not critic_choice:
             remove_critic(self.policy, self.lr_schedule(1))
         self.policy = self.policy.to(self.device)
+        if self.policy_averaging is not None:
+            self.policy_average = averaged_model(self.policy, self.policy_averaging)
+
+    @property
+    def averaged_policy(self) -> ActorCriticPolicy:
+        """The policy with which ``predict`` answers: the moving average over updates, or ``policy`` itself without one."""
+        return self.policy if self.policy_averaging is None else self.policy_average.module  # type: ignore[return-value]
+
+    def predict(
+        self,
+        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
+        state: tuple[np.ndarray[Any, Any], ...] | None = None,
+        episode_start: np.ndarray[Any, Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...] | None]:
+        """
+        Get the policy action from an observation: that of ``averaged_policy``. ``model.policy.predict`` asks the acting one.
+
+        :param observation: the input observation
+        :param state: The last hidden states (can be None, used in recurrent policies)
+        :param episode_start: The last masks (can be None, used in recurrent policies)
+            this correspond to beginning of episodes, where the hidden states of the RNN must be reset.
+        :param deterministic: Whether or not to return deterministic actions.
+        :return: the model's action and the next hidden state (used in recurrent policies)
+        """
+        return self.averaged_policy.predict(observation, state, episode_start, deterministic)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -360,6 +439,10 @@ class REINFORCE(OnPolicyAlgorithm):
             self.policy.load_state_dict(policy_before)
             self.policy.optimizer.load_state_dict(optimizer_before)
             raise
+        if self.policy_averaging is not None:
+            self.policy_average.update_parameters(self.policy)
+            if self.use_sde:
+                self.averaged_policy.reset_noise()
 
     def _update(self, batch: EpisodeBatch) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
@@ -407,11 +490,25 @@ class REINFORCE(OnPolicyAlgorithm):
     ) -> list[th.nn.Parameter]:
         """Take the one step of the update, and return the parameters that had a gradient."""
         gradient = compute_gradient(reader, batch, step_weights, ent_coef)
-        self.logger.record("train/grad_norm", clipped_norm(gradient, self.max_grad_norm))
-        self.policy.optimizer.step()
         self.logger.record("train/policy_loss", gradient.policy_loss)
         self.logger.record("train/entropy_loss", -gradient.entropy)
+        max_grad_norm = float("inf") if self.natural_gradient else self.max_grad_norm
+        self.logger.record("train/grad_norm", clipped_norm(gradient, max_grad_norm))
+        if self.natural_gradient:
+            self._natural_step(reader, batch, gradient)
+        else:
+            self.policy.optimizer.step()
         return gradient.parameters
+
+    def _natural_step(self, reader: BatchReader, batch: EpisodeBatch, gradient: PolicyGradient) -> None:
+        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        step = natural_step(reader, batch, gradient, target_kl, self.cg_max_steps, self.cg_damping, self.fisher_max_steps)
+        if step.skipped is not None:
+            self._warn_once("skipped", f"A natural step was skipped, and the policy left as it was: {step.skipped}.")
+        self.logger.record("train/target_kl", target_kl)
+        self.logger.record("train/kl", step.kl)
+        self.logger.record("train/shortenings", step.n_shortenings)
+        self.logger.record("train/curvature", step.curvature)
 
     def _fit_critic(
         self, reader: BatchReader, batch: EpisodeBatch, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]
@@ -461,7 +558,11 @@ class REINFORCE(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng"]
+        return [*super()._excluded_save_params(), "_rng", "policy_average"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return ([*state_dicts, "policy_average"] if self.policy_averaging is not None else state_dicts), tensors
 
     def save(
         self,
