@@ -46,7 +46,19 @@ def averaged_model(policy: ActorCriticPolicy, decay: float) -> AveragedModel:
     :param decay: What the average keeps of itself at an update, in (0, 1): it spans about ``1 / (1 - decay)`` updates.
     :return: PyTorch's averaged model, whose ``module`` is a policy of its own.
     """
+    if policy.use_sde:
+        reset_noise_apart(policy)  # PyTorch cannot copy what has a history
     return AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+def reset_noise_apart(policy: ActorCriticPolicy) -> None:
+    """
+    Draw new exploration matrices for gSDE, without moving PyTorch's generator.
+
+    :param policy: Changed in place.
+    """
+    with th.random.fork_rng(), th.no_grad():
+        policy.reset_noise()
 
 
 class OptionalCriticMixin:

@@ -23,7 +23,15 @@ from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, Episod
 from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, default_max_steps
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
-from sb3_reinforce.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, averaged_model, remove_critic
+from sb3_reinforce.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    OptionalCriticMixin,
+    averaged_model,
+    remove_critic,
+    reset_noise_apart,
+)
 from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step
 from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array
@@ -442,7 +450,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.policy_averaging is not None:
             self.policy_average.update_parameters(self.policy)
             if self.use_sde:
-                self.averaged_policy.reset_noise()
+                reset_noise_apart(self.averaged_policy)
 
     def _update(self, batch: EpisodeBatch) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
