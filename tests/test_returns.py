@@ -86,9 +86,13 @@ def test_discount_weights_of_gamma_zero_keep_the_first_step():
     np.testing.assert_array_equal(discount_weights(np.array([3, 1]), 0.0), [1, 0, 0, 1])
 
 
-def test_standardize():
-    standardized = standardize(np.array([1.0, 2.0, 3.0]))
-    np.testing.assert_allclose(standardized, [-1, 0, 1], atol=1e-7)
+@pytest.mark.parametrize(
+    "advantages, standardized",
+    # The sample deviation divides by one less than their number, as SB3's does: of two steps it is their distance over sqrt(2)
+    [([1.0, 2.0, 3.0], [-1, 0, 1]), ([1.0, 5.0], [-(0.5**0.5), 0.5**0.5]), ([0.0, 0.0, 0.0, 8.0], [-0.5, -0.5, -0.5, 1.5])],
+)
+def test_standardize(advantages, standardized):
+    np.testing.assert_allclose(standardize(np.array(advantages)), standardized, atol=1e-7)
 
 
 @pytest.mark.parametrize("advantages", [[0.1], [0.1, 0.1, 0.1], [1e9 + 0.1] * 7])

@@ -1,0 +1,42 @@
+"""Reading a batch off a policy."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.reading import BatchReader
+
+
+def squashing_model(**kwargs):
+    kwargs = {"use_sde": True, "policy_kwargs": {"squash_output": True}, "n_steps": 20, "seed": 0, **kwargs}
+    return REINFORCE("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), device="cpu", **kwargs)
+
+
+def test_the_entropy_estimate_of_squashed_actions():
+    model = squashing_model()
+    model.learn(1)
+    reader, batch = BatchReader(model.policy), model.rollout_buffer.whole_episodes()
+    log_prob, entropy = reader.log_prob_and_entropy(batch, slice(0, 40))
+    assert log_prob.std() > 0.1 and log_prob.abs().min() > 0
+    # Its value is that of SB3's estimate, its gradient the score function's
+    np.testing.assert_allclose(entropy.detach(), -log_prob.detach(), rtol=1e-6)
+    parameter = model.policy.action_net.weight
+    weights = th.arange(40.0)
+    gradient = th.autograd.grad((weights * entropy).sum(), parameter, retain_graph=True)[0]
+    expected = th.autograd.grad(-(weights * log_prob.detach() * log_prob).sum(), parameter)[0]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 7])
+def test_the_entropy_of_squashed_actions_is_logged(micro_batch_size):
+    model = squashing_model(micro_batch_size=micro_batch_size, ent_coef=0.1)
+    model.set_logger(Logger(None, []))
+    seen = []
+    policy_step = model._policy_step
+    model._policy_step = lambda *args: (seen.append(args[0].log_probs(args[1])), policy_step(*args))[1]
+    model.learn(1)
+    assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(seen[0].mean(), rel=1e-5)
