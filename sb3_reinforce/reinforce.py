@@ -16,9 +16,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, update_learning_rate
+from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, check_numbers, check_spaces, make_schedule
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
 from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, default_max_steps
 from sb3_reinforce.critic import fit_critic
@@ -57,8 +58,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: Step size of the policy, it can be a function of the current progress remaining (from 1 to 0).
-        Ten times PPO's default or more is usual: there is one gradient step per rollout.
+    :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. Ten times PPO's default or more is
+        usual: there is one gradient step per rollout.
     :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are
         finished. 256 if neither ``n_steps`` nor ``n_episodes`` is given.
     :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start
@@ -142,7 +143,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 5e-3,
+        learning_rate: float | str | Schedule = 5e-3,
         n_steps: int | None = None,
         n_episodes: int | None = None,
         gamma: float = 0.99,
@@ -183,7 +184,7 @@ class REINFORCE(OnPolicyAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
+            learning_rate=learning_rate,  # type: ignore[arg-type]
             n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,
             gae_lambda=gae_lambda,
@@ -231,7 +232,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.n_steps is None and self.n_episodes is None:
             self.n_steps = DEFAULT_N_STEPS
         self._check_arguments()
-        self._setup_lr_schedule()
+        self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
         self.ent_coef_schedule = make_schedule(self.ent_coef, "ent_coef")
         self.critic_lr_schedule = (
             self.lr_schedule
@@ -249,27 +250,14 @@ class REINFORCE(OnPolicyAlgorithm):
         self._maybe_recommend_cpu(MlpPolicy.__name__)
 
     def _check_arguments(self) -> None:
+        check_spaces(self.observation_space, self.action_space)
+        # SB3 keeps some arguments as private attributes
+        check_numbers({name: vars(self).get(name, vars(self).get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
         if self.n_steps is not None and self.n_episodes is not None:
             raise ValueError(
                 f"n_steps={self.n_steps} and n_episodes={self.n_episodes} are both set, but only one can rule the rollout: "
                 "drop n_steps to count episodes, or n_episodes to count steps (None drops it)"
             )
-        whole_numbers = (
-            "n_steps",
-            "n_episodes",
-            "micro_batch_size",
-            "max_rollout_steps",
-            "critic_batch_size",
-            "critic_epochs",
-        )
-        for name in (*whole_numbers, "cg_max_steps", "fisher_max_steps"):
-            value = getattr(self, name)
-            if value is not None and (value < 1 or value != int(value)):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value}: raise it")
-        if not 0.0 <= self.cg_damping < np.inf:
-            raise ValueError(f"cg_damping must be at least 0 and finite, not {self.cg_damping}")
-        if self.policy_averaging is not None and not 0.0 < self.policy_averaging < 1.0:
-            raise ValueError(f"policy_averaging must be in (0, 1), or None for no averaging, not {self.policy_averaging}")
         estimator = self.estimator
         one_episode = self.n_episodes == 1 or (self.n_steps == 1 and self.env is not None and self.n_envs == 1)
         if estimator.compares_episodes and one_episode:
@@ -618,33 +606,3 @@ def clone_tensors(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(clone_tensors(value) for value in state)
     return state
-
-
-def make_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
-    """
-    Turn a coefficient into a function of the progress remaining (from 1 to 0).
-
-    :param value: A number, such a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
-    :param name: Of the argument, for the error message.
-    :return: The schedule.
-    :raises ValueError: If the value cannot be read, or the schedule starts or ends below 0.
-    """
-    schedule: FloatSchedule | None = None
-    if isinstance(value, str):
-        kind, _, initial = value.partition("_")
-        if kind == "lin":
-            try:
-                schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
-            except ValueError:
-                pass
-    elif callable(value) or isinstance(value, int | float):
-        schedule = FloatSchedule(value)
-    if schedule is None:
-        raise ValueError(f"{name} must be a number, a function of the progress remaining, or like 'lin_0.01', not {value!r}")
-    for progress_remaining in (1.0, 0.0):
-        coefficient = schedule(progress_remaining)
-        if not 0.0 <= coefficient < np.inf:
-            raise ValueError(
-                f"{name} must never be negative or infinite, but is {coefficient} at progress remaining {progress_remaining}"
-            )
-    return schedule

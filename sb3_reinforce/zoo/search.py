@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 from torch import nn
 
-from sb3_reinforce.reinforce import make_schedule
+from sb3_reinforce.arguments import make_schedule
 
 NET_ARCHS: dict[str, list[int]] = {"small": [64], "medium": [64, 64], "large": [256, 256]}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}

@@ -1,0 +1,153 @@
+"""What the arguments may be: the numbers in one table, schedules, spaces; and what is said if they are not."""
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+
+def is_number(value: Any) -> bool:
+    """
+    Tell a number from what Python merely treats as one.
+
+    :param value: Anything.
+    :return: True for Python's and NumPy's real numbers, False for ``True``.
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole_number(value: Any) -> bool:
+    """
+    Tell whether a value can count something.
+
+    :param value: Anything.
+    :return: True for Python's and NumPy's integers, False for ``True`` and ``2.0``.
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+class Numbers(NamedTuple):
+    """
+    A set of numbers.
+
+    :param words: Completes "must be ...".
+    :param contains: Tells whether a value of any type is one of them.
+    """
+
+    words: str
+    contains: Callable[[Any], bool]
+
+
+COUNT = Numbers("a whole number of at least 1", lambda value: is_whole_number(value) and value >= 1)
+COUNT_OR_NONE = Numbers(f"None or {COUNT.words}", lambda value: value is None or COUNT.contains(value))
+UNIT_INTERVAL = Numbers("in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
+NOT_NEGATIVE = Numbers("at least 0 and finite", lambda value: is_number(value) and 0 <= value < np.inf)
+
+NUMERIC_ARGUMENTS = {
+    "n_steps": COUNT_OR_NONE,
+    "n_episodes": COUNT_OR_NONE,
+    "gamma": UNIT_INTERVAL,
+    "gae_lambda": UNIT_INTERVAL,
+    "vf_coef": NOT_NEGATIVE,
+    "critic_epochs": COUNT,
+    "critic_batch_size": COUNT_OR_NONE,
+    "micro_batch_size": COUNT_OR_NONE,
+    "max_rollout_steps": COUNT_OR_NONE,
+    "cg_max_steps": COUNT,
+    "cg_damping": NOT_NEGATIVE,
+    "fisher_max_steps": COUNT_OR_NONE,
+    "policy_averaging": Numbers(
+        "in (0, 1), or None for no averaging", lambda value: value is None or (is_number(value) and 0 < value < 1)
+    ),
+    "max_grad_norm": Numbers("above 0 (float('inf') for no clipping)", lambda value: is_number(value) and value > 0),
+    "sde_sample_freq": Numbers("a whole number of at least -1", lambda value: is_whole_number(value) and value >= -1),
+    "stats_window_size": COUNT,
+    "seed": Numbers(
+        "None or a whole number from 0 to 2**32 - 1",
+        lambda value: value is None or (is_whole_number(value) and 0 <= value < 2**32),
+    ),
+}
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """
+    Hold arguments against the table. The coefficients that may be schedules are read, and checked, by ``make_schedule``.
+
+    :param arguments: Values of any type by the names of the table.
+    :raises ValueError: Names the first argument whose value is of the wrong type or out of range.
+    """
+    for name, value in arguments.items():
+        if not NUMERIC_ARGUMENTS[name].contains(value):
+            raise ValueError(f"{name} must be {NUMERIC_ARGUMENTS[name].words}, not {value!r}")
+
+
+def make_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
+    """
+    Turn a coefficient into a function of the progress remaining (from 1 to 0).
+
+    :param value: A number, such a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
+    :param name: Of the argument, for the error message.
+    :return: The schedule.
+    :raises ValueError: If the value cannot be read, or the schedule starts or ends below 0.
+    """
+    schedule: FloatSchedule | None = None
+    if isinstance(value, str):
+        kind, _, initial = value.partition("_")
+        if kind == "lin":
+            try:
+                schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
+            except ValueError:
+                pass
+    elif callable(value):
+        schedule = FloatSchedule(value)
+    elif is_number(value):
+        schedule = FloatSchedule(float(value))
+    if schedule is None:
+        raise ValueError(f"{name} must be a number, a function of the progress remaining, or like 'lin_0.01', not {value!r}")
+    for progress_remaining in (1.0, 0.0):
+        coefficient = schedule(progress_remaining)
+        if not 0.0 <= coefficient < np.inf:
+            raise ValueError(
+                f"{name} must never be negative or infinite, but is {coefficient} at progress remaining {progress_remaining}"
+            )
+    return schedule
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Refuse the spaces that SB3's policies would misread, or fail on deep inside PyTorch.
+
+    :param observation_space: Of the environment.
+    :param action_space: Of the environment.
+    :raises ValueError: Names the space, and the wrapper that makes one of it that can be learned with.
+    """
+    observation_parts = {"observation space": observation_space}
+    if isinstance(observation_space, spaces.Dict):
+        observation_parts = {f"observation space at key {key!r}": part for key, part in observation_space.items()}
+    for name, part in observation_parts.items():
+        flaw = _flaw_of_any_space(part)
+        if isinstance(part, spaces.Box) and part.shape == ():
+            flaw = "has no dimension, where SB3's policies need one: reshape it to (1,)"
+        _refuse(name, part, flaw, "TransformObservation")
+    flaw = _flaw_of_any_space(action_space)
+    if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
+        flaw = "holds whole numbers, where the policy draws real ones: round them, or choose MultiDiscrete"
+    _refuse("action space", action_space, flaw, "TransformAction")
+
+
+def _flaw_of_any_space(space: spaces.Space[Any]) -> str | None:
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+        return "does not start at 0, as SB3's policies take for granted: shift it"
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+        return f"has {space.nvec.ndim} dimensions, where SB3's policies need one: flatten it"
+    return None
+
+
+def _refuse(name: str, space: spaces.Space[Any], flaw: str | None, wrapper: str) -> None:
+    if flaw is not None:
+        in_one_line = " ".join(str(space).split())
+        raise ValueError(f"The {name} {in_one_line} {flaw}, for example with gymnasium.wrappers.{wrapper}")

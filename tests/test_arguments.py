@@ -1,0 +1,146 @@
+"""Every numeric argument has a type and a range, and every space that SB3's policies would misread is refused."""
+
+import inspect
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from test_reinforce import AnySpacesEnv
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.arguments import NUMERIC_ARGUMENTS
+
+SCHEDULES = ["learning_rate", "ent_coef", "critic_learning_rate", "target_kl"]
+MAY_BE_NONE = {"n_steps", "n_episodes", "critic_batch_size", "micro_batch_size", "max_rollout_steps", "fisher_max_steps"}
+MAY_BE_NONE |= {"policy_averaging", "seed"}
+
+
+def make(**arguments):
+    return REINFORCE("MlpPolicy", "CartPole-v1", **arguments)
+
+
+def test_the_table_has_every_numeric_argument():
+    parameters = inspect.signature(REINFORCE).parameters.values()
+    numeric = {p.name for p in parameters if any(kind in str(p.annotation).split(" | ") for kind in ("<class 'int'>", "int"))}
+    numeric |= {p.name for p in parameters if "float" in str(p.annotation)}
+    assert numeric - {"verbose"} == {*NUMERIC_ARGUMENTS, *SCHEDULES}
+
+
+@pytest.mark.parametrize("name", NUMERIC_ARGUMENTS)
+@pytest.mark.parametrize("value", [True, "5", "a", [1], float("nan"), -2, complex(1)], ids=repr)
+def test_values_of_the_wrong_type_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMERIC_ARGUMENTS)
+def test_none_is_refused_where_it_means_nothing(name):
+    if name in MAY_BE_NONE:
+        make(**{name: None})
+    else:
+        with pytest.raises(ValueError, match=f"^{name} must be .*, not None"):
+            make(**{name: None})
+
+
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("n_steps", [1, np.int64(3)], [0, 2.0, np.float64(2.0), float("inf")]),
+        ("n_episodes", [1], [0, 1.0]),
+        ("gamma", [0, 1, 0.5, np.float32(0.5)], [-1e-9, 1.001]),
+        ("gae_lambda", [0.0, 1], [1.1]),
+        ("vf_coef", [0.0, 3], [-1, -1e-9, float("inf")]),
+        ("critic_epochs", [1], [0, 1.5]),
+        ("max_grad_norm", [1e-3, 2, float("inf")], [0, -1, -float("inf")]),
+        ("sde_sample_freq", [-1, 0, 4], [-2, 4.0]),
+        ("stats_window_size", [1], [0, 10.0]),
+        ("seed", [0, 2**32 - 1], [-1, 2**32, 1.0]),
+    ],
+)
+def test_ranges(name, good, bad):
+    for value in good:
+        make(**{name: value})
+    for value in bad:
+        with pytest.raises(ValueError, match=f"^{name} must be .*, not "):
+            make(**{name: value})
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("value", [True, "fast", -1, float("nan"), [1.0]], ids=repr)
+def test_schedules_of_the_wrong_type_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must "):
+        make(**{name: value})
+
+
+def test_the_learning_rate_may_decay():
+    model = make(learning_rate="lin_0.01", n_steps=20, seed=0, normalize_advantage=True)
+    assert model.lr_schedule(1.0) == pytest.approx(0.01) and model.lr_schedule(0.25) == pytest.approx(0.0025)
+    assert model.critic_lr_schedule(0.25) == pytest.approx(0.0025)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    model.learn(200)
+    assert model.logger.name_to_value["train/learning_rate"] == 0.0
+    assert make(learning_rate=np.float32(0.5)).lr_schedule(1.0) == 0.5
+
+
+def test_arguments_are_checked_on_loading_too(tmp_path):
+    make().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="max_grad_norm must be above 0"):
+        REINFORCE.load(tmp_path / "model", max_grad_norm=0)
+
+
+FLAT = spaces.Box(-1, 1, (3,), np.float32)
+
+
+@pytest.mark.parametrize(
+    "observation_space, action_space, message",
+    [
+        (FLAT, spaces.Discrete(3, start=5), r"action space Discrete\(3, start=5\) does not start at 0.*TransformAction$"),
+        (FLAT, spaces.MultiDiscrete([2, 3], start=[0, 1]), r"action space MultiDiscrete\(\[2 3\].* does not start at 0"),
+        (
+            FLAT,
+            spaces.MultiDiscrete([[2, 3], [4, 5]]),
+            r"MultiDiscrete\(\[\[2 3\] \[4 5\]\]\) has 2 dimensions.*flatten",
+        ),
+        (FLAT, spaces.Box(0, 5, (2,), np.int32), r"action space Box\(0, 5, \(2,\), int32\) holds whole numbers"),
+        (spaces.Discrete(3, start=1), spaces.Discrete(2), r"observation space Discrete\(3, start=1\).*TransformObservation$"),
+        (
+            spaces.MultiDiscrete([2, 2], start=[1, 1]),
+            spaces.Discrete(2),
+            "observation space MultiDiscrete.*not start at 0",
+        ),
+        (spaces.MultiDiscrete([[2], [3]]), spaces.Discrete(2), "observation space MultiDiscrete.*has 2 dimensions"),
+        (
+            spaces.Box(-1, 1, (), np.float32),
+            spaces.Discrete(2),
+            r"observation space Box\(.*, \(\), float32\) has no dim",
+        ),
+        (
+            spaces.Dict({"good": FLAT, "bad": spaces.Box(-1, 1, (), np.float32)}),
+            spaces.Discrete(2),
+            r"observation space at key 'bad' Box\(-1.0, 1.0, \(\), float32\) has no dimension.*reshape it to \(1,\)",
+        ),
+    ],
+)
+def test_spaces_that_would_be_misread_are_refused_in_one_line(observation_space, action_space, message):
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    env = make_vec_env(lambda: AnySpacesEnv(observation_space, action_space), 2)
+    with pytest.raises(ValueError, match=message) as refusal:
+        REINFORCE(policy, env)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_wrapper_that_is_named_helps():
+    class Shifted(AnySpacesEnv):
+        def __init__(self):
+            super().__init__(FLAT, spaces.Discrete(3, start=5))
+
+    env = make_vec_env(lambda: gym.wrappers.TransformAction(Shifted(), lambda action: action + 5, spaces.Discrete(3)), 2)
+    REINFORCE("MlpPolicy", env, n_episodes=4).learn(40)
+
+
+@pytest.mark.parametrize("action_space", [spaces.Box(-1, 1, (), np.float32), spaces.Box(-1, 1, (2,), np.float64)], ids=str)
+def test_spaces_that_look_odd_and_are_not(action_space):
+    model = REINFORCE("MlpPolicy", make_vec_env(lambda: AnySpacesEnv(FLAT, action_space), 2), n_episodes=4).learn(40)
+    assert model.predict(FLAT.sample())[0].shape == action_space.shape
