@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, map_observation
 from sb3_reinforce.sampling import make_action_sampler
@@ -59,19 +60,57 @@ class Rollout(NamedTuple):
     n_cut: int
 
 
-def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int) -> int:
+def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int, n_left: int | None = None) -> int:
     """
     Choose the bound of a rollout where none is given.
 
     :param n_steps: Budget in steps of each environment.
     :param n_episodes: Budget in episodes over all environments, which rules where it is given.
     :param n_envs: Number of environments.
+    :param n_left: Steps that all environments together may still take (``steps_left``); None for no such limit.
     :return: Steps of each environment.
     """
     if n_episodes is not None:
-        return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
-    assert n_steps is not None
-    return DEFAULT_EXTRA_STEPS + n_steps
+        bound = DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
+    else:
+        assert n_steps is not None
+        bound = DEFAULT_EXTRA_STEPS + n_steps
+    return bound if n_left is None else max(1, min(bound, n_left // n_envs))
+
+
+def steps_left(model: OnPolicyAlgorithm, time_limit: int | None) -> int | None:
+    """
+    Tell how many steps ``learn`` may still take: whole episodes overshoot its budget, but not by any length.
+
+    :param model: Knows its budget, and the steps that it has taken.
+    :param time_limit: Of an episode, None if there is none.
+    :return: What is left, over all environments, of the larger of twice the budget, and the budget and one episode of
+        each environment; None if the budget is used up, or training was not started by ``learn``.
+    """
+    if model.num_timesteps >= model._total_timesteps:
+        return None
+    budget, taken = (steps - model._num_timesteps_at_start for steps in (model._total_timesteps, model.num_timesteps))
+    return max(2 * budget, budget + model.n_envs * (time_limit or 0)) - taken
+
+
+def find_time_limit(env: VecEnv) -> int | None:
+    """
+    Ask environments how long their episodes may last.
+
+    :param env: Any vectorised environment.
+    :return: The largest limit in steps; None if there is an environment without one, or that does not say.
+    """
+    try:
+        if all(env.env_is_wrapped(TimeLimit)):
+            return int(max(env.get_attr("_max_episode_steps")))
+        if isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv):
+            return None
+        # An engine that steps many environments at once has no wrappers, but a specification
+        spec = env.get_attr("spec", indices=0)[0]
+        limit: int | None = getattr(getattr(spec, "config", spec), "max_episode_steps", None)
+    except Exception:  # What other people's vectorised environments raise is anybody's guess
+        return None
+    return limit
 
 
 def make_action_transform(model: OnPolicyAlgorithm) -> Any:
@@ -138,7 +177,7 @@ def collect_episodes(
             actions = sample_actions(model._last_obs)  # type: ignore[arg-type]
         except ValueError:
             # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
-            rollout_buffer.add(model._last_obs, np.zeros_like(rollout_buffer.actions[0]), np.zeros(env.num_envs))  # type: ignore[arg-type]
+            rollout_buffer.add(model._last_obs, np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs))  # type: ignore[arg-type]
             rollout_buffer.check_finite()
             raise
         clipped_actions = to_env_actions(actions)

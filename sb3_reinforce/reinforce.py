@@ -21,7 +21,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, check_numbers, check_spaces, make_schedule
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
-from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, default_max_steps
+from sb3_reinforce.collection import (
+    EXPECTED_EPISODE_STEPS,
+    EpisodeQuota,
+    collect_episodes,
+    default_max_steps,
+    find_time_limit,
+    steps_left,
+)
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
 from sb3_reinforce.policies import (
@@ -108,7 +115,7 @@ class REINFORCE(OnPolicyAlgorithm):
         memory. None for one piece.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
         and treated as at a time limit, with a warning. None for 50,000 steps beyond the budget, where an episode of
-        ``n_episodes`` is taken to last 1,000 steps.
+        ``n_episodes`` is taken to last 1,000 steps, and for less where ``learn`` would otherwise overshoot (see there).
     :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. ``float("inf")`` for
         no clipping.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
@@ -224,6 +231,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.micro_batch_size = micro_batch_size
         self.max_rollout_steps = max_rollout_steps
         self._warned: set[str] = set()
+        self._time_limit: int | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -265,7 +273,14 @@ class REINFORCE(OnPolicyAlgorithm):
                 f"baseline={self.baseline!r} compares episodes with each other, but an update has only one: "
                 "raise n_episodes or n_steps, or choose another baseline"
             )
-
+        if self.n_episodes is not None and self.env is not None and self.n_episodes < self.n_envs:
+            unused = self.n_envs - self.n_episodes
+            self._warn_once(
+                "few episodes",
+                f"n_episodes={self.n_episodes} is below the number of environments, {self.n_envs}: in every rollout at least "
+                f"{unused} of {self.n_envs} steps ({unused / self.n_envs:.0%}) are not used. Raise n_episodes to "
+                f"{self.n_envs}, or use fewer environments.",
+            )
         settings = {
             "target_kl": TARGET_KL,
             "cg_max_steps": CG_MAX_STEPS,
@@ -387,7 +402,8 @@ class REINFORCE(OnPolicyAlgorithm):
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
 
-        bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, env.num_envs)
+        n_left = steps_left(self, self._time_limit)
+        bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, env.num_envs, n_left)
         quota = EpisodeQuota(n_rollout_steps, self.n_episodes)
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
         rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng)
@@ -399,7 +415,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 "max_rollout_steps",
                 f"A rollout reached max_rollout_steps={bound} steps per environment with {rollout.n_cut} episodes still "
                 f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
-                "raise max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit.",
+                "raise max_rollout_steps, whose default also depends on the total_timesteps of learn; if they never end, wrap "
+                "the environment in gymnasium.wrappers.TimeLimit.",
             )
         self.logger.record("rollout/episodes", rollout.n_episodes)
         used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
@@ -535,7 +552,9 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Return a trained model.
 
-        :param total_timesteps: The total number of samples (env steps) to train on; the last rollout is finished.
+        :param total_timesteps: The total number of samples (env steps) to train on. The last rollout is finished: unless
+            ``max_rollout_steps`` is set, it never takes the total beyond twice this number, or this number and one episode of
+            each environment at its time limit, whichever is larger.
         :param callback: callback(s) called at every step with state of the algorithm.
         :param log_interval: Number of updates between logs.
         :param tb_log_name: the name of the run for TensorBoard logging
@@ -544,6 +563,8 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite.
         """
+        assert self.env is not None
+        self._time_limit = find_time_limit(self.env)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

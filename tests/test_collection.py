@@ -1,5 +1,7 @@
 """Which episodes count, how long a rollout lasts, and what is done where an episode was cut."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ from helpers import FixedLengthEnv, RandomLengthEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
-from sb3_reinforce.collection import EpisodeQuota, default_max_steps
+from sb3_reinforce.collection import EpisodeQuota, default_max_steps, find_time_limit
+from sb3_reinforce.vec_env import make_gymnasium_vec_env
 
 
 class SpyBuffer(EpisodeRolloutBuffer):
@@ -26,6 +29,8 @@ class SpyBuffer(EpisodeRolloutBuffer):
 
 
 def make_model(env, **kwargs):
+    # These environments have no time limit, so that a small total_timesteps would bound the rollout
+    kwargs = {"max_rollout_steps": 10_000, **kwargs}
     return REINFORCE("MlpPolicy", env, rollout_buffer_class=SpyBuffer, seed=0, device="cpu", **kwargs)
 
 
@@ -37,7 +42,7 @@ def fixed_length_envs(*lengths_of_env, **kwargs):
 @pytest.mark.parametrize("budget", [{"n_episodes": 40}, {"n_steps": 2_000}])
 def test_short_episodes_are_not_over_counted(n_envs, budget):
     env = make_vec_env(RandomLengthEnv, n_envs, seed=n_envs)
-    model = make_model(env, critic_epochs=1, baseline="mean", **budget)
+    model = make_model(env, critic_epochs=1, baseline="mean", max_rollout_steps=None, **budget)
     model.learn(30_000)
     lengths = np.concatenate([batch.episode_lengths for batch in model.rollout_buffer.batches])
     standard_error = 245 / np.sqrt(len(lengths))
@@ -76,6 +81,7 @@ def test_episodes_count_in_the_order_of_their_starts():
     assert [batch.locate(index) for index in (0, 8, 9, 14)] == [(0, 0), (0, 8), (1, 0), (1, 5)]
 
 
+@pytest.mark.filterwarnings("ignore:n_episodes=2 is below")
 def test_fewer_episodes_than_environments():
     model = make_model(fixed_length_envs([5], [2], [3]), n_episodes=2)
     model.learn(1)
@@ -180,13 +186,70 @@ def test_an_endless_episode_is_cut_with_one_warning(budget, baseline):
     assert model.rollout_buffer.batches[0].episode_lengths[0] == 50
 
 
-def test_the_default_bound_stops_an_endless_environment():
-    model = make_model(fixed_length_envs([10**9]), n_episodes=8, critic_epochs=1)
-    assert default_max_steps(None, n_episodes=8, n_envs=1) == 58_000
+def test_the_default_bound():
     assert default_max_steps(1_000_000, n_episodes=None, n_envs=1) == 1_050_000
-    with pytest.warns(UserWarning, match="max_rollout_steps"):
+    assert default_max_steps(100, n_episodes=None, n_envs=8) == 50_100
+    # Episodes per environment, rounded up
+    assert default_max_steps(None, n_episodes=8, n_envs=1) == 58_000
+    assert default_max_steps(None, n_episodes=9, n_envs=4) == 53_000
+    assert default_max_steps(None, n_episodes=1, n_envs=4) == 51_000
+    assert default_max_steps(100, None, n_envs=8, n_left=50_100 * 8 + 7) == 50_100
+    assert default_max_steps(100, None, n_envs=8, n_left=4_007) == 500
+    assert default_max_steps(100, None, n_envs=8, n_left=3) == 1
+
+
+class EndlessEnv(FixedLengthEnv):
+    def __init__(self):
+        super().__init__([10**9])
+
+
+@pytest.mark.parametrize("n_envs, n_steps", [(1, 5), (3, 5), (8, 2_000)])
+@pytest.mark.parametrize("budget", [40, 1_000])
+@pytest.mark.parametrize("time_limit", [None, 30, 400])
+def test_learn_overshoots_its_budget_by_no_more_than_it_says(n_envs, n_steps, budget, time_limit):
+    wrap = (lambda env: env) if time_limit is None else (lambda env: gym.wrappers.TimeLimit(env, time_limit))
+    env = make_vec_env(lambda: wrap(EndlessEnv()), n_envs)
+    model = REINFORCE("MlpPolicy", env, n_steps=n_steps, critic_epochs=1, device="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A rollout reached max_rollout_steps")
+        for starts_anew in (True, False):
+            before = 0 if starts_anew else model.num_timesteps
+            model.learn(budget, reset_num_timesteps=starts_anew)
+            assert budget <= model.num_timesteps - before <= max(2 * budget, budget + n_envs * (time_limit or 0))
+
+
+def test_the_bound_of_the_budget_cuts_no_episode_of_a_usual_length(recwarn):
+    env = make_vec_env(lambda: gym.wrappers.TimeLimit(EndlessEnv(), 100), 4)
+    REINFORCE("MlpPolicy", env, n_steps=64, critic_epochs=1).learn(1_200)
+    assert not [warning for warning in recwarn if "max_rollout_steps" in str(warning.message)]
+
+
+def test_a_bound_of_ones_own_is_kept():
+    model = make_model(fixed_length_envs([10**9]), max_rollout_steps=500)
+    with pytest.warns(UserWarning, match="max_rollout_steps=500"):
         model.learn(1)
-    assert model.num_timesteps == 58_000
+    assert model.num_timesteps == 500
+
+
+def test_time_limits_are_found():
+    def limited(*limits):
+        return [lambda limit=limit: gym.wrappers.TimeLimit(FixedLengthEnv([3]), limit) for limit in limits]
+
+    assert find_time_limit(DummyVecEnv(limited(7, 9))) == 9
+    assert find_time_limit(VecNormalize(make_vec_env("CartPole-v1", 2))) == 500
+    assert find_time_limit(DummyVecEnv([*limited(7), lambda: FixedLengthEnv([3])])) is None
+    assert find_time_limit(make_gymnasium_vec_env("CartPole-v1", 2)) == 500
+    processes = SubprocVecEnv([lambda: FixedLengthEnv([3])] * 2)
+    # Asked for what it does not have, a process would end
+    assert find_time_limit(processes) is None
+    assert processes.reset().shape == (2, 2)
+    processes.close()
+
+
+def test_fewer_episodes_than_environments_are_warned_of_once():
+    with pytest.warns(UserWarning, match=r"n_episodes=2 .* environments, 8: .* at least 6 of 8 steps \(75%\)") as caught:
+        make_model(fixed_length_envs(*[[3]] * 8), n_episodes=2).learn(100)
+    assert len([warning for warning in caught if "n_episodes" in str(warning.message)]) == 1
 
 
 def test_cut_episodes_are_bootstrapped_even_without_time_limits(monkeypatch):

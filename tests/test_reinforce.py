@@ -191,7 +191,7 @@ def test_a_large_value_loss_does_not_shrink_the_policy_gradient():
     def policy_parameters(reward_scale, vf_coef):
         env = DummyVecEnv([lambda: FixedLengthEnv([5], reward=reward_scale)])
         model = REINFORCE("MlpPolicy", env, n_steps=5, vf_coef=vf_coef, seed=0, normalize_advantage=True, learning_rate=1e-2)
-        model.learn(1)
+        model.learn(5)
         return th.cat([p.flatten() for name, p in model.policy.named_parameters() if "value" not in name]).detach()
 
     assert th.equal(policy_parameters(100.0, 1e-6), policy_parameters(100.0, 1e6))
@@ -286,7 +286,7 @@ def test_logged_names(tmp_path):
 
 def test_logged_numbers_of_one_known_rollout():
     env = DummyVecEnv([lambda: FixedLengthEnv([3])])
-    model = REINFORCE("MlpPolicy", env, n_steps=3, gamma=0.5, baseline=None, seed=0)
+    model = REINFORCE("MlpPolicy", env, n_steps=3, gamma=0.5, baseline=None, seed=0, max_rollout_steps=10)
     model.set_logger(Logger(None, []))
     model.learn(1)
     logged = model.logger.name_to_value
@@ -363,7 +363,7 @@ def test_n_steps_default(micro_batch_size):
     [
         ({"n_steps": 0}, "n_steps must be .* at least 1, not 0"),
         ({"n_episodes": -1}, "n_episodes must be .* at least 1, not -1"),
-        ({"n_steps": 2.5}, "n_steps must be a whole number"),
+        ({"n_steps": 2.5}, "n_steps must be None or a whole number"),
         ({"n_steps": 5, "n_episodes": 5}, "drop n_steps .* or n_episodes"),
         ({"gamma": 1.1}, r"gamma must be in \[0, 1\], not 1.1"),
         ({"gamma": float("nan")}, r"gamma must be in \[0, 1\]"),
@@ -440,6 +440,7 @@ def optimizer_tensors(model):
 
 
 def assert_failure_changes_nothing(model, message):
+    model.max_rollout_steps = 100
     model.learn(1)
     before = state_of(model)
     assert len(before) > 5
@@ -496,6 +497,7 @@ def test_overflowing_policy_loss():
 
 def test_log_probability_that_is_not_finite_names_the_step(monkeypatch):
     model = REINFORCE("MlpPolicy", DummyVecEnv([lambda: FixedLengthEnv([4])] * 1 + [lambda: FixedLengthEnv([3])]), n_steps=3)
+    model.max_rollout_steps = 10
     distribution = type(model.policy.action_dist)
     log_prob = distribution.log_prob
 
