@@ -1,17 +1,18 @@
 """Rollout buffers that hold whole episodes: SB3's, growing as long as an episode lasts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
 
 from sb3_reinforce.returns import Array, IntArray
 
-NumpyObs = np.ndarray[Any, np.dtype[Any]] | dict[str, np.ndarray[Any, np.dtype[Any]]]
+NumpyArray = np.ndarray[Any, np.dtype[Any]]
+NumpyObs = NumpyArray | dict[str, NumpyArray]
 
 
 def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
@@ -25,6 +26,19 @@ def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: function(part) for key, part in observation.items()}
     return function(observation)
+
+
+def _named_parts(name: str, observation: Any) -> dict[str, Any]:
+    if isinstance(observation, dict):
+        return {f"{name}['{key}']": part for key, part in observation.items()}
+    return {name: observation}
+
+
+def _first_not_finite(numbers: Any) -> tuple[int, ...] | None:
+    numbers = np.asarray(numbers)
+    if not np.issubdtype(numbers.dtype, np.floating) or np.isfinite(numbers).all():
+        return None
+    return tuple(np.argwhere(~np.isfinite(numbers))[0].tolist())
 
 
 class EpisodeBatch(NamedTuple):
@@ -64,24 +78,23 @@ class _WholeEpisodes:
     device: th.device
     to_torch: Callable[..., th.Tensor]
 
-    observations: NumpyObs
-    actions: np.ndarray[Any, np.dtype[Any]]
-    rewards: np.ndarray[Any, np.dtype[np.float32]]
-
     def reset(self) -> None:
         """Forget all steps. The storage is kept, so that only the first rollouts allocate."""
-        if not hasattr(self, "rewards"):
-            self.observations = self._allocate_observations()
+        if not hasattr(self, "_rewards"):
+            self._observations = self._allocate_observations()
             # A Gaussian sample does not fit into an integer Box
             action_dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
-            self.actions = np.empty((self.buffer_size, self.n_envs, self.action_dim), dtype=action_dtype)
-            self.rewards = np.empty((self.buffer_size, self.n_envs), dtype=np.float32)
-            self._obs_batch_shape = map_observation(lambda storage: storage.shape[1:], self.observations)
+            self._actions = np.empty((self.buffer_size, self.n_envs, self.action_dim), dtype=action_dtype)
+            self._rewards = np.empty((self.buffer_size, self.n_envs), dtype=np.float32)
+            self._obs_batch_shape = map_observation(lambda storage: storage.shape[1:], self._observations)
         self.pos = 0
         self.full = False
         #: For every environment, the number of steps at which each of its counted episodes was over
         self.episode_ends: list[list[int]] = [[] for _ in range(self.n_envs)]
         self._cuts: list[list[tuple[int, NumpyObs]]] = [[] for _ in range(self.n_envs)]
+        self._evaluate: Callable[[Any, str], None] | None = None
+        self._numbers: dict[str, Array] = {}
+        self._arrays: dict[str, NumpyArray] = {}
 
     def _allocate_observations(self) -> NumpyObs:
         if isinstance(self.observation_space, spaces.Dict):
@@ -92,13 +105,13 @@ class _WholeEpisodes:
         return np.empty((self.buffer_size, self.n_envs, *self.obs_shape), dtype=self.observation_space.dtype)
 
     def _double(self) -> None:
-        def doubled(storage: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+        def doubled(storage: NumpyArray) -> NumpyArray:
             larger = np.empty((2 * len(storage), *storage.shape[1:]), dtype=storage.dtype)
             larger[: len(storage)] = storage
             return larger
 
-        self.observations = map_observation(doubled, self.observations)
-        self.actions, self.rewards = doubled(self.actions), doubled(self.rewards)
+        self._observations = map_observation(doubled, self._observations)
+        self._actions, self._rewards = doubled(self._actions), doubled(self._rewards)
         self.buffer_size *= 2
 
     def add(self, obs: NumpyObs, action: Any, reward: Any) -> None:
@@ -111,13 +124,13 @@ class _WholeEpisodes:
         """
         if self.pos == self.buffer_size:
             self._double()
-        if isinstance(self.observations, dict):
-            for key, storage in self.observations.items():
+        if isinstance(self._observations, dict):
+            for key, storage in self._observations.items():
                 storage[self.pos] = obs[key].reshape(self._obs_batch_shape[key])
         else:
-            self.observations[self.pos] = obs.reshape(self._obs_batch_shape)  # type: ignore[union-attr]
-        self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
-        self.rewards[self.pos] = reward
+            self._observations[self.pos] = obs.reshape(self._obs_batch_shape)  # type: ignore[union-attr]
+        self._actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
+        self._rewards[self.pos] = reward
         self.pos += 1
 
     def finish_episode(self, env_idx: int, final_observation: NumpyObs | None = None) -> None:
@@ -135,7 +148,11 @@ class _WholeEpisodes:
     @property
     def n_counted_steps(self) -> int:
         """Number of steps that belong to counted episodes, over all environments."""
-        return sum(ends[-1] for ends in self.episode_ends if ends)
+        return sum(self._steps_of_env)
+
+    @property
+    def _steps_of_env(self) -> list[int]:
+        return [ends[-1] if ends else 0 for ends in self.episode_ends]
 
     def check_finite(self) -> None:
         """
@@ -143,19 +160,152 @@ class _WholeEpisodes:
 
         :raises ValueError: Names the first environment and step with a NaN or infinite reward or observation.
         """
-        parts = {"reward": self.rewards}
-        if isinstance(self.observations, dict):
-            parts.update({f"observation['{key}']": storage for key, storage in self.observations.items()})
-        else:
-            parts["observation"] = self.observations
-        for name, storage in parts.items():
-            stored = storage[: self.pos]
-            if np.issubdtype(stored.dtype, np.floating) and not np.isfinite(stored).all():
-                step, env_idx, *entry = np.argwhere(~np.isfinite(stored))[0]
-                raise ValueError(
-                    f"The {name} of environment {env_idx} at step {step} of the rollout is {stored[(step, env_idx, *entry)]}. "
-                    "The rollout was not learned from. VecCheckNan finds where such numbers come from."
-                )
+        for name, stored in {"reward": self.rewards, **_named_parts("observation", self.observations)}.items():
+            if (entry := _first_not_finite(stored)) is not None:
+                self._refuse_number(name, entry[1], entry[0], stored[entry])
+        for env_idx, own_cuts in enumerate(self._cuts):
+            for step, final_observation in own_cuts:
+                for name, stored in _named_parts("final observation", final_observation).items():
+                    if (entry := _first_not_finite(stored)) is not None:
+                        self._refuse_number(name, env_idx, step, stored[entry])
+
+    def _refuse_number(self, name: str, env_idx: int, step: int, number: Any) -> None:
+        raise ValueError(
+            f"The {name} of environment {env_idx} at step {step} of the rollout is {number}. "
+            "The rollout was not learned from. VecCheckNan finds where such numbers come from."
+        )
+
+    @property
+    def observations(self) -> Any:
+        """What was acted on, shape ``(pos, n_envs, *obs_shape)``, or a dict of such arrays."""
+        return map_observation(lambda storage: storage[: self.pos], self._observations)
+
+    @property
+    def actions(self) -> NumpyArray:
+        """As the policy drew them, shape ``(pos, n_envs, action_dim)``."""
+        return self._actions[: self.pos]
+
+    @property
+    def rewards(self) -> NumpyArray:
+        """As the environment gave them, shape ``(pos, n_envs)``. What is written here before the update is learned from."""
+        return self._rewards[: self.pos]
+
+    @property
+    def counted(self) -> NumpyArray:
+        """Which steps belong to counted episodes, shape ``(pos, n_envs)``; the others hold zeros after the rollout."""
+        return np.arange(self.pos)[:, None] < np.array(self._steps_of_env)
+
+    @property
+    def episode_starts(self) -> NumpyArray:
+        """1 at the first step of each counted episode, shape ``(pos, n_envs)``."""
+        starts = np.zeros((self.pos, self.n_envs), dtype=np.float32)
+        for env_idx, ends in enumerate(self.episode_ends):
+            starts[[0, *ends][: len(ends)], env_idx] = 1.0
+        return starts
+
+    @property
+    def values(self) -> NumpyArray:
+        """V(s) before the update, zeros without a critic, shape ``(pos, n_envs)``."""
+        return self._laid_out("values")
+
+    @property
+    def log_probs(self) -> NumpyArray:
+        """Log-probabilities of the actions under the policy that drew them, shape ``(pos, n_envs)``."""
+        return self._laid_out("log_probs")
+
+    @property
+    def returns(self) -> NumpyArray:
+        """What the critic is fitted on, bootstrapped where the update bootstraps, shape ``(pos, n_envs)``."""
+        return self._laid_out("returns")
+
+    @property
+    def advantages(self) -> NumpyArray:
+        """Return minus baseline, neither normalised nor weighted, shape ``(pos, n_envs)``."""
+        return self._laid_out("advantages")
+
+    def size(self) -> int:
+        """
+        Count the steps of each environment.
+
+        :return: As in SB3, the length of the arrays.
+        """
+        return self.pos
+
+    def finish_rollout(self, evaluate: Callable[[Any, str], None]) -> None:
+        """
+        Close the rollout: steps that were not counted hold zeros from now on.
+
+        :param evaluate: Takes this buffer and one of ``"values"``, ``"log_probs"``, ``"returns"``, ``"advantages"``, and
+            hands it to ``keep``. Called when somebody first asks for it, so that nobody else pays.
+        """
+        for env_idx, n_counted in enumerate(self._steps_of_env):
+            for storage in (self._rewards, self._actions, *_named_parts("", self._observations).values()):
+                storage[n_counted : self.pos, env_idx] = 0
+        self.full = True
+        self._evaluate = evaluate
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: NumpyArray) -> None:
+        """
+        Refuse what SB3's buffer does here: the update computes both from the rewards, whole episodes at a time.
+
+        :param last_values: Unused.
+        :param dones: Unused.
+        :raises NotImplementedError: Always.
+        """
+        raise NotImplementedError("The update computes returns and advantages: to change what is learned, write to rewards")
+
+    def keep(self, **numbers: Array) -> None:
+        """
+        Keep what was computed for the counted steps.
+
+        :param numbers: Arrays of shape ``(n_counted_steps,)``, in the order of ``whole_episodes``.
+        """
+        self._numbers.update(numbers)
+        for name in numbers:
+            self._arrays.pop(name, None)
+
+    def kept(self, name: str, compute: Callable[[], Array]) -> Array:
+        """
+        Compute something once per rollout.
+
+        :param name: What it is called.
+        :param compute: Called if nothing is kept under that name.
+        :return: What is kept.
+        """
+        if name not in self._numbers:
+            self.keep(**{name: compute()})
+        return self._numbers[name]
+
+    def _laid_out(self, name: str) -> NumpyArray:
+        if name not in self._numbers:
+            if self._evaluate is None:
+                raise RuntimeError(f"rollout_buffer.{name} is there when the rollout is over: ask for it in on_rollout_end")
+            self._evaluate(self, name)
+        if name not in self._arrays:
+            by_env = np.zeros((self.n_envs, self.pos), dtype=np.float32)
+            by_env[self.counted.T] = self._numbers[name]
+            self._arrays[name] = by_env.T
+            # The update would not see what is written here
+            self._arrays[name].setflags(write=False)
+        return self._arrays[name]
+
+    def get(self, batch_size: int | None = None) -> Iterator[Any]:
+        """
+        Go through the counted steps in random order, as in SB3.
+
+        :param batch_size: Steps of each minibatch, None for all at once.
+        :return: Minibatches of SB3's type.
+        """
+        batch = self.whole_episodes()
+        names = ("values", "log_probs", "advantages", "returns")
+        numbers = [self.to_torch(getattr(self, name).T[self.counted.T]) for name in names]
+        n_steps = self.n_counted_steps
+        order = np.random.permutation(n_steps)
+        samples_class = DictRolloutBufferSamples if isinstance(batch.observations, dict) else RolloutBufferSamples
+        for start in range(0, n_steps, batch_size or n_steps):
+            steps = th.as_tensor(order[start : start + (batch_size or n_steps)], device=self.device)
+            observations: Any = map_observation(lambda obs: obs[steps], batch.observations)  # noqa: B023
+            yield samples_class(observations, batch.actions[steps].float(), *(number[steps] for number in numbers))
 
     def whole_episodes(self) -> EpisodeBatch:
         """
@@ -165,15 +315,15 @@ class _WholeEpisodes:
 
         :return: The batch, its tensors on the buffer's device.
         """
-        steps_of_env = [ends[-1] if ends else 0 for ends in self.episode_ends]
+        steps_of_env = self._steps_of_env
         first_step = np.cumsum([0, *steps_of_env])
 
-        def counted(storage: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+        def counted(storage: NumpyArray) -> NumpyArray:
             if self.n_envs == 1:
                 return storage[: steps_of_env[0], 0]
             return np.concatenate([storage[:n_steps, env_idx] for env_idx, n_steps in enumerate(steps_of_env)])
 
-        def tensor(storage: np.ndarray[Any, np.dtype[Any]]) -> th.Tensor:
+        def tensor(storage: NumpyArray) -> th.Tensor:
             return self.to_torch(storage, copy=False)
 
         def locate(index: int) -> tuple[int, int]:
@@ -183,7 +333,7 @@ class _WholeEpisodes:
         cuts = [(first_step[env_idx] + step, obs) for env_idx, own in enumerate(self._cuts) for step, obs in own]
         finals: list[Any] = [obs for _, obs in cuts]
         final_observations: PyTorchObs | None = None
-        if cuts and isinstance(self.observations, dict):
+        if cuts and isinstance(self._observations, dict):
             final_observations = {
                 key: tensor(np.stack([obs[key] for obs in finals]).reshape(-1, *shape))
                 for key, shape in self.obs_shape.items()
@@ -191,9 +341,9 @@ class _WholeEpisodes:
         elif cuts:
             final_observations = tensor(np.stack(finals).reshape(-1, *self.obs_shape))
         return EpisodeBatch(
-            observations=map_observation(lambda storage: tensor(counted(storage)), self.observations),
-            actions=tensor(counted(self.actions)),
-            rewards=counted(self.rewards).astype(np.float64),
+            observations=map_observation(lambda storage: tensor(counted(storage)), self._observations),
+            actions=tensor(counted(self._actions)),
+            rewards=counted(self._rewards).astype(np.float64),
             episode_lengths=np.concatenate([np.diff(ends, prepend=0) for ends in self.episode_ends]).astype(np.int64),
             cut_steps=np.array([step for step, _ in cuts], dtype=np.int64),
             final_observations=final_observations,
@@ -201,14 +351,14 @@ class _WholeEpisodes:
         )
 
 
-class EpisodeRolloutBuffer(_WholeEpisodes, RolloutBuffer):  # type: ignore[misc]
+class EpisodeRolloutBuffer(_WholeEpisodes, RolloutBuffer):  # type: ignore[misc, override]
     """
     SB3's ``RolloutBuffer`` for whole episodes of any length.
 
-    ``buffer_size`` is only the first capacity: storage doubles whenever an episode needs more. ``whole_episodes``
-    takes the place of ``get``; values and log-probabilities are not stored, as they are computed at the update.
+    ``buffer_size`` is only the first capacity: storage doubles whenever an episode needs more. The update takes
+    ``whole_episodes``; the arrays of SB3's buffer, and ``get``, are there for callbacks, and computed when asked for.
     """
 
 
-class DictEpisodeRolloutBuffer(_WholeEpisodes, DictRolloutBuffer):  # type: ignore[misc]
+class DictEpisodeRolloutBuffer(_WholeEpisodes, DictRolloutBuffer):  # type: ignore[misc, override]
     """``EpisodeRolloutBuffer`` for dict observations."""

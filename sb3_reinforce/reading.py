@@ -104,8 +104,26 @@ class BatchReader:
         :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
         :return: Shape ``(n_steps,)``.
         """
-        n_steps = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        return self._in_pieces(n_steps, lambda piece: self.values_of(observations, piece))
+        return self._in_pieces(_n_steps(observations), lambda piece: self.values_of(observations, piece))
+
+    def baseline_values(self, observations: PyTorchObs) -> Array:
+        """
+        Compute the values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that.
+
+        :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
+        :return: Shape ``(n_steps,)``.
+        """
+        policy_class = type(self.policy)
+        if policy_class.forward is ActorCriticPolicy.forward or (
+            policy_class.predict_values is not ActorCriticPolicy.predict_values
+        ):
+            return self.values(observations)
+
+        def values_of_forward(piece: slice) -> th.Tensor:
+            values: th.Tensor = self.policy(map_observation(lambda obs: obs[piece], observations), deterministic=True)[1]
+            return values.flatten()
+
+        return self._in_pieces(_n_steps(observations), values_of_forward)
 
     def values_of(self, observations: PyTorchObs, steps: Steps) -> th.Tensor:
         """
@@ -124,3 +142,7 @@ class BatchReader:
             for piece in self.pieces(n_steps):
                 results[piece] = function(piece).cpu().numpy()
         return results
+
+
+def _n_steps(observations: PyTorchObs) -> int:
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)

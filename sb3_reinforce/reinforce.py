@@ -43,6 +43,7 @@ from sb3_reinforce.policies import (
 from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step
 from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array
+from sb3_reinforce.weighing import WeighedRollout, weigh_rollout
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -422,6 +423,21 @@ class REINFORCE(OnPolicyAlgorithm):
         used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
         self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
 
+        if self._total_timesteps > 0:
+            # As learn will do: a callback finds the entropy coefficient of the update in the returns
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        n_updates = self._n_updates
+
+        def evaluate(buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, name: str) -> None:
+            if self._n_updates != n_updates:
+                raise RuntimeError(f"rollout_buffer.{name} is of the policy before the update: ask for it in on_rollout_end")
+            batch = buffer.whole_episodes()
+            if name == "log_probs":
+                buffer.kept(name, lambda: BatchReader(self.policy, self.micro_batch_size).log_probs(batch))
+            else:
+                self._weigh(buffer, batch)
+
+        rollout_buffer.finish_rollout(evaluate)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -462,12 +478,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         reader = BatchReader(self.policy, self.micro_batch_size)
 
-        rewards = batch.rewards
-        if self.entropy_in_return:
-            rewards = rewards - ent_coef * reader.log_probs(batch)
-        values = reader.values(batch.observations) if self.baseline == "value" else None
-        rewards = self._bootstrap_cut_episodes(reader, rewards, batch)
-        step_weights = self.estimator(rewards, values, batch.episode_lengths)
+        values, step_weights = self._weigh(self.rollout_buffer, batch)
         if self.estimator.compares_episodes and len(batch.episode_lengths) == 1:
             self._warn_once(
                 "one episode",
@@ -489,14 +500,10 @@ class REINFORCE(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-    def _bootstrap_cut_episodes(self, reader: BatchReader, rewards: Array, batch: EpisodeBatch) -> Array:
-        """Add the discounted value of what followed to the last reward of each cut episode, as SB3 does."""
-        critic_is_fitted = self.baseline == "value" and self._n_updates > 0
-        if batch.final_observations is None or not critic_is_fitted:
-            return rewards
-        rewards = rewards.copy()
-        rewards[batch.cut_steps] += self.gamma * reader.values(batch.final_observations)
-        return rewards
+    def _weigh(self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch) -> WeighedRollout:
+        entropy_reward = self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
+        reader = BatchReader(self.policy, self.micro_batch_size)
+        return weigh_rollout(buffer, batch, reader, self.estimator, entropy_reward, critic_is_fitted=self._n_updates > 0)
 
     def _policy_step(
         self, reader: BatchReader, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float

@@ -1,0 +1,284 @@
+"""What a callback finds in ``model.rollout_buffer`` is what SB3's buffer has there."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import FixedLengthEnv
+from stable_baselines3 import A2C
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.vec_env import DummyVecEnv
+from test_a2c import EPISODE_LENGTH, NoisyRewardEnv, TorchSampledPolicy
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.reading import BatchReader
+
+ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "returns", "advantages")
+
+
+class AtRolloutEnd(BaseCallback):
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+        self.seen = []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.seen.append(self.look(self.model.rollout_buffer))
+
+
+def learn_and_look(model, total_timesteps, look):
+    callback = AtRolloutEnd(look)
+    model.learn(total_timesteps, callback=callback)
+    return callback.seen
+
+
+def copies(buffer):
+    return {name: getattr(buffer, name).copy() for name in ARRAYS}
+
+
+class ConstantValuePolicy(ActorCriticPolicy):
+    """Says what a state is worth in ``forward``, which A2C asks while it collects, and nowhere else."""
+
+    value = 0.0
+
+    def forward(self, obs, deterministic=False):
+        actions, values, log_prob = super().forward(obs, deterministic)
+        return actions, th.full_like(values, self.value), log_prob
+
+
+class RewardAtTheEndEnv(FixedLengthEnv):
+    def __init__(self):
+        super().__init__([6])
+
+    def step(self, action):
+        observation, _, terminated, *rest = super().step(action)
+        return observation, float(terminated), terminated, *rest
+
+
+@pytest.mark.parametrize("algorithm", [A2C, REINFORCE])
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.9])
+@pytest.mark.parametrize("gamma", [1.0, 0.99])
+@pytest.mark.parametrize("n_episodes", [1, 3])
+def test_advantages_and_returns_are_the_closed_form(algorithm, gae_lambda, gamma, n_episodes):
+    model = algorithm(ConstantValuePolicy, RewardAtTheEndEnv(), n_steps=6 * n_episodes, gamma=gamma, gae_lambda=gae_lambda)
+    for model.policy.value in (0.0, 1.0):
+        seen = learn_and_look(model, 6 * n_episodes, lambda buffer: (buffer.advantages.copy(), buffer.returns.copy()))
+        # V is the same everywhere: before the end each difference is (gamma - 1) V, and the last one 1 - V
+        left = 5 - np.arange(6)
+        decay = gamma * gae_lambda
+        before_the_end = np.array([sum(decay**k for k in range(n)) for n in left])
+        advantages = (gamma - 1) * model.policy.value * before_the_end + decay**left * (1 - model.policy.value)
+        expected = np.tile(advantages, n_episodes)[:, None]
+        np.testing.assert_allclose(seen[0][0], expected, atol=1e-6)
+        np.testing.assert_allclose(seen[0][1], expected + model.policy.value, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_all_arrays_equal_those_of_a2c(n_envs):
+    shared = {"n_steps": EPISODE_LENGTH, "gamma": 0.9, "seed": 3, "device": "cpu"}
+    seen = {}
+    for algorithm in (A2C, REINFORCE):
+        model = algorithm(TorchSampledPolicy, make_vec_env(NoisyRewardEnv, n_envs), **shared)
+        model.set_random_seed(5)
+        seen[algorithm] = learn_and_look(model, n_envs * EPISODE_LENGTH, copies)[0]
+    for name, expected in seen[A2C].items():
+        found = seen[REINFORCE][name]
+        assert found.shape == expected.shape and found.dtype == expected.dtype, name
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+
+
+def uneven_model(**kwargs):
+    """Counted are 9 and 2 + 2 + 2 steps; the second environment makes three more until the first has finished."""
+    env = DummyVecEnv([lambda lengths=lengths: Monitor(FixedLengthEnv(lengths)) for lengths in ([9], [2])])
+    arguments = {"n_episodes": 4, "gamma": 0.5, "max_rollout_steps": 20, "seed": 0, **kwargs}
+    return REINFORCE("MlpPolicy", env, **arguments)
+
+
+COUNTED = np.array([[True, step < 6] for step in range(9)])
+
+
+@pytest.mark.parametrize("baseline", ["value", "leave_one_out", None])
+def test_steps_that_were_not_counted_are_marked_and_hold_zeros(baseline):
+    def look(buffer):
+        assert (buffer.pos, buffer.full, buffer.size()) == (9, True, 9)
+        np.testing.assert_array_equal(buffer.counted, COUNTED)
+        return copies(buffer)
+
+    model = uneven_model(baseline=baseline)
+    arrays = learn_and_look(model, 1, look)[0]
+    for name, array in arrays.items():
+        assert array.shape[:2] == (9, 2), name
+        assert not array[~COUNTED].any(), name
+    np.testing.assert_array_equal(arrays["rewards"], COUNTED)
+    np.testing.assert_array_equal(np.argwhere(arrays["episode_starts"]), [[0, 0], [0, 1], [2, 1], [4, 1]])
+    np.testing.assert_array_equal(arrays["observations"][:, 0, 0], np.arange(9))
+    expected = np.zeros((9, 2))
+    expected[:, 0] = 2 - 0.5 ** np.arange(8, -1, -1)
+    expected[:6, 1] = [1.5, 1.0] * 3
+    np.testing.assert_allclose(arrays["returns"], expected, atol=1e-6)
+    assert (arrays["log_probs"][COUNTED] < 0).all()
+    assert arrays["values"].any() == (baseline == "value")
+    if baseline != "leave_one_out":
+        np.testing.assert_allclose(arrays["advantages"], arrays["returns"] - arrays["values"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"entropy_in_return": True, "ent_coef": "lin_0.5"},
+        {"gae_lambda": 0.9, "normalize_advantage": True},
+        {"baseline": "time_step", "return_type": "episode", "discounted_weighting": True},
+    ],
+    ids=str,
+)
+def test_the_arrays_are_what_the_update_uses_and_reading_them_changes_nothing(kwargs, monkeypatch):
+    def trained(look):
+        env = make_vec_env("Pendulum-v1", 3, seed=0)
+        model = REINFORCE("MlpPolicy", env, n_steps=210, seed=1, micro_batch_size=100, **kwargs)
+        used, step = [], model._policy_step
+        monkeypatch.setattr(model, "_policy_step", lambda *args: (used.append(args[2]), step(*args))[1])
+        return learn_and_look(model, 3_000, look), used, model.policy.parameters_to_vector()
+
+    def flat(buffer):
+        return {name: getattr(buffer, name).T[buffer.counted.T] for name in (*ARRAYS[4:], "returns")}
+
+    seen, used, parameters = trained(flat)
+    assert len(used) == len(seen) >= 2
+    for arrays, step_weights in zip(seen, used, strict=True):
+        np.testing.assert_allclose(arrays["advantages"], step_weights.advantages, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(arrays["returns"], step_weights.rewards_to_go, rtol=1e-6)
+    np.testing.assert_array_equal(parameters, trained(lambda buffer: None)[2])
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"entropy_in_return": True, "ent_coef": 0.1}], ids=str)
+def test_nobody_pays_for_what_nobody_reads_and_nobody_pays_twice(kwargs, monkeypatch):
+    calls = []
+    for name in ("values", "log_probs"):
+        method = getattr(BatchReader, name)
+        monkeypatch.setattr(BatchReader, name, lambda *args, name=name, method=method: (calls.append(name), method(*args))[1])
+
+    def calls_of(look):
+        calls.clear()
+        learn_and_look(uneven_model(**kwargs), 1, look)
+        return sorted(calls)
+
+    of_the_update = ["log_probs", "values"] if kwargs else ["values"]
+    assert calls_of(lambda buffer: (buffer.rewards, buffer.episode_starts, buffer.counted)) == of_the_update
+    assert calls_of(lambda buffer: (buffer.values, buffer.returns, buffer.advantages, buffer.values)) == of_the_update
+    assert calls_of(copies) == ["log_probs", "values"]
+
+
+def test_what_a_callback_writes_to_the_rewards_is_learned_from():
+    def double(buffer):
+        before = buffer.returns.copy()
+        buffer.rewards[:] *= 2
+        return before
+
+    model = uneven_model()
+    before = learn_and_look(model, 1, double)[0]
+    np.testing.assert_allclose(model.rollout_buffer.returns, 2 * before)
+    with pytest.raises(ValueError, match="read-only"):
+        model.rollout_buffer.advantages[0] = 1.0
+    with pytest.raises(NotImplementedError, match="write to rewards"):
+        model.rollout_buffer.compute_returns_and_advantage(th.zeros(2), np.ones(2))
+
+
+def test_after_the_update_the_arrays_are_still_those_of_before():
+    model = uneven_model(critic_learning_rate=0.1)
+    seen = learn_and_look(model, 1, lambda buffer: (buffer.values, buffer.returns, buffer.advantages))[0]
+    other = uneven_model(critic_learning_rate=0.1).learn(1)
+    for array, name in zip(seen, ("values", "returns", "advantages"), strict=True):
+        np.testing.assert_array_equal(getattr(other.rollout_buffer, name), array)
+    with pytest.raises(RuntimeError, match="log_probs is of the policy before the update: ask for it in on_rollout_end"):
+        _ = other.rollout_buffer.log_probs
+    model = uneven_model()
+    with pytest.raises(RuntimeError, match="values is there when the rollout is over"):
+        _ = model.rollout_buffer.values
+    with pytest.raises(RuntimeError, match="there when the rollout is over"):
+        next(model.rollout_buffer.get())
+
+
+class DictEnv(gym.ObservationWrapper):
+    def __init__(self, lengths):
+        super().__init__(FixedLengthEnv(lengths))
+        self.observation_space = spaces.Dict({"only": self.env.observation_space})
+
+    def observation(self, observation):
+        return {"only": observation}
+
+
+@pytest.mark.parametrize("batch_size", [None, 4, 100])
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_get_gives_every_counted_step_once(batch_size, is_dict):
+    make = DictEnv if is_dict else FixedLengthEnv
+    env = DummyVecEnv([lambda: make([9]), lambda: make([2])])
+    model = REINFORCE(
+        "MultiInputPolicy" if is_dict else "MlpPolicy", env, n_episodes=4, gamma=0.5, max_rollout_steps=20, seed=0
+    )
+
+    def numbers(buffer, step, env_idx):
+        arrays = (buffer.actions[..., 0], buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
+        return [array[step, env_idx] for array in arrays]
+
+    where = np.argwhere(COUNTED)
+
+    def look(buffer):
+        samples = list(buffer.get(batch_size))
+        observations = buffer.observations["only"] if is_dict else buffer.observations
+        rows = [[*observations[step, env_idx], *numbers(buffer, step, env_idx)] for step, env_idx in where]
+        return samples, np.array(rows)
+
+    samples, expected = learn_and_look(model, 1, look)[0]
+    assert all(type(sample) is (DictRolloutBufferSamples if is_dict else RolloutBufferSamples) for sample in samples)
+    assert [len(sample.actions) for sample in samples] == ([4, 4, 4, 3] if batch_size == 4 else [15])
+    found = []
+    for sample in samples:
+        observations = sample.observations["only"] if is_dict else sample.observations
+        numbers_of_sample = (sample.actions[:, 0], sample.old_values, sample.old_log_prob, sample.advantages, sample.returns)
+        found += th.column_stack([observations, *numbers_of_sample]).tolist()
+    found, expected = np.array(found), expected.tolist()
+    assert not np.array_equal(found, expected), "not shuffled"
+    np.testing.assert_allclose(np.array(sorted(found.tolist())), np.array(sorted(expected)), rtol=1e-6)
+    assert all(sample.actions.dtype == th.float32 for sample in samples)
+
+
+class PoisonedFinalEnv(FixedLengthEnv):
+    """The observation that follows a cut cannot be learned from."""
+
+    def __init__(self, poison):
+        super().__init__([4], truncate=True)
+        self.poison = poison
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        observation[1] += self.poison if self.time == 4 else 0.0
+        return observation, *rest
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_final_observation_that_cannot_be_learned_from_is_located(poison, is_dict):
+    def make_poisoned():
+        env = PoisonedFinalEnv(poison)
+        if not is_dict:
+            return env
+        space = spaces.Dict({"only": env.observation_space})
+        return gym.wrappers.TransformObservation(env, lambda observation: {"only": observation}, space)
+
+    env = DummyVecEnv([(lambda: DictEnv([6])) if is_dict else (lambda: FixedLengthEnv([6])), make_poisoned])
+    model = REINFORCE("MultiInputPolicy" if is_dict else "MlpPolicy", env, n_steps=3, seed=0, max_rollout_steps=20)
+    part = r"\['only'\]" if is_dict else ""
+    with pytest.raises(ValueError, match=f"final observation{part} of environment 1 at step 3 of the rollout is {poison}"):
+        model.learn(1)
+    # Where nothing is bootstrapped, nobody looks at it
+    model.bootstrap_at_time_limit = False
+    model.learn(1)
