@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import pathlib
 import warnings
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ from sb3_reinforce.collection import (
 )
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
+from sb3_reinforce.model_files import check_model_file, written_whole
 from sb3_reinforce.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -40,7 +40,7 @@ from sb3_reinforce.policies import (
     remove_critic,
     reset_noise_apart,
 )
-from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step
+from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step, unchanged_by_failure
 from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array
 from sb3_reinforce.weighing import WeighedRollout, weigh_rollout
@@ -461,13 +461,8 @@ class REINFORCE(OnPolicyAlgorithm):
         :raises ValueError: If a loss or a gradient is NaN or infinite. Policy and optimizer are then as before.
         """
         self.policy.set_training_mode(False)
-        policy_before, optimizer_before = clone_tensors((self.policy.state_dict(), self.policy.optimizer.state_dict()))
-        try:
+        with unchanged_by_failure(self.policy):
             self._update(self.rollout_buffer.whole_episodes())
-        except ValueError:
-            self.policy.load_state_dict(policy_before)
-            self.policy.optimizer.load_state_dict(optimizer_before)
-            raise
         if self.policy_averaging is not None:
             self.policy_average.update_parameters(self.policy)
             if self.use_sde:
@@ -607,30 +602,36 @@ class REINFORCE(OnPolicyAlgorithm):
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return
-        destination = pathlib.Path(path)
-        if destination.suffix == "":
-            destination = destination.with_name(f"{destination.name}.zip")
-        if destination.is_dir():
-            raise IsADirectoryError(f"Cannot save the model to {destination}: it is a folder")
-        unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
-        try:
+        with written_whole(pathlib.Path(path)) as unfinished:
             super().save(unfinished, exclude, include)
-            os.replace(unfinished, destination)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
+    @classmethod
+    def load(
+        cls: type[SelfREINFORCE], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfREINFORCE:
+        """
+        Load a model from a zip-file, as ``BaseAlgorithm.load`` does.
 
-def clone_tensors(state: Any) -> Any:
-    """
-    Copy a state dict, ten times as fast as ``copy.deepcopy``.
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param args: env, device, custom_objects, print_system_info, force_reset: see ``BaseAlgorithm.load``
+        :param kwargs: the same, and arguments of the model to replace
+        :return: new model instance with loaded parameters
+        :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
+        """
+        check_model_file(path, kwargs)
+        return super().load(path, *args, **kwargs)
 
-    :param state: Tensors in dicts, lists and tuples, beside anything that is never changed in place.
-    :return: The same structure with cloned tensors.
-    """
-    if isinstance(state, th.Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {key: clone_tensors(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(clone_tensors(value) for value in state)
-    return state
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary, as ``BaseAlgorithm.set_parameters`` does.
+
+        :param load_path_or_dict: Location of a saved model, or what ``get_parameters`` returns
+        :param exact_match: Whether all parameters must be there, and no others
+        :param device: Device on which the code should run.
+        :raises ValueError: If the file holds a model of another algorithm, or one with more or less than this model.
+        """
+        if exact_match and not isinstance(load_path_or_dict, dict):
+            check_model_file(load_path_or_dict, vars(self))
+        super().set_parameters(load_path_or_dict, exact_match, device)

@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+import sb3_contrib
+import stable_baselines3
 import stable_baselines3.common.save_util
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
@@ -158,3 +160,69 @@ def test_a_model_saved_with_a_suffix_of_its_own_keeps_it(tmp_path, monkeypatch):
     model.save("model.v1")
     assert pathlib.Path("model.v1").exists()
     assert_equal_models(model, REINFORCE.load("model.v1"))
+
+
+OTHER_ALGORITHMS = {
+    "A2C": (stable_baselines3.A2C, "MlpPolicy", "CartPole-v1"),
+    "PPO": (stable_baselines3.PPO, "MlpPolicy", "CartPole-v1"),
+    "TRPO": (sb3_contrib.TRPO, "MlpPolicy", "CartPole-v1"),
+    "DQN": (stable_baselines3.DQN, "MlpPolicy", "CartPole-v1"),
+    "SAC": (stable_baselines3.SAC, "MlpPolicy", "Pendulum-v1"),
+    "ARS": (sb3_contrib.ARS, "MlpPolicy", "CartPole-v1"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ALGORITHMS)
+def test_a_file_of_another_algorithm_is_refused_by_its_name(name, tmp_path):
+    algorithm, policy, env = OTHER_ALGORITHMS[name]
+    algorithm(policy, env).save(tmp_path / "model")
+    message = rf"model holds no model of REINFORCE but one of {name}: load it with {name}\.load"
+    with pytest.raises(ValueError, match=message):
+        REINFORCE.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        REINFORCE("MlpPolicy", env).set_parameters(str(tmp_path / "model"))
+    with open(tmp_path / "model.zip", "rb") as file, pytest.raises(ValueError, match=f"The file holds .* one of {name}"):
+        REINFORCE.load(file)
+
+
+def test_a_file_is_looked_into_without_running_what_was_pickled_into_it(tmp_path):
+    class Unpickled:
+        def __reduce__(self):
+            return (pytest.fail, ("it was unpickled",))
+
+    model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1")
+    model.stowaway = Unpickled()
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="one of PPO"):
+        REINFORCE.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "own, other, message",
+    [
+        ({"baseline": "value"}, {"baseline": None}, "baseline='value', which has a critic.* baseline=None"),
+        ({"baseline": "mean"}, {"baseline": "value"}, "baseline='mean', which has no critic.* baseline='value'"),
+        ({"policy_averaging": 0.5}, {"policy_averaging": None}, "policy_averaging=0.5, which has a moving average"),
+        ({}, {"policy_averaging": 0.5}, "policy_averaging=None, which has no moving average.* policy_averaging=0.5"),
+    ],
+)
+def test_a_file_that_has_more_or_less_than_is_asked_for_is_refused(own, other, message, tmp_path):
+    saved = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, **own)
+    saved.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=rf"model\.zip holds a model with {message}.*load_state_dict"):
+        REINFORCE.load(tmp_path / "model.zip", **other)
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=1, **other)
+    before = model.policy.parameters_to_vector()
+    with pytest.raises(ValueError, match=message):
+        model.set_parameters(str(tmp_path / "model.zip"))
+    np.testing.assert_array_equal(model.policy.parameters_to_vector(), before)
+    # What the message advises
+    model.policy.load_state_dict(saved.policy.state_dict(), strict=False)
+    observation = np.ones(4, dtype=np.float32)
+    distributions = [policy.get_distribution(th.as_tensor(observation)[None]) for policy in (model.policy, saved.policy)]
+    assert th.equal(distributions[0].distribution.probs, distributions[1].distribution.probs)
+
+
+def test_a_baseline_may_change_on_loading_if_both_do_without_a_critic(tmp_path):
+    REINFORCE("MlpPolicy", "CartPole-v1", baseline="mean").save(tmp_path / "model")
+    assert REINFORCE.load(tmp_path / "model", baseline="leave_one_out").baseline == "leave_one_out"

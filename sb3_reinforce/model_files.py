@@ -1,0 +1,84 @@
+"""Files of saved models: written whole or not at all, and asked what they hold before they are loaded."""
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from stable_baselines3.common.save_util import open_path
+
+
+@contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """
+    Give a file a name beside its destination, and put it in its place when it is complete.
+
+    :param path: The destination, ``.zip`` if it has no suffix.
+    :return: Context manager that gives the name to write to.
+    :raises IsADirectoryError: If the destination is a folder.
+    """
+    destination = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
+    if destination.is_dir():
+        raise IsADirectoryError(f"Cannot save the model to {destination}: it is a folder")
+    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, destination)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Mapping[str, Any]) -> None:
+    """
+    Refuse a file that would load with errors about keys of a state dict, or as something that it is not.
+
+    :param path: Of a saved model, as ``load`` takes it.
+    :param arguments: Those that the loaded model is to have instead of its own.
+    :raises ValueError: Says what the file holds, and what to do.
+    """
+    saved = _saved_attributes(path)
+    name = path if isinstance(path, str | pathlib.Path) else "The file"
+    # An attribute that no other algorithm has
+    if "return_type" not in saved:
+        algorithm = _algorithm_of(saved)
+        raise ValueError(
+            f"{name} holds no model of REINFORCE but one of {algorithm}: load it with {algorithm}.load, or train a new model"
+        )
+    for argument, kept, has_parameters in (
+        ("baseline", "critic", lambda value: value == "value"),
+        ("policy_averaging", "moving average of the policy", lambda value: value is not None),
+    ):
+        own = saved.get(argument)
+        wanted = arguments.get(argument, own)
+        if has_parameters(own) != has_parameters(wanted):
+            raise ValueError(
+                f"{name} holds a model with {argument}={own!r}, which has {'a' if has_parameters(own) else 'no'} {kept}: it "
+                f"cannot become one with {argument}={wanted!r}. Load it as it is, or copy its actor into a new model: "
+                "new.policy.load_state_dict(loaded.policy.state_dict(), strict=False)"
+            )
+
+
+def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
+    """Read the attributes of a saved model as JSON: what was pickled stays closed."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            attributes: dict[str, Any] = json.loads(archive.read("data"))
+    finally:
+        if file is not path:
+            file.close()
+    return attributes
+
+
+def _algorithm_of(saved: Mapping[str, Any]) -> str:
+    """SB3 does not save the name of an algorithm. On-policy ones share their policies, the others give it to a module."""
+    if "gae_lambda" in saved:
+        telltales = {"clip_range": "PPO", "line_search_shrinking_factor": "TRPO"}
+        return next((algorithm for attribute, algorithm in telltales.items() if attribute in saved), "A2C")
+    module: str = saved.get("policy_class", {}).get("__module__", "")
+    library, _, rest = module.partition(".")
+    return rest.split(".")[0].upper() if library in ("stable_baselines3", "sb3_contrib") else "another algorithm"
