@@ -58,7 +58,7 @@ def measure_rollout_here(n_steps: int, micro_batch_size: int) -> dict[str, Any]:
     th.set_num_threads(1)
     model = REINFORCE("MlpPolicy", ENV, n_steps=n_steps, micro_batch_size=micro_batch_size, seed=SEED, device="cpu")
     start = time.perf_counter()
-    model.learn(1)
+    model.learn(n_steps)
     return {
         "n_steps": n_steps,
         "micro_batch_size": micro_batch_size,
@@ -86,7 +86,7 @@ def collect(n_steps: int, micro_batch_size: int) -> Any:
     from sb3_reinforce import REINFORCE
 
     model = REINFORCE("MlpPolicy", ENV, n_steps=n_steps, seed=SEED, device="cpu")
-    model.learn(1)
+    model.learn(n_steps)
     model.micro_batch_size = micro_batch_size
     model.train()
     return model
