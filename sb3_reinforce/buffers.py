@@ -266,15 +266,19 @@ class _WholeEpisodes:
 
     def kept(self, name: str, compute: Callable[[], Array]) -> Array:
         """
-        Compute something once per rollout.
+        Compute something once between the end of the rollout and the update.
 
         :param name: What it is called.
         :param compute: Called if nothing is kept under that name.
         :return: What is kept.
         """
-        if name not in self._numbers:
+        if name not in self._numbers or self._evaluate is None:
             self.keep(**{name: compute()})
         return self._numbers[name]
+
+    def finish_update(self) -> None:
+        """Forget how to evaluate: the policy that acted is gone. What was kept can still be looked at."""
+        self._evaluate = None
 
     def _laid_out(self, name: str) -> NumpyArray:
         if name not in self._numbers:

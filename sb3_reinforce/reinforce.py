@@ -430,7 +430,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
         def evaluate(buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, name: str) -> None:
             if self._n_updates != n_updates:
-                raise RuntimeError(f"rollout_buffer.{name} is of the policy before the update: ask for it in on_rollout_end")
+                raise RuntimeError(f"The policy that {name} is of has been updated: ask for it in on_rollout_end")
             batch = buffer.whole_episodes()
             if name == "log_probs":
                 buffer.kept(name, lambda: BatchReader(self.policy, self.micro_batch_size).log_probs(batch))
@@ -489,6 +489,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.logger.record("train/explained_variance", explained_variance(values, step_weights.rewards_to_go))
             self._fit_critic(reader, batch, step_weights.rewards_to_go, actor_parameters)
 
+        self.rollout_buffer.finish_update()
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/ent_coef", ent_coef)

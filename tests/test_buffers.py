@@ -1,5 +1,7 @@
 """What a callback finds in ``model.rollout_buffer`` is what SB3's buffer has there."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -175,6 +177,10 @@ def test_nobody_pays_for_what_nobody_reads_and_nobody_pays_twice(kwargs, monkeyp
     assert calls_of(lambda buffer: (buffer.rewards, buffer.episode_starts, buffer.counted)) == of_the_update
     assert calls_of(lambda buffer: (buffer.values, buffer.returns, buffer.advantages, buffer.values)) == of_the_update
     assert calls_of(copies) == ["log_probs", "values"]
+    model = uneven_model(**kwargs).learn(1)
+    calls.clear()
+    model.train()
+    assert sorted(calls) == of_the_update, "a second update is of another policy"
 
 
 def test_what_a_callback_writes_to_the_rewards_is_learned_from():
@@ -198,8 +204,12 @@ def test_after_the_update_the_arrays_are_still_those_of_before():
     other = uneven_model(critic_learning_rate=0.1).learn(1)
     for array, name in zip(seen, ("values", "returns", "advantages"), strict=True):
         np.testing.assert_array_equal(getattr(other.rollout_buffer, name), array)
-    with pytest.raises(RuntimeError, match="log_probs is of the policy before the update: ask for it in on_rollout_end"):
+    with pytest.raises(RuntimeError, match="log_probs is there when the rollout is over: ask for it in on_rollout_end"):
         _ = other.rollout_buffer.log_probs
+    # A copy that somebody took
+    copied = learn_and_look(other, 1, copy.deepcopy)[0]
+    with pytest.raises(RuntimeError, match="policy that log_probs is of has been updated"):
+        _ = copied.log_probs
     model = uneven_model()
     with pytest.raises(RuntimeError, match="values is there when the rollout is over"):
         _ = model.rollout_buffer.values
