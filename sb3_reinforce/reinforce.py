@@ -241,6 +241,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if self.n_steps is None and self.n_episodes is None:
             self.n_steps = DEFAULT_N_STEPS
         self._check_arguments()
+        check_spaces(self.observation_space, self.action_space)
         self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
         self.ent_coef_schedule = make_schedule(self.ent_coef, "ent_coef")
         self.critic_lr_schedule = (
@@ -259,7 +260,6 @@ class REINFORCE(OnPolicyAlgorithm):
         self._maybe_recommend_cpu(MlpPolicy.__name__)
 
     def _check_arguments(self) -> None:
-        check_spaces(self.observation_space, self.action_space)
         # SB3 keeps some arguments as private attributes
         check_numbers({name: vars(self).get(name, vars(self).get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
         if self.n_steps is not None and self.n_episodes is not None:
