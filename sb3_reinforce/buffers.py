@@ -52,6 +52,7 @@ class EpisodeBatch(NamedTuple):
     :param cut_steps: Last step of each episode that a time limit or the bound of the rollout cut, shape ``(n_cuts,)``.
     :param final_observations: What followed those steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
     :param locate: Turns the index of a step into ``(environment index, step of the rollout)``, for error messages.
+    :param action_masks: Shape ``(n_steps, n_options)``, True for what was allowed; None without masks.
     """
 
     observations: PyTorchObs
@@ -61,6 +62,7 @@ class EpisodeBatch(NamedTuple):
     cut_steps: IntArray
     final_observations: PyTorchObs | None
     locate: Callable[[int], tuple[int, int]]
+    action_masks: th.Tensor | None = None
 
 
 class _WholeEpisodes:
@@ -77,6 +79,10 @@ class _WholeEpisodes:
     action_space: spaces.Space[Any]
     device: th.device
     to_torch: Callable[..., th.Tensor]
+
+    action_masks: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    #: Key of the observations that holds the action masks, which are then not stored a second time
+    mask_key: str | None = None
 
     def reset(self) -> None:
         """Forget all steps. The storage is kept, so that only the first rollouts allocate."""
@@ -112,15 +118,18 @@ class _WholeEpisodes:
 
         self._observations = map_observation(doubled, self._observations)
         self._actions, self._rewards = doubled(self._actions), doubled(self._rewards)
+        if self.action_masks is not None:
+            self.action_masks = doubled(self.action_masks)
         self.buffer_size *= 2
 
-    def add(self, obs: NumpyObs, action: Any, reward: Any) -> None:
+    def add(self, obs: NumpyObs, action: Any, reward: Any, action_masks: Any = None) -> None:
         """
         Store one step of every environment.
 
         :param obs: The observations acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
         :param action: As the policy drew them, shape ``(n_envs, *action_shape)``.
         :param reward: Shape ``(n_envs,)``.
+        :param action_masks: Shape ``(n_envs, n_options)``, None without masks.
         """
         if self.pos == self.buffer_size:
             self._double()
@@ -131,6 +140,10 @@ class _WholeEpisodes:
             self._observations[self.pos] = obs.reshape(self._obs_batch_shape)  # type: ignore[union-attr]
         self._actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self._rewards[self.pos] = reward
+        if action_masks is not None and self.mask_key is None:
+            if self.action_masks is None:
+                self.action_masks = np.empty((self.buffer_size, *action_masks.shape), dtype=np.bool_)
+            self.action_masks[self.pos] = action_masks
         self.pos += 1
 
     def finish_episode(self, env_idx: int, final_observation: NumpyObs | None = None) -> None:
@@ -344,14 +357,21 @@ class _WholeEpisodes:
             }
         elif cuts:
             final_observations = tensor(np.stack(finals).reshape(-1, *self.obs_shape))
+        observations = map_observation(lambda storage: tensor(counted(storage)), self._observations)
+        action_masks = None if self.action_masks is None else tensor(counted(self.action_masks))
+        if self.mask_key is not None:
+            action_masks = observations.pop(self.mask_key).flatten(1).bool()
+            if final_observations is not None:
+                del final_observations[self.mask_key]  # type: ignore[union-attr]
         return EpisodeBatch(
-            observations=map_observation(lambda storage: tensor(counted(storage)), self._observations),
+            observations=observations,
             actions=tensor(counted(self._actions)),
             rewards=counted(self._rewards).astype(np.float64),
             episode_lengths=np.concatenate([np.diff(ends, prepend=0) for ends in self.episode_ends]).astype(np.int64),
             cut_steps=np.array([step for step, _ in cuts], dtype=np.int64),
             final_observations=final_observations,
             locate=locate,
+            action_masks=action_masks,
         )
 
 

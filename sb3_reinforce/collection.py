@@ -10,6 +10,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, map_observation
+from sb3_reinforce.masking import MaskReader, split_observation
 from sb3_reinforce.sampling import make_action_sampler
 
 #: Steps of an environment that a rollout may last beyond its budget, unless ``max_rollout_steps`` says otherwise.
@@ -138,6 +139,7 @@ def collect_episodes(
     max_steps: int,
     bootstraps: bool,
     rng: np.random.Generator,
+    use_masking: bool = False,
 ) -> Rollout | None:
     """
     Step the environments until every counted episode is finished.
@@ -153,8 +155,10 @@ def collect_episodes(
     :param max_steps: Bound on the steps of each environment, where running episodes are cut.
     :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
     :param rng: Draws the actions.
+    :param use_masking: Whether the environment says which actions are allowed.
     :return: What was collected, or None if the callback stopped early.
-    :raises ValueError: If a reward or an observation is NaN or infinite; names the environment and the step.
+    :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
+        environment and the step. Or if there are no masks where there should be.
     """
     if not np.all(model._last_episode_starts):
         model._last_obs = env.reset()  # type: ignore[assignment]
@@ -165,6 +169,9 @@ def collect_episodes(
     to_env_actions = make_action_transform(model)
     counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
     n_running, n_episodes, n_steps = sum(counts), 0, 0
+    read_masks = MaskReader(env) if use_masking else None
+    masks: Any = None
+    infos: list[dict[str, Any]] = [{}] * env.num_envs
 
     callback.on_rollout_start()
     sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
@@ -173,8 +180,12 @@ def collect_episodes(
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
             model.policy.reset_noise(env.num_envs)
 
+        observations: Any = model._last_obs
+        if read_masks is not None:
+            masks = read_masks(observations, infos, model._last_episode_starts, n_steps)  # type: ignore[arg-type]
+            observations, _ = split_observation(observations)
         try:
-            actions = sample_actions(model._last_obs)  # type: ignore[arg-type]
+            actions = sample_actions(observations, masks)
         except ValueError:
             # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
             rollout_buffer.add(model._last_obs, np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs))  # type: ignore[arg-type]
@@ -192,7 +203,7 @@ def collect_episodes(
             model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             return None
 
-        rollout_buffer.add(model._last_obs, actions, rewards)  # type: ignore[arg-type]
+        rollout_buffer.add(model._last_obs, actions, rewards, masks)  # type: ignore[arg-type]
         model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         # A quarter of the time of dones.any() on a few environments

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
+from sb3_reinforce.masking import masked
 from sb3_reinforce.returns import Array
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
@@ -60,7 +61,9 @@ class BatchReader:
         :param steps: Which of its steps.
         :return: SB3's distribution, for these steps. The policy may return the same object the next time.
         """
-        return self.policy.get_distribution(map_observation(lambda obs: obs[steps], batch.observations))
+        masks = None if batch.action_masks is None else batch.action_masks[steps]
+        with masked(self.policy, masks):
+            return self.policy.get_distribution(map_observation(lambda obs: obs[steps], batch.observations))
 
     def log_prob_and_entropy(self, batch: EpisodeBatch, piece: slice) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import explained_variance, update_learning_r
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, check_numbers, check_spaces, make_schedule
-from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
+from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer, NumpyObs
 from sb3_reinforce.collection import (
     EXPECTED_EPISODE_STEPS,
     EpisodeQuota,
@@ -30,6 +30,7 @@ from sb3_reinforce.collection import (
 )
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
+from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, masks_for, split_observation, unmasked_space
 from sb3_reinforce.model_files import check_model_file, written_whole
 from sb3_reinforce.policies import (
     CnnPolicy,
@@ -119,6 +120,9 @@ class REINFORCE(OnPolicyAlgorithm):
         ``n_episodes`` is taken to last 1,000 steps, and for less where ``learn`` would otherwise overshoot (see there).
     :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. ``float("inf")`` for
         no clipping.
+    :param use_masking: Whether the environment says which actions are allowed, by one of the sources in
+        ``sb3_reinforce.masking.find_source``: the others then have probability 0 and no part in the gradient. Needs Discrete,
+        MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -177,6 +181,7 @@ class REINFORCE(OnPolicyAlgorithm):
         micro_batch_size: int | None = None,
         max_rollout_steps: int | None = None,
         max_grad_norm: float = 0.5,
+        use_masking: bool = False,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -231,6 +236,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy_averaging = policy_averaging
         self.micro_batch_size = micro_batch_size
         self.max_rollout_steps = max_rollout_steps
+        self.use_masking = use_masking
         self._warned: set[str] = set()
         self._time_limit: int | None = None
 
@@ -325,14 +331,19 @@ class REINFORCE(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **self.rollout_buffer_kwargs,
         )
+        if self.use_masking and has_mask_key(self.observation_space):
+            self.rollout_buffer.mask_key = MASK_KEY
 
     def _setup_policy(self) -> None:
+        observation_space = self.observation_space
+        if self.use_masking:
+            observation_space = unmasked_space(observation_space, self.action_space)
         needs_critic = self.baseline == "value"
         critic_choice = {"use_critic": needs_critic} if issubclass(self.policy_class, OptionalCriticMixin) else {}
         # Policies may change the arguments that they are given, and ours are saved with the model
         policy_kwargs = {**critic_choice, **copy.deepcopy(self.policy_kwargs)}
         self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space,
+            observation_space,
             self.action_space,
             self.lr_schedule,
             use_sde=self.use_sde,
@@ -348,25 +359,6 @@ class REINFORCE(OnPolicyAlgorithm):
     def averaged_policy(self) -> ActorCriticPolicy:
         """The policy with which ``predict`` answers: the moving average over updates, or ``policy`` itself without one."""
         return self.policy if self.policy_averaging is None else self.policy_average.module  # type: ignore[return-value]
-
-    def predict(
-        self,
-        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
-        state: tuple[np.ndarray[Any, Any], ...] | None = None,
-        episode_start: np.ndarray[Any, Any] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...] | None]:
-        """
-        Get the policy action from an observation: that of ``averaged_policy``. ``model.policy.predict`` asks the acting one.
-
-        :param observation: the input observation
-        :param state: The last hidden states (can be None, used in recurrent policies)
-        :param episode_start: The last masks (can be None, used in recurrent policies)
-            this correspond to beginning of episodes, where the hidden states of the RNN must be reset.
-        :param deterministic: Whether or not to return deterministic actions.
-        :return: the model's action and the next hidden state (used in recurrent policies)
-        """
-        return self.averaged_policy.predict(observation, state, episode_start, deterministic)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -396,7 +388,8 @@ class REINFORCE(OnPolicyAlgorithm):
         :param rollout_buffer: Buffer to fill with rollouts
         :param n_rollout_steps: The budget in steps per environment; unused if ``n_episodes`` rules.
         :return: True if all counted episodes are complete (or were cut at the bound), False if the callback stopped early.
-        :raises ValueError: If a reward or an observation is NaN or infinite; names the environment and the step.
+        :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
+            environment and the step. Or if there are no masks with ``use_masking``.
         """
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, EpisodeRolloutBuffer | DictEpisodeRolloutBuffer)
@@ -407,7 +400,7 @@ class REINFORCE(OnPolicyAlgorithm):
         bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, env.num_envs, n_left)
         quota = EpisodeQuota(n_rollout_steps, self.n_episodes)
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
-        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng)
+        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
         if rollout is None:
             return False
         if rollout.n_cut > 0:
@@ -446,6 +439,43 @@ class REINFORCE(OnPolicyAlgorithm):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, UserWarning, stacklevel=3)
+
+    def predict(
+        self,
+        observation: NumpyObs,
+        state: tuple[Array, ...] | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Array, tuple[Array, ...] | None]:
+        """
+        Get the policy action from an observation: that of ``averaged_policy``. ``model.policy.predict`` asks the acting one.
+
+        :param observation: the input observation
+        :param state: The last hidden states (can be None, used in recurrent policies)
+        :param episode_start: The last masks (can be None, used in recurrent policies)
+            this correspond to beginning of episodes,
+            where the hidden states of the RNN must be reset.
+        :param deterministic: Whether or not to return deterministic actions.
+        :param action_masks: What is allowed, shape ``(n_options,)``, or ``(n_envs, n_options)`` for several observations. With
+            ``use_masking``, an observation that carries its mask needs none.
+        :return: the model's action and the next hidden state
+            (used in recurrent policies)
+        :raises ValueError: If a mask has the wrong shape or type, or allows no action.
+        """
+        if self.use_masking:
+            observation, observed_masks = split_observation(observation)
+            action_masks = observed_masks if action_masks is None else action_masks
+            if action_masks is None:
+                self._warn_once(
+                    "no masks",
+                    "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or "
+                    "wrap the environment in sb3_reinforce.masking.ActionMaskInObservation",
+                )
+        policy = self.averaged_policy
+        masks = None if action_masks is None else masks_for(policy, action_masks, observation)
+        with masked(policy, masks):
+            return policy.predict(observation, state, episode_start, deterministic)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout finishes its episodes, and schedules are not made for what lies beyond their end

@@ -25,6 +25,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_reinforce.buffers import NumpyObs
+from sb3_reinforce.masking import forbid, masked
 from sb3_reinforce.policies import MlpPolicy
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
@@ -39,11 +40,12 @@ NOISE_BLOCK_STEPS = 256
 class ActionSampler(Protocol):
     """What the collector asks for actions."""
 
-    def __call__(self, observations: NumpyObs) -> NumpyArray:
+    def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """
         Sample an action for every environment.
 
         :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :param masks: Shape ``(n_envs, n_options)``, True for what is allowed; None if everything is.
         :return: Shape ``(n_envs, *action_shape)``, neither clipped nor rescaled.
         """
 
@@ -74,9 +76,10 @@ class DistributionSampler:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
-    def __call__(self, observations: NumpyObs) -> NumpyArray:
+    def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """See ``ActionSampler``."""
-        with th.no_grad():
+        mask_tensor = None if masks is None else th.as_tensor(masks, device=self.policy.device)
+        with th.no_grad(), masked(self.policy, mask_tensor):
             distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
             actions: NumpyArray = distribution.get_actions().cpu().numpy()
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
@@ -94,9 +97,10 @@ class ParameterSampler:
         self.actor = actor
         self.draw = draw
 
-    def __call__(self, observations: NumpyObs) -> NumpyArray:
+    def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """See ``ActionSampler``."""
-        return self.draw(self.actor(observations))
+        parameters = self.actor(observations)
+        return self.draw(parameters if masks is None else forbid(parameters, masks))
 
 
 class TorchActor:

@@ -1,0 +1,354 @@
+"""Action masks: where they come from, and the distribution over the actions that they allow (Huang & Ontañón 2022)."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_reinforce.buffers import NumpyObs
+
+NumpyArray = np.ndarray[Any, np.dtype[Any]]
+#: Takes the observations, the infos of the last step, and where an episode starts; gives the masks as they come.
+MaskSource = Callable[[NumpyObs, Sequence[dict[str, Any]], NumpyArray], Any]
+
+#: The mask's key in a Dict observation and in an info: the name in gymnasium, PettingZoo and Jumanji.
+MASK_KEY = "action_mask"
+#: The method's name in sb3-contrib.
+MASK_METHOD = "action_masks"
+#: The key beside the mask, where the observation of the environment is not a Dict.
+OBSERVATION_KEY = "observation"
+#: A forbidden logit below the largest legal one: its probability is exactly 0 in float32 and float64, and no derivative of
+#: it is NaN, as with minus infinity, or overflows.
+FORBIDDEN_LOGIT = -1e4
+
+
+def choices_of(action_space: spaces.Space[Any]) -> list[int]:
+    """
+    Tell how an action mask is laid out, as in sb3-contrib: the options of each component of an action, in a row.
+
+    :param action_space: Discrete, MultiDiscrete, or MultiBinary, whose every entry has the options 0 and 1.
+    :return: Number of options of each component; the mask has one entry for every option.
+    :raises ValueError: If actions of this space cannot be masked.
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1:
+        return [int(n) for n in action_space.nvec]
+    if isinstance(action_space, spaces.MultiBinary) and isinstance(action_space.n, int):
+        return [2] * action_space.n
+    raise ValueError(
+        f"use_masking=True needs a Discrete action space, or a flat MultiDiscrete or MultiBinary one, but it is {action_space}"
+    )
+
+
+def unmasked_space(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    Find what the network sees: the observation without the mask.
+
+    :param observation_space: Of the environment.
+    :param action_space: Of the environment.
+    :return: The space without ``action_mask``, if that is a key of it.
+    :raises ValueError: If the actions cannot be masked, the mask has the wrong size, or nothing but the mask is observed.
+    """
+    n_options = sum(choices_of(action_space))
+    if not has_mask_key(observation_space):
+        return observation_space
+    assert isinstance(observation_space, spaces.Dict)
+    others = {key: part for key, part in observation_space.spaces.items() if key != MASK_KEY}
+    if not others:
+        raise ValueError(f"The observation space has the key {MASK_KEY!r} only: there is nothing that the policy could see")
+    shape = observation_space[MASK_KEY].shape
+    if shape is None or int(np.prod(shape)) != n_options:
+        raise ValueError(
+            f"The key {MASK_KEY!r} of the observation space has shape {shape}, but the action space {action_space} "
+            f"needs {n_options} entries"
+        )
+    return spaces.Dict(others)
+
+
+def has_mask_key(observation_space: spaces.Space[Any]) -> bool:
+    """
+    Tell whether observations carry a mask.
+
+    :param observation_space: Of the environment.
+    :return: Whether it is a Dict with the key ``action_mask``.
+    """
+    return isinstance(observation_space, spaces.Dict) and MASK_KEY in observation_space.spaces
+
+
+def split_observation(observation: Any) -> tuple[Any, Any]:
+    """
+    Take the mask out of an observation.
+
+    :param observation: One or several observations.
+    :return: The observation without the mask, and the mask, None if there is none.
+    """
+    if not isinstance(observation, dict) or MASK_KEY not in observation:
+        return observation, None
+    return {key: part for key, part in observation.items() if key != MASK_KEY}, observation[MASK_KEY]
+
+
+def find_source(env: VecEnv) -> MaskSource:
+    """
+    Find where an environment gives its masks.
+
+    The first of: the key ``action_mask`` of a Dict observation, which reaches everything that sees the observations; the
+    ``VecEnv``'s own method ``action_masks()``; the method ``action_masks()`` of its environments, which costs a round
+    trip to each process of a ``SubprocVecEnv``; the key ``action_mask`` of the infos, and of ``reset_infos`` where an
+    episode starts, since the info of the last step describes the episode that ended.
+
+    :param env: The environment, after a reset.
+    :return: The source.
+    :raises ValueError: If there is none, or ``VecNormalize`` would normalise the mask.
+    """
+    if has_mask_key(env.observation_space):
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None and normalizer.norm_obs and MASK_KEY in (normalizer.norm_obs_keys or ()):
+            raise ValueError(
+                f"VecNormalize normalises the action masks: name the other keys in its norm_obs_keys, without {MASK_KEY!r}"
+            )
+        return lambda observations, infos, starts: observations[MASK_KEY]
+    own_method = getattr(env, MASK_METHOD, None)
+    if callable(own_method):
+        return lambda observations, infos, starts: own_method()
+    if env.has_attr(MASK_METHOD):
+        return lambda observations, infos, starts: env.env_method(MASK_METHOD)
+    engine = env.unwrapped
+    if all(MASK_KEY in info for info in engine.reset_infos):
+        return lambda observations, infos, starts: [
+            (engine.reset_infos[env_idx] if start else infos[env_idx]).get(MASK_KEY) for env_idx, start in enumerate(starts)
+        ]
+    raise ValueError(
+        f"use_masking=True, but the environment gives no masks: neither a key {MASK_KEY!r} of a Dict observation, nor a "
+        f"method {MASK_METHOD}() of the VecEnv or of its environments, nor a key {MASK_KEY!r} of the infos"
+    )
+
+
+class MaskReader:
+    """
+    Reads the masks of all environments before a step.
+
+    :param env: The environment, after a reset.
+    :raises ValueError: If it gives no masks, or its actions cannot be masked.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.choices = choices_of(env.action_space)
+        self.n_envs = env.num_envs
+        self.source = find_source(env)
+
+    def __call__(
+        self, observations: NumpyObs, infos: Sequence[dict[str, Any]], starts: NumpyArray, n_steps: int
+    ) -> NumpyArray:
+        """
+        Read and check the masks.
+
+        :param observations: To be acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :param infos: Of the last step of every environment.
+        :param starts: Where an episode starts, shape ``(n_envs,)``.
+        :param n_steps: Steps of the rollout so far, for messages.
+        :return: Shape ``(n_envs, n_options)``, True for what is allowed.
+        :raises ValueError: If a mask has the wrong shape or type, or allows no action; names the environment and the step.
+        """
+        masks = self.source(observations, infos, starts)
+        return check_masks(masks, self.choices, self.n_envs, f"of environment {{}} at step {n_steps} of the rollout")
+
+
+def check_masks(masks: Any, choices: Sequence[int], n_rows: int, whose: str) -> NumpyArray:
+    """
+    Check masks and bring them into one form.
+
+    :param masks: An array with a row for each environment, or a sequence of arrays; of booleans, or of 0 and 1.
+    :param choices: See ``choices_of``.
+    :param n_rows: Number of rows.
+    :param whose: Says whose mask one is, with ``{}`` for the number of the row.
+    :return: Shape ``(n_rows, n_options)``, True for what is allowed.
+    :raises ValueError: If a mask has the wrong shape or type, or allows no action.
+    """
+    allowed = as_booleans(masks, sum(choices), n_rows, whose)
+    has_option = np.logical_or.reduceat(allowed, np.cumsum([0, *choices[:-1]]), axis=1)
+    if not has_option.all():
+        row, component = np.argwhere(~has_option)[0].tolist()
+        of_component = f" for component {component}" if len(choices) > 1 else ""
+        raise ValueError(f"The action mask {whose.format(row)} allows no action{of_component}: one at least must be legal")
+    return allowed
+
+
+def as_booleans(masks: Any, n_options: int, n_rows: int, whose: str) -> NumpyArray:
+    """
+    Bring masks into one form.
+
+    :param masks: An array with a row for each environment, or a sequence of arrays; of booleans, or of 0 and 1.
+    :param n_options: Number of entries of a mask.
+    :param n_rows: Number of rows.
+    :param whose: Says whose mask one is, with ``{}`` for the number of the row.
+    :return: Shape ``(n_rows, n_options)``.
+    :raises ValueError: If a mask has the wrong shape or type.
+    """
+    if len(masks) != n_rows:
+        raise ValueError(f"There must be an action mask for each of {n_rows} observations, but there are {len(masks)}")
+    if not isinstance(masks, np.ndarray) or masks.size != n_rows * n_options:
+        for row, mask in enumerate(masks):
+            if np.size(mask) != n_options or mask is None:
+                found = "there is none" if mask is None else f"it has shape {np.shape(mask)}"
+                raise ValueError(f"The action mask {whose.format(row)} must have {n_options} entries, but {found}")
+    given = np.asarray(masks).reshape(n_rows, n_options)
+    if given.dtype == np.bool_:
+        return given
+    allowed: NumpyArray = (given == 1).astype(np.bool_)
+    is_valid = allowed | (given == 0).astype(np.bool_)
+    if not is_valid.all():
+        row, entry = np.argwhere(~is_valid)[0].tolist()
+        raise ValueError(
+            f"The action mask {whose.format(row)} must hold booleans, or 0 and 1, but holds {given[row, entry].item()!r}"
+        )
+    return allowed
+
+
+def forbid(logits: NumpyArray, masks: NumpyArray) -> NumpyArray:
+    """
+    Take forbidden options away from what a draw chooses from.
+
+    :param logits: Of categorical components in a row, shape ``(n_envs, n_options)``; or of binary ones,
+        shape ``(n_envs, n_options / 2)``.
+    :param masks: Shape ``(n_envs, n_options)``, True for what is allowed.
+    :return: Logits with minus infinity for what is forbidden; of a binary component plus infinity, where 0 is.
+    """
+    if logits.shape == masks.shape:
+        return np.where(masks, logits, -np.inf)
+    return np.where(masks[:, 1::2], np.where(masks[:, 0::2], logits, np.inf), -np.inf)
+
+
+def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
+    """
+    Give the logits of the distribution over what is allowed: the policy's, renormalised.
+
+    The largest legal logit of every component becomes 0, so that a forbidden option has probability 0 whatever the legal
+    logits are; it has none of the gradient, and none of the entropy.
+
+    :param logits: As the policy's network gives them, shape ``(n_steps, n_logits)``.
+    :param masks: Shape ``(n_steps, n_options)``, True for what is allowed.
+    :param action_space: See ``choices_of``.
+    :return: Shape ``(n_steps, n_logits)``.
+    """
+    if isinstance(action_space, spaces.MultiBinary):
+        only_0, only_1 = ~masks[:, 1::2], ~masks[:, 0::2]
+        return logits.masked_fill(only_0, FORBIDDEN_LOGIT).masked_fill(only_1, -FORBIDDEN_LOGIT)
+    choices = choices_of(action_space)
+    components = zip(th.split(logits, choices, dim=1), th.split(masks, choices, dim=1), strict=True)
+    return th.cat([_masked_component(own_logits, own_masks) for own_logits, own_masks in components], dim=1)
+
+
+def _masked_component(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:
+    largest = logits.detach().masked_fill(~masks, -th.inf).amax(dim=1, keepdim=True)
+    return (logits - largest).masked_fill(~masks, FORBIDDEN_LOGIT)
+
+
+@contextlib.contextmanager
+def masked(policy: ActorCriticPolicy, masks: th.Tensor | None) -> Iterator[None]:
+    """
+    Let a policy's distribution be the masked one, whatever is asked of the policy meanwhile.
+
+    :param policy: Any actor-critic policy that builds its distribution from logits, as all of SB3's do.
+    :param masks: One for each observation that the policy is given, shape ``(n_steps, n_options)``; None for no masks.
+    """
+    if masks is None:
+        yield
+        return
+    unmasked = policy.action_dist
+    policy.action_dist = _masked_distribution(unmasked, masks, policy.action_space)
+    try:
+        yield
+    finally:
+        policy.action_dist = unmasked
+
+
+def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_space: spaces.Space[Any]) -> Distribution:
+    """Copy one of SB3's distributions, so that it takes the logits that its class would take, and masks them."""
+    result = copy.copy(distribution)
+
+    def proba_distribution(action_logits: th.Tensor) -> Distribution:
+        return type(distribution).proba_distribution(result, masked_logits(action_logits, masks, action_space))
+
+    result.proba_distribution = proba_distribution  # type: ignore[method-assign]
+    return result
+
+
+def masks_for(policy: ActorCriticPolicy, masks: Any, observation: Any) -> th.Tensor:
+    """
+    Check masks that were handed over together with observations.
+
+    :param policy: Which is to act.
+    :param masks: One for each observation.
+    :param observation: One or several.
+    :return: Shape ``(n_observations, n_options)``.
+    :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
+    """
+    choices = choices_of(policy.action_space)
+    tensors, is_batch = policy.obs_to_tensor(observation)
+    n_rows = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+    rows = masks if is_batch else [masks]
+    return th.as_tensor(check_masks(rows, choices, n_rows, "of observation {}"), device=policy.device)
+
+
+class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Moves the mask of an environment into its observation.
+
+    Everything in SB3 and RL Zoo that hands observations to ``predict`` then hands over the masks: ``evaluate_policy``,
+    ``EvalCallback``, ``enjoy``, ``record-video``. A Dict observation gets the additional key ``action_mask``; any other
+    becomes a Dict with the keys ``observation`` and ``action_mask``, for which a ``MultiInputPolicy`` is needed.
+
+    :param env: Gives its masks by a method ``action_masks()``, or by the key ``action_mask`` of its infos. For a method of
+        another name see ``ActionMasker`` of sb3-contrib.
+    :raises ValueError: If actions of this environment cannot be masked, or its observation has a mask already.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._n_options = sum(choices_of(env.action_space))
+        if has_mask_key(env.observation_space):
+            raise ValueError(f"The observation of {env} has the key {MASK_KEY!r} already: it needs no wrapper")
+        self._is_dict = isinstance(env.observation_space, spaces.Dict)
+        parts = env.observation_space.spaces if self._is_dict else {OBSERVATION_KEY: env.observation_space}  # type: ignore[attr-defined]
+        self.observation_space = spaces.Dict({**parts, MASK_KEY: spaces.MultiBinary(self._n_options)})
+        self._has_method = env.has_wrapper_attr(MASK_METHOD)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        Start an episode.
+
+        :param seed: As in gymnasium.
+        :param options: As in gymnasium.
+        :return: Observation with the mask, and info.
+        :raises ValueError: If the environment gives no mask, or one of the wrong shape or type.
+        """
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._with_mask(observation, info), info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        Act.
+
+        :param action: As in gymnasium.
+        :return: Observation with the mask, reward, terminated, truncated, info.
+        :raises ValueError: If the environment gives no mask, or one of the wrong shape or type.
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_mask(observation, info), reward, terminated, truncated, info
+
+    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        mask = self.env.get_wrapper_attr(MASK_METHOD)() if self._has_method else info.get(MASK_KEY)
+        where = f"that {self.env} gives by its {f'method {MASK_METHOD}()' if self._has_method else f'info[{MASK_KEY!r}]'}"
+        # Where an episode ends there may be no legal action
+        allowed = as_booleans([mask], self._n_options, 1, where.replace("{", "{{").replace("}", "}}"))[0]
+        parts = observation if self._is_dict else {OBSERVATION_KEY: observation}
+        return {**parts, MASK_KEY: allowed.astype(np.int8)}
