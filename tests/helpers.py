@@ -1,7 +1,7 @@
 """What several test files share: tiny environments, a policy that can be written down, slow reference loops."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -113,3 +113,92 @@ class RandomLengthEnv(gym.Env):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.steps_left -= 1
         return np.zeros(1, np.float32), 1.0, self.steps_left == 0, False, {}
+
+
+class CuePath(NamedTuple):
+    """One way through ``CueEnv``."""
+
+    observations: list[np.ndarray]
+    masks: list[np.ndarray]
+    actions: list[int]
+    rewards: list[float]
+    probability: float
+
+
+class CueEnv(gym.Env):
+    """
+    Two steps look alike, and only the first observation tells what is right at the last one; masks are in the infos.
+
+    The cue is 0 or 1, with probabilities 0.3 and 0.7, seen as [1, 0] or [0, 1]; later observations are [0, 0]. First, 0 walks
+    on and 1 leaves with a reward of 0.5, 2 is forbidden. Second, 0 costs nothing, 2 costs 0.25, 1 is forbidden. Last, 1 is
+    right with cue 0 and 2 with cue 1, which gives 1 or -1; 0 is forbidden. What is forbidden raises, and the mask of the
+    last info of an episode allows nothing.
+    """
+
+    MASKS = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1], [0, 0, 0]], dtype=np.int8)
+    CUE_PROBABILITIES = (0.3, 0.7)
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.cue, self.time = int(self.np_random.random() >= self.CUE_PROBABILITIES[0]), 0
+        return np.eye(2, dtype=np.float32)[self.cue], {"action_mask": self.MASKS[0]}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.MASKS[self.time, action], f"action {action} is forbidden at step {self.time}"
+        reward, over = self.outcome(self.cue, self.time, int(action))
+        self.time = 3 if over else self.time + 1
+        return np.zeros(2, np.float32), reward, over, False, {"action_mask": self.MASKS[self.time]}
+
+    @staticmethod
+    def outcome(cue: int, time: int, action: int) -> tuple[float, bool]:
+        if time == 0:
+            return (0.5, True) if action == 1 else (0.0, False)
+        if time == 1:
+            return (-0.25 if action == 2 else 0.0), False
+        return (1.0 if action == cue + 1 else -1.0), True
+
+
+def enumerate_cue_paths(probabilities: Callable[[list[np.ndarray], np.ndarray], np.ndarray]) -> list[CuePath]:
+    """
+    All ways through ``CueEnv``.
+
+    :param probabilities: Takes the observations of the episode so far and the mask, gives the probabilities of the actions.
+    """
+
+    def extend(cue: int, path: CuePath) -> list[CuePath]:
+        time = len(path.actions)
+        observation = np.eye(2, dtype=np.float32)[cue] if time == 0 else np.zeros(2, np.float32)
+        seen, paths = [*path.observations, observation], []
+        for action in np.flatnonzero(CueEnv.MASKS[time]).tolist():
+            reward, over = CueEnv.outcome(cue, time, action)
+            longer = CuePath(
+                seen,
+                [*path.masks, CueEnv.MASKS[time]],
+                [*path.actions, action],
+                [*path.rewards, reward],
+                path.probability * float(probabilities(seen, CueEnv.MASKS[time])[action]),
+            )
+            paths += [longer] if over else extend(cue, longer)
+        return paths
+
+    return [path for cue, p in enumerate(CueEnv.CUE_PROBABILITIES) for path in extend(cue, CuePath([], [], [], [], p))]
+
+
+def gradients_of_paths(model: REINFORCE, paths: Sequence[CuePath]) -> dict[str, np.ndarray]:
+    """The gradient that the model's own ``train`` computes from these episodes, ascent direction, by parameter."""
+    buffer = model.rollout_buffer
+    buffer.reset()
+    for path in paths:
+        for observation, mask, action, reward in zip(path.observations, path.masks, path.actions, path.rewards, strict=True):
+            whole = {"observation": observation[None], "action_mask": mask[None]}
+            seen = whole if isinstance(model.observation_space, spaces.Dict) else observation[None]
+            buffer.add(seen, np.array([action]), np.array([reward]), mask[None].astype(bool))
+        buffer.finish_episode(0)
+    model.policy.optimizer.recorded.clear()
+    model.train()
+    recorded = zip(model.policy.named_parameters(), model.policy.optimizer.recorded[0], strict=True)
+    return {name: -gradient.double().numpy() for (name, _), gradient in recorded if gradient is not None}
