@@ -1,6 +1,7 @@
 """Forbidden actions have no probability, no gradient and no entropy, wherever the masks come from."""
 
 import itertools
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -22,8 +23,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from sb3_reinforce import REINFORCE, MlpPolicy
-from sb3_reinforce.masking import ActionMaskInObservation, MaskReader, find_source, masked
+from sb3_reinforce.masking import ActionMaskInObservation, MaskReader, choices_of, find_source, masked
 from sb3_reinforce.sampling import DistributionSampler, ParameterSampler, make_action_sampler
+from sb3_reinforce.vec_env import make_envpool_vec_env
 
 ACTION_SPACES = {
     "discrete": spaces.Discrete(4),
@@ -31,6 +33,7 @@ ACTION_SPACES = {
     "multi_binary": spaces.MultiBinary(3),
 }
 OBSERVATION_SPACE = spaces.Box(-1, 1, (2,), np.float32)
+needs_envpool = pytest.mark.skipif(sys.version_info < (3, 11), reason="there is no EnvPool for Python 3.10")
 
 
 def constant_policy(action_space, logits, policy_class=MlpPolicy):
@@ -694,3 +697,45 @@ def test_predict_refuses_bad_masks(masks, message):
         model.predict(np.zeros((2, 2), np.float32), action_masks=np.ones((3, 3)))
     with pytest.raises(ValueError, match="needs a Discrete action space"):
         REINFORCE("MlpPolicy", "Pendulum-v1").predict(np.zeros(3, np.float32), action_masks=[1])
+
+
+# EnvPool
+
+
+@needs_envpool
+@pytest.mark.parametrize(
+    ("env_id", "action_space"),
+    [
+        ("Jumanji/Snake-v1", spaces.Discrete(4)),
+        ("Jumanji/Connector-v2", spaces.MultiDiscrete([5] * 10)),
+        ("Jumanji/JobShop-v0", spaces.MultiDiscrete([21] * 10)),
+        ("Jumanji/Tetris-v0", spaces.Discrete(40)),
+        ("Play2048-v1", spaces.Discrete(4)),
+    ],
+)
+def test_masked_environments_of_envpool(env_id, action_space):
+    env = make_envpool_vec_env(env_id, 3, seed=0)
+    try:
+        assert env.action_space == action_space
+        model = REINFORCE("MultiInputPolicy", env, use_masking=True, n_steps=20, seed=0, device="cpu").learn(60)
+        batch = model.rollout_buffer.whole_episodes()
+        assert "action_mask" not in batch.observations and batch.action_masks.shape[1] == sum(choices_of(action_space))
+        assert 0.0 < batch.action_masks.float().mean() < 1.0
+        assert evaluate_policy(model, env, n_eval_episodes=2, deterministic=False, warn=False)
+    finally:
+        env.close()
+
+
+@needs_envpool
+def test_envpool_gets_the_combination_that_the_mask_allows():
+    env = make_envpool_vec_env("Jumanji/Minesweeper-v0", 2, seed=2)
+    try:
+        env.reset()
+        observations, _, dones, _ = env.step(np.array([3 * 10 + 7, 98]))
+        assert not dones.any(), "both fields should be free of mines"
+        # A field that was opened may not be opened again
+        forbidden = observations["action_mask"].reshape(2, 100) == 0
+        assert [row.nonzero()[0].tolist() for row in forbidden] == [[37], [98]]
+        assert observations["board"][0, 3, 7] >= 0 and observations["board"][1, 9, 8] >= 0
+    finally:
+        env.close()

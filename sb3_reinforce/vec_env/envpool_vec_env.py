@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from sb3_reinforce.masking import MASK_KEY, OBSERVATION_KEY, has_mask_key
 from sb3_reinforce.vec_env.base import EngineVecEnv, Info, NumpyArray, ObsRows
 
 #: EnvPool's seeds are int32, and environment i gets the seed plus i: so many seeds leave room for that.
@@ -24,6 +26,10 @@ class EnvPoolVecEnv(EngineVecEnv):
 
     EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool anew. An environment's own infos
     are given on the last step of an episode only; they cost too much on every step.
+
+    Actions of several parts, which EnvPool describes as an integer Box, are MultiDiscrete. Where the action mask of a task
+    is about combinations of the parts, an action is the number of a combination. A mask that EnvPool gives in the infos
+    (``legal_action_mask``) becomes the key ``action_mask`` of a Dict observation, where Jumanji's tasks have it, too.
 
     EnvPool does not tell whether an episode ended by itself on the very step of its time limit: such an end is taken for the
     time limit. Its spaces may be wider than gymnasium's: to go on with a model in the other kind of environment, see
@@ -57,7 +63,15 @@ class EnvPoolVecEnv(EngineVecEnv):
         self._info_indices.pop("env_id")
         self._info_indices.pop("players.env_id")
         self._env_ids = np.arange(config.num_envs, dtype=np.int32)
-        super().__init__(config.num_envs, _gymnasium_space(spec.observation_space), _gymnasium_space(spec.action_space))
+        observation_space, action_space = _gymnasium_space(spec.observation_space), _action_space(spec.action_space)
+        self._legal_actions: int | None = self._info_indices.pop("legal_action_mask", None)
+        if self._legal_actions is not None:
+            mask_space = spaces.MultiBinary(int(action_space.n))
+            observation_space = spaces.Dict({OBSERVATION_KEY: observation_space, MASK_KEY: mask_space})
+        self._combinations = _masked_combinations(observation_space, action_space)
+        if self._combinations is not None:
+            action_space = spaces.Discrete(math.prod(self._combinations))
+        super().__init__(config.num_envs, observation_space, action_space)
 
     def _build_pool(self, seed: int) -> None:
         self.pool = self._make_pool(seed=seed % N_SEEDS)
@@ -76,6 +90,8 @@ class EnvPoolVecEnv(EngineVecEnv):
         if np.shape(actions) != shape:
             # EnvPool would read past the end of the array
             raise ValueError(f"Actions must have shape {shape}, not {np.shape(actions)}")
+        if self._combinations is not None:
+            actions = np.stack(np.unravel_index(actions, self._combinations), axis=1)
         actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
         self.pool._send([self._env_ids, self._env_ids, actions])
         state = self.pool._recv()
@@ -91,7 +107,8 @@ class EnvPoolVecEnv(EngineVecEnv):
 
     def _obs(self, state: list[NumpyArray]) -> ObsRows:
         if len(self._obs_indices) == 1:
-            return state[next(iter(self._obs_indices.values()))]
+            obs = state[next(iter(self._obs_indices.values()))]
+            return obs if self._legal_actions is None else {OBSERVATION_KEY: obs, MASK_KEY: state[self._legal_actions]}
         return {name: state[index] for name, index in self._obs_indices.items()}
 
     def _info(self, state: list[NumpyArray], row: int) -> Info:
@@ -172,6 +189,21 @@ def make_envpool_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, 
 def _index_by_name(state_keys: Iterable[str], kind: str) -> dict[str, int]:
     """Find the arrays of one kind, ``obs`` or ``info``, in EnvPool's state, where ``obs:position`` is called ``position``."""
     return {key.partition(":")[2]: index for index, key in enumerate(state_keys) if key.partition(":")[0] == kind}
+
+
+def _action_space(space: Any) -> Any:
+    """See an integer Box from 0 as what it is: a choice for each of its entries."""
+    if isinstance(space, spaces.Box) and space.dtype.kind in "iu" and len(space.shape) == 1 and not space.low.any():
+        return spaces.MultiDiscrete(space.high.astype(np.int64) + 1)
+    return _gymnasium_space(space)
+
+
+def _masked_combinations(observation_space: Any, action_space: Any) -> tuple[int, ...] | None:
+    """Find the numbers of options, if the mask has an entry for every combination of them, and not for each option."""
+    if not (has_mask_key(observation_space) and isinstance(action_space, spaces.MultiDiscrete)):
+        return None
+    options = tuple(action_space.nvec.tolist())
+    return options if observation_space[MASK_KEY].shape == options else None
 
 
 def _gymnasium_space(space: Any) -> Any:
