@@ -321,6 +321,8 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
         parts = env.observation_space.spaces if self._is_dict else {OBSERVATION_KEY: env.observation_space}  # type: ignore[attr-defined]
         self.observation_space = spaces.Dict({**parts, MASK_KEY: spaces.MultiBinary(self._n_options)})
         self._has_method = env.has_wrapper_attr(MASK_METHOD)
+        giver = f"method {MASK_METHOD}()" if self._has_method else f"info[{MASK_KEY!r}]"
+        self._whose = f"that {env} gives by its {giver}".replace("{", "{{").replace("}", "}}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
@@ -347,8 +349,7 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
 
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         mask = self.env.get_wrapper_attr(MASK_METHOD)() if self._has_method else info.get(MASK_KEY)
-        where = f"that {self.env} gives by its {f'method {MASK_METHOD}()' if self._has_method else f'info[{MASK_KEY!r}]'}"
         # Where an episode ends there may be no legal action
-        allowed = as_booleans([mask], self._n_options, 1, where.replace("{", "{{").replace("}", "}}"))[0]
+        allowed = as_booleans([mask], self._n_options, 1, self._whose)[0]
         parts = observation if self._is_dict else {OBSERVATION_KEY: observation}
         return {**parts, MASK_KEY: allowed.astype(np.int8)}

@@ -18,15 +18,15 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_reinforce.buffers import NumpyObs
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import MlpPolicy
+from sb3_reinforce.policies import MlpPolicy, MultiInputPolicy
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 #: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
@@ -137,6 +137,9 @@ class NumpyMlpActor:
     """
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int) -> None:
+        flatten = make_flatten(policy)
+        assert flatten is not None
+        self.flatten = flatten
         layers = [*policy.mlp_extractor.policy_net, policy.action_net]
         activations: dict[type[nn.Module], Callable[[NumpyArray, NumpyArray], Any]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
         # Results go into buffers and biases are as large as they are: both spare NumPy half the time of such small arrays
@@ -154,17 +157,52 @@ class NumpyMlpActor:
         """
         Compute the distribution parameters.
 
-        :param observations: Shape ``(n_envs, *obs_shape)``.
+        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
         :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
         """
-        assert not isinstance(observations, dict)
-        latent = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+        latent = self.flatten(observations)
         for weight, bias, output, activation in self.layers:
             latent = np.dot(latent, weight, output)
             np.add(latent, bias, output)
             if activation is not None:
                 activation(latent, output)
         return latent
+
+
+def make_flatten(policy: ActorCriticPolicy) -> Callable[[Any], NumpyArray] | None:
+    """
+    Make the function that does in NumPy what a policy does to observations before its first layer.
+
+    :param policy: Any actor-critic policy.
+    :return: From observations to features of shape ``(n_envs, n_features)``, float32. None if these are more than the numbers
+        of flat observations, or of a Dict of them, in a row.
+    """
+    space, extractor = policy.observation_space, policy.pi_features_extractor
+    if type(extractor) is FlattenExtractor:
+        return _make_flatten_part(space)
+    if type(extractor) is not CombinedExtractor or not isinstance(space, spaces.Dict):
+        return None
+    parts = {
+        key: _make_flatten_part(space[key]) if type(own) is nn.Flatten else None for key, own in extractor.extractors.items()
+    }
+    flattens = [(key, flatten) for key, flatten in parts.items() if flatten is not None]
+    if len(flattens) < len(parts):
+        return None
+    return lambda observations: np.concatenate([flatten(observations[key]) for key, flatten in flattens], axis=1)
+
+
+def _make_flatten_part(space: spaces.Space[Any]) -> Callable[[NumpyArray], NumpyArray] | None:
+    if isinstance(space, spaces.Discrete):
+        return lambda observations: _one_hot(observations, int(space.n))
+    if isinstance(space, spaces.Box | spaces.MultiBinary) and not is_image_space(space):
+        return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+    return None
+
+
+def _one_hot(observations: NumpyArray, n: int) -> NumpyArray:
+    features = np.zeros((len(observations), n), dtype=np.float32)
+    features[np.arange(len(observations)), observations.reshape(-1)] = 1.0
+    return features
 
 
 def _relu(latent: NumpyArray, output: NumpyArray) -> NumpyArray:
@@ -248,16 +286,15 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
     Tell whether NumPy can stand in for a policy's actor.
 
     :param policy: A policy for which ``has_standard_distribution`` holds.
-    :return: True if it is exactly SB3's MLP policy: float32 on the CPU, flat observations, Linear layers with Tanh or ReLU
-        between them, no hooks.
+    :return: True if it is exactly SB3's policy for flat observations, or a Dict of them: float32 on the CPU, Linear layers
+        with Tanh or ReLU between them, no hooks.
     """
-    if type(policy) not in (ActorCriticPolicy, MlpPolicy) or type(policy.mlp_extractor) is not MlpExtractor:
+    standard = (ActorCriticPolicy, MlpPolicy, MultiInputActorCriticPolicy, MultiInputPolicy)
+    if type(policy) not in standard or type(policy.mlp_extractor) is not MlpExtractor:
         return False
     layers = [*policy.mlp_extractor.policy_net, policy.action_net]
     return (
-        isinstance(policy.observation_space, spaces.Box)
-        and not is_image_space(policy.observation_space)
-        and type(policy.pi_features_extractor) is FlattenExtractor
+        make_flatten(policy) is not None
         and all(type(layer) is nn.Linear and layer.bias is not None for layer in layers[::2])
         and all(type(layer) in (nn.Tanh, nn.ReLU) for layer in layers[1::2])
         and all(parameter.dtype == th.float32 and parameter.device.type == "cpu" for parameter in policy.parameters())

@@ -21,6 +21,7 @@ ACTION_SPACES = {
     "multi_binary": spaces.MultiBinary(3),
 }
 OBSERVATION_SPACE = spaces.Box(-5, 5, (2, 3), np.float64)
+IMAGES = spaces.Box(0, 255, (1, 36, 36), np.uint8)
 
 
 def make_policy(action_space, policy_class=MlpPolicy, observation_space=OBSERVATION_SPACE, **kwargs):
@@ -63,6 +64,28 @@ def test_numpy_and_torch_give_the_same_distribution_parameters(action_space, net
         in_numpy = th.log_softmax(th.as_tensor(in_numpy), dim=1).numpy()
     if not isinstance(action_space, spaces.MultiDiscrete):
         np.testing.assert_allclose(in_numpy, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(7),
+        spaces.MultiBinary((2, 3)),
+        spaces.Dict({"z": spaces.Discrete(5), "a": OBSERVATION_SPACE, "b": spaces.MultiBinary(4)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_envs", [1, 5])
+def test_numpy_and_torch_see_the_same_in_other_observations(space, n_envs):
+    policy_class = MultiInputPolicy if isinstance(space, spaces.Dict) else MlpPolicy
+    policy = make_policy(spaces.Discrete(4), policy_class, space)
+    space.seed(0)
+    samples = [space.sample() for _ in range(n_envs)]
+    if isinstance(space, spaces.Dict):
+        obs = {key: np.stack([sample[key] for sample in samples]) for key in space}
+    else:
+        obs = np.stack(samples)
+    np.testing.assert_allclose(NumpyMlpActor(policy, n_envs)(obs), TorchActor(policy)(obs), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
@@ -138,10 +161,12 @@ def hooked_policy():
         (make_policy(DISCRETE, use_critic=False), NumpyMlpActor),
         (make_policy(DISCRETE, OverriddenExtractor), TorchActor),
         (make_policy(DISCRETE, activation_fn=nn.SiLU), TorchActor),
-        (make_policy(DISCRETE, observation_space=spaces.Discrete(5)), TorchActor),
         (make_policy(DISCRETE, observation_space=spaces.Box(0, 255, (36, 36, 1), np.uint8)), TorchActor),
-        (make_policy(DISCRETE, CnnPolicy, spaces.Box(0, 255, (1, 36, 36), np.uint8)), TorchActor),
-        (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": OBSERVATION_SPACE})), TorchActor),
+        (make_policy(DISCRETE, CnnPolicy, IMAGES), TorchActor),
+        (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": OBSERVATION_SPACE})), NumpyMlpActor),
+        (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": OBSERVATION_SPACE, "b": IMAGES})), TorchActor),
+        (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": spaces.MultiDiscrete([2, 3])})), TorchActor),
+        (make_policy(DISCRETE, observation_space=spaces.Discrete(5)), NumpyMlpActor),
         (make_policy(DISCRETE).double(), TorchActor),
         (hooked_policy(), TorchActor),
         (make_policy(DISCRETE, OverriddenDistribution), DistributionSampler),
@@ -241,7 +266,7 @@ class MatchTheSignEnv(gym.Env):
 
 
 FLAT = spaces.Box(-1, 1, (2,), np.float32)
-IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+IMAGE = IMAGES
 SMALL_CNN = {"features_extractor_kwargs": {"features_dim": 16}}
 
 
