@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -739,3 +740,36 @@ def test_envpool_gets_the_combination_that_the_mask_allows():
         assert observations["board"][0, 3, 7] >= 0 and observations["board"][1, 9, 8] >= 0
     finally:
         env.close()
+
+
+# RL Zoo
+
+
+def test_rl_zoo_evaluates_and_enjoys_with_masks(tmp_path, monkeypatch, capsys):
+    from sb3_reinforce.zoo.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--env", "Taxi-v4", "-n", "300"]
+    assert main(["train", *tiny, "--seed", "0", "--eval-freq", "150", "--eval-episodes", "1", "--save-freq", "-1"]) == 0
+    folder = Path("logs/reinforce/Taxi-v4_1")
+    assert "use_masking" in (folder / "Taxi-v4/config.yml").read_text()
+    assert REINFORCE.load(folder / "Taxi-v4.zip", device="cpu").use_masking
+
+    # What Taxi's mask forbids leaves the state as it is
+    moves = []
+    step = gym.make("Taxi-v4").unwrapped.__class__.step
+
+    def noted_step(self, action):
+        moves.append(bool(self.action_mask(self.s)[action]))
+        return step(self, action)
+
+    monkeypatch.setattr("gymnasium.envs.toy_text.taxi.TaxiEnv.step", noted_step)
+    capsys.readouterr()
+    assert main(["enjoy", *tiny, "--stochastic", "--no-render"]) == 0
+    assert main(["record-video", "--env", "Taxi-v4", "-n", "30", "--stochastic", "-o", "videos"]) == 0
+    assert len(moves) >= 330 and all(moves)
+    assert main(["train", *tiny, "-params", "use_masking:1"]) == 1
+    assert "use_masking: must be true or false, not 1" in capsys.readouterr().err
+    assert main(["train", "--env", "CartPole-v1", "-n", "300", "-params", "use_masking:True", "--eval-freq", "-1"]) == 1
+    error = capsys.readouterr().err
+    assert "the environment gives no masks" in error and "Traceback" not in error

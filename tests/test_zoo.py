@@ -31,6 +31,7 @@ N_TIMESTEPS = {
     "Acrobot-v1": 500_000,
     "MountainCar-v0": 1_000_000,
     "MountainCarContinuous-v0": 100_000,
+    "Taxi-v4": 500_000,
     "Pendulum-v1": 1_000_000,
     "LunarLander-v3": 1_000_000,
     "LunarLanderContinuous-v3": 1_000_000,
@@ -45,16 +46,20 @@ N_TIMESTEPS = {
     "InvertedPendulum-v5": 300_000,
     "InvertedDoublePendulum-v5": 1_000_000,
 }
-DISCRETE = ("default", "atari", "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3")
+DISCRETE = ("default", "atari", "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "Taxi-v4")
 ENTRIES = yaml.safe_load(hyperparams_path().read_text())
 
 
 class AnyEnv(gym.Env):
     """An environment of which only the spaces matter."""
 
-    def __init__(self, is_image: bool, is_discrete: bool) -> None:
-        image, vector = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Box(-1.0, 1.0, (3,))
-        self.observation_space = image if is_image else vector
+    def __init__(self, policy: str, is_discrete: bool) -> None:
+        vector = spaces.Box(-1.0, 1.0, (3,))
+        self.observation_space = {
+            "CnnPolicy": spaces.Box(0, 255, (4, 84, 84), np.uint8),
+            "MlpPolicy": vector,
+            "MultiInputPolicy": spaces.Dict({"observation": vector, "action_mask": spaces.MultiBinary(2)}),
+        }[policy]
         self.action_space = spaces.Discrete(2) if is_discrete else spaces.Box(-1.0, 1.0, (2,))
 
 
@@ -120,7 +125,7 @@ def test_an_entry_is_valid_and_builds_a_model(name, tmp_path):
     entry = ENTRIES[name]
     check_hyperparameters(entry, "reinforce.yml", name)
     kwargs, *_ = make_manager(tmp_path)._preprocess_hyperparams(dict(entry))
-    model = REINFORCE(env=AnyEnv(name == "atari", name in DISCRETE), device="cpu", **kwargs)
+    model = REINFORCE(env=AnyEnv(entry["policy"], name in DISCRETE), device="cpu", **kwargs)
     if entry["policy"] == "CnnPolicy":
         assert not model.policy.share_features_extractor
 
@@ -275,10 +280,10 @@ def test_a_stored_trial_gives_back_what_was_sampled(n_actions):
         assert sampled["gae_lambda"] == 1.0
         assert np.log2(sampled["n_steps"]).is_integer()
         assert ("log_std_init" in sampled["policy_kwargs"]) == (n_actions > 0)
-        REINFORCE(env=AnyEnv(False, n_actions == 0), policy="MlpPolicy", learning_rate=schedule, device="cpu", **sampled)
+        REINFORCE(env=AnyEnv("MlpPolicy", n_actions == 0), policy="MlpPolicy", learning_rate=schedule, device="cpu", **sampled)
     assert seen == {True, False}
     # On images the critic needs layers of its own, since it leaves shared ones alone
-    model = REINFORCE("CnnPolicy", AnyEnv(True, n_actions == 0), device="cpu", policy_kwargs=sampled["policy_kwargs"])
+    model = REINFORCE("CnnPolicy", AnyEnv("CnnPolicy", n_actions == 0), device="cpu", policy_kwargs=sampled["policy_kwargs"])
     assert not model.policy.share_features_extractor
 
 
