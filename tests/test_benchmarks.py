@@ -412,3 +412,21 @@ def test_compare_overall_refuses_what_is_not_finished(tmp_path, two_comparisons,
         run_in_process("compare_overall", tmp_path / "results", "--folders", tmp_path)
     assert "holds no comparison" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_masks_never_repeats_a_finished_run(tmp_path, monkeypatch):
+    masks = importlib.import_module("masks")
+    tiny = ["--env", "Taxi-v4", "--steps", 100, "--evaluations", 1, "--episodes", 1, "--final-episodes", 1, "--n-envs", 2]
+    run_in_process("masks", tmp_path, "--seeds", 0, *tiny)
+    first = read_results(tmp_path, "masks", figure=True)["runs"]
+    assert [run["contender"] for run in first] == ["reinforce", "maskable_ppo"]
+    assert all(run["steps"] >= 100 and run["seconds"] > 0.0 and run["curve"][0][0] == 0 for run in first)
+
+    run_in_process("masks", tmp_path, "--seeds", 0, 1, *tiny)
+    again = read_results(tmp_path, "masks", figure=True)["runs"]
+    assert again[:2] == first and [run["seed"] for run in again] == [0, 0, 1, 1]
+    assert "| Taxi-v4 | MaskablePPO | 2 |" in (tmp_path / "masks.md").read_text()
+    monkeypatch.setattr(masks, "code_hash", lambda: "other sources")
+    monkeypatch.setattr(masks, "run", lambda options, env_id, contender, seed: {**first[0], "contender": contender})
+    run_in_process("masks", tmp_path, "--seeds", 0, *tiny)
+    assert len(read_results(tmp_path, "masks", figure=True)["runs"]) == 2
