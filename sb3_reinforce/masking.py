@@ -227,6 +227,23 @@ def forbid(logits: NumpyArray, masks: NumpyArray) -> NumpyArray:
     return np.where(masks[:, 1::2], np.where(masks[:, 0::2], logits, np.inf), -np.inf)
 
 
+def random_actions(masks: Any, action_space: spaces.Space[Any], rng: np.random.Generator) -> NumpyArray:
+    """
+    Draw actions uniformly among those that are allowed.
+
+    :param masks: Of booleans, or of 0 and 1, with a row for each environment.
+    :param action_space: See ``choices_of``.
+    :param rng: Draws.
+    :return: Shape ``(n_envs, *action_shape)``.
+    :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
+    """
+    choices = choices_of(action_space)
+    allowed = check_masks(masks, choices, len(masks), "of environment {}")
+    components = np.split(np.where(allowed, rng.random(allowed.shape), -1.0), np.cumsum(choices)[:-1], axis=1)
+    actions = np.stack([component.argmax(axis=1) for component in components], axis=1)
+    return actions.reshape(-1, *action_space.shape)  # type: ignore[misc]
+
+
 def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
     """
     Give the logits of the distribution over what is allowed: the policy's, renormalised.

@@ -24,7 +24,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from sb3_reinforce import REINFORCE, MlpPolicy
-from sb3_reinforce.masking import ActionMaskInObservation, MaskReader, choices_of, find_source, masked
+from sb3_reinforce.masking import ActionMaskInObservation, MaskReader, choices_of, find_source, masked, random_actions
 from sb3_reinforce.sampling import DistributionSampler, ParameterSampler, make_action_sampler
 from sb3_reinforce.vec_env import make_envpool_vec_env
 
@@ -158,6 +158,19 @@ def test_draws_have_the_frequencies_of_the_masked_distribution(action_space, pol
         share = np.bincount(own.astype(int), minlength=len(expected)) / n_samples
         np.testing.assert_allclose(share, expected, atol=2.5 / np.sqrt(n_samples))
         assert (share[expected == 0.0] == 0.0).all()
+
+
+@given(logits_and_masks())
+@settings(max_examples=60, deadline=None)
+def test_random_actions_are_allowed_and_uniform(example):
+    action_space, logits, mask = example
+    n_samples = 2000
+    drawn = random_actions(np.tile(mask, (n_samples, 1)), action_space, np.random.default_rng(0))
+    assert drawn.shape == (n_samples, *action_space.shape)
+    uniform = renormalised(action_space, np.zeros(len(logits)), mask)
+    for own, expected in zip(drawn.reshape(n_samples, -1).T, uniform, strict=True):
+        np.testing.assert_allclose(np.bincount(own, minlength=len(expected)) / n_samples, expected, atol=0.06)
+        assert (expected[own] > 0.0).all()
 
 
 @pytest.mark.parametrize("forbidden_logit", [1e9, -1e9, 1e30, 300.0])

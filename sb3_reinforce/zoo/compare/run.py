@@ -26,6 +26,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import get_system_info, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_reinforce.masking import random_actions, split_observation
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, read_settings, write_text
 from sb3_reinforce.zoo.experiment import ExperimentManager
@@ -287,7 +288,7 @@ def report_scores(evaluator: Evaluator, model: BaseAlgorithm, settings: Settings
 
 class RandomPolicy:
     """
-    Acts at random, uniformly.
+    Acts at random, uniformly; where the observation carries an action mask, among what is allowed.
 
     :param env: Its environments.
     """
@@ -303,12 +304,15 @@ class RandomPolicy:
         """
         Choose actions, as SB3's models do.
 
-        :param observation: Not used.
+        :param observation: Only its action mask is used.
         :param state: Not used.
         :param episode_start: Not used.
         :param deterministic: Not used.
         :return: One action for each environment, and no state.
         """
+        _, masks = split_observation(observation)
+        if masks is not None:
+            return random_actions(masks, self.action_space, self.action_space.np_random), None
         return np.stack([self.action_space.sample() for _ in range(self.n_envs)]), None
 
 
