@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from helpers import CueEnv, GradientRecorder, enumerate_cue_paths, gradients_of_paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvW
 from sb3_reinforce import REINFORCE, MlpPolicy
 from sb3_reinforce.masking import ActionMaskInObservation, MaskReader, choices_of, find_source, masked, random_actions
 from sb3_reinforce.sampling import DistributionSampler, ParameterSampler, make_action_sampler
-from sb3_reinforce.vec_env import make_envpool_vec_env
+from sb3_reinforce.vec_env import GymnasiumVecEnv, make_envpool_vec_env
 
 ACTION_SPACES = {
     "discrete": spaces.Discrete(4),
@@ -186,6 +187,14 @@ def test_a_large_forbidden_logit_changes_nothing(action_space, forbidden_logit):
     first = inner[0] if isinstance(inner, list) else inner
     assert first.probs[0, 0] == 0.0
     np.testing.assert_allclose(first.probs[0, 1:].detach(), [1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-6)
+
+
+def test_legal_logits_may_be_lower_than_any_number_that_stands_for_forbidden():
+    policy = constant_policy(spaces.Discrete(3), [0.0, -1e9, -1e9])
+    mask = np.array([False, True, True])
+    distribution = masked_distribution(policy, mask)
+    np.testing.assert_array_equal(distribution.distribution.probs.detach(), [[0.0, 0.5, 0.5]])
+    assert distribution.entropy().item() == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize("dtype", [th.float32, th.float64])
@@ -389,8 +398,10 @@ SOURCES = {
     "ActionMasker": lambda: DummyVecEnv([lambda: ActionMasker(CueEnv(), lambda env: env.MASKS[env.time])] * 3),
     "info": lambda: DummyVecEnv([CueEnv] * 3),
     "info below wrappers": lambda: VecNormalize(VecMonitor(DummyVecEnv([CueEnv] * 3))),
+    "gymnasium, method": lambda: GymnasiumVecEnv(SyncVectorEnv([MethodEnv] * 2)),
+    "gymnasium, info": lambda: GymnasiumVecEnv(SyncVectorEnv([CueEnv] * 2)),
+    "gymnasium's processes, info": lambda: GymnasiumVecEnv(AsyncVectorEnv([CueEnv] * 2, context="spawn")),
     "processes, method": lambda: SubprocVecEnv([MethodEnv] * 2),
-    "processes, info": lambda: SubprocVecEnv([CueEnv] * 2),
 }
 
 

@@ -66,6 +66,17 @@ class GymnasiumVecEnv(EngineVecEnv):
     def _render_engine(self) -> Sequence[NumpyArray]:
         return list(self.engine.render())  # type: ignore[arg-type]
 
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        Tell whether environments have an attribute or a method.
+
+        :param attr_name: Its name.
+        :return: Whether all of them have it. Processes of an ``AsyncVectorEnv`` end when they are asked for what is not there.
+        """
+        if hasattr(self.engine, "call"):
+            return all(self.engine.call("has_wrapper_attr", attr_name))
+        return super().has_attr(attr_name)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
         Get an attribute of environments.
