@@ -174,7 +174,10 @@ def check_masks(masks: Any, choices: Sequence[int], n_rows: int, whose: str) -> 
     :raises ValueError: If a mask has the wrong shape or type, or allows no action.
     """
     allowed = as_booleans(masks, sum(choices), n_rows, whose)
-    has_option = np.logical_or.reduceat(allowed, np.cumsum([0, *choices[:-1]]), axis=1)
+    if len(choices) == 1:
+        has_option = allowed.any(axis=1, keepdims=True)
+    else:
+        has_option = np.logical_or.reduceat(allowed, np.cumsum([0, *choices[:-1]]), axis=1)
     if not has_option.all():
         row, component = np.argwhere(~has_option)[0].tolist()
         of_component = f" for component {component}" if len(choices) > 1 else ""
@@ -203,8 +206,12 @@ def as_booleans(masks: Any, n_options: int, n_rows: int, whose: str) -> NumpyArr
     given = np.asarray(masks).reshape(n_rows, n_options)
     if given.dtype == np.bool_:
         return given
-    allowed: NumpyArray = (given == 1).astype(np.bool_)
-    is_valid = allowed | (given == 0).astype(np.bool_)
+    if given.dtype.kind not in "iuf":
+        types = [np.asarray(mask).dtype for mask in masks]
+        row = next((row for row, dtype in enumerate(types) if dtype.kind not in "biuf"), 0)
+        raise ValueError(f"The action mask {whose.format(row)} must hold booleans, or 0 and 1, but has the type {types[row]}")
+    allowed = given.astype(np.bool_)
+    is_valid = allowed == given
     if not is_valid.all():
         row, entry = np.argwhere(~is_valid)[0].tolist()
         raise ValueError(

@@ -642,6 +642,7 @@ class FaultyEnv(CueEnv):
         ([0.5, 1.0, 1.0], "must hold booleans, or 0 and 1, but holds 0.5"),
         ([1, 1, 2], "but holds 2"),
         ([np.nan, 1, 1], "but holds nan"),
+        (["a", "b", "c"], "must hold booleans, or 0 and 1, but has the type <U1"),
         (None, "must have 3 entries, but there is none"),
     ],
     ids=str,
@@ -710,7 +711,7 @@ def test_use_masking_is_refused_before_training():
         ([0, 0, 0], "of observation 0 allows no action"),
         ([1, 0], "of observation 0 must have 3 entries"),
         ([1, 0, 7], "of observation 0 must hold booleans, or 0 and 1, but holds 7"),
-        (["a", "b", "c"], "of observation 0 must hold booleans, or 0 and 1, but holds 'a'"),
+        (["a", "b", "c"], "of observation 0 must hold booleans, or 0 and 1, but has the type <U1"),
     ],
     ids=str,
 )
