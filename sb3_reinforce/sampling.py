@@ -192,7 +192,7 @@ def make_flatten(policy: ActorCriticPolicy) -> Callable[[Any], NumpyArray] | Non
 
 
 def _make_flatten_part(space: spaces.Space[Any]) -> Callable[[NumpyArray], NumpyArray] | None:
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) and space.start == 0:
         return lambda observations: _one_hot(observations, int(space.n))
     if isinstance(space, spaces.Box | spaces.MultiBinary) and not is_image_space(space):
         return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)

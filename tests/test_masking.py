@@ -732,7 +732,7 @@ def test_predict_refuses_bad_masks(masks, message):
 @pytest.mark.parametrize(
     ("env_id", "action_space"),
     [
-        ("Jumanji/TSP-v1", spaces.Discrete(20)),
+        ("Jumanji/GraphColoring-v1", spaces.Discrete(20)),
         ("Jumanji/Connector-v2", spaces.MultiDiscrete([5] * 10)),
         ("Jumanji/JobShop-v0", spaces.MultiDiscrete([21] * 10)),
         ("Jumanji/Tetris-v0", spaces.Discrete(40)),

@@ -167,6 +167,7 @@ def hooked_policy():
         (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": OBSERVATION_SPACE, "b": IMAGES})), TorchActor),
         (make_policy(DISCRETE, MultiInputPolicy, spaces.Dict({"a": spaces.MultiDiscrete([2, 3])})), TorchActor),
         (make_policy(DISCRETE, observation_space=spaces.Discrete(5)), NumpyMlpActor),
+        (make_policy(DISCRETE, observation_space=spaces.Discrete(5, start=-1)), TorchActor),
         (make_policy(DISCRETE).double(), TorchActor),
         (hooked_policy(), TorchActor),
         (make_policy(DISCRETE, OverriddenDistribution), DistributionSampler),
