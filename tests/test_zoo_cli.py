@@ -217,6 +217,21 @@ def test_a_single_evaluation_episode_is_too_little_for_all_plots(tmp_path, capsy
     assert "two episodes" in fails(capsys, "all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs")
 
 
+def test_the_current_folder_is_searched_for_environments(tmp_path):
+    """As the installed command is started: by a script that lies elsewhere."""
+    script = tmp_path / "bin/sb3-reinforce"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom sb3_reinforce.zoo.cli import main\nsys.exit(main())\n")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "custom_envs.py").write_text("import gymnasium\ngymnasium.register('Mine-v0', 'x:y')\n")
+    # What is installed goes before what lies there by chance
+    (folder / "optuna.py").write_text("raise SystemExit('not this one')")
+    command = [sys.executable, script, "compare", "--env", "Mine-v1", "--algos", "ppo"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert "unknown environment 'Mine-v1', did you mean Mine-v0?" in done.stderr
+
+
 # The list
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -128,6 +129,10 @@ def run_command(name: str, args: list[str]) -> None:
         hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(COMMANDS)}"
         raise UsageError(f"unknown command {name!r}, {hint}")
     command = COMMANDS[name]
+    # Behind all that is installed, which a file of the current folder must not replace: there RL Zoo looks for custom_envs.
+    # `python -m` puts it in front, and does without where the user asked for that
+    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     if "-h" in args or "--help" in args:
         print(f"{PROGRAM} {name}: {command.summary}. {command.note}\n", flush=True)
     module, function = command.entry_point.split(":")
