@@ -217,6 +217,16 @@ def test_a_single_evaluation_episode_is_too_little_for_all_plots(tmp_path, capsy
     assert "two episodes" in fails(capsys, "all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs")
 
 
+def test_atari_images_are_trained_on(tmp_path):
+    small = ["n_envs:2", "n_steps:16", "max_rollout_steps:32", "micro_batch_size:64", "critic_batch_size:64"]
+    assert main(["train", "--env", "PongNoFrameskip-v4", "-n", "150", "--eval-freq", "-1", "-params", *small]) == 0
+    model = REINFORCE.load(tmp_path / "logs/reinforce/PongNoFrameskip-v4_1/PongNoFrameskip-v4.zip")
+    assert model.observation_space.shape == (4, 84, 84)
+    assert not model.policy.share_features_extractor
+    assert model._n_updates >= 3
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
 def test_the_current_folder_is_searched_for_environments(tmp_path):
     """As the installed command is started: by a script that lies elsewhere."""
     script = tmp_path / "bin/sb3-reinforce"
@@ -311,6 +321,16 @@ def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
     error = fails(capsys, "train", "--env", "CartPole-v1", "--conf-file", "mine.yml")
     assert error == "sb3-reinforce: error: mine.yml, CartPole-v1, learning_rate: must be a number, not [1]\n"
     assert not (tmp_path / "logs").exists()
+@pytest.mark.parametrize("command", ["train", "enjoy", "record-video", "record-training", "compare"])
+def test_what_atari_needs_is_said_in_one_line(monkeypatch, capsys, command):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    for env_id in ("ALE/NoGame-v5", "NoGameNoFrameskip-v4"):
+        error = fails(capsys, command, "--env", env_id)
+        assert f'{env_id} is an Atari environment, which needs two more packages: pip install "sb3-reinforce[atari]"' in error
+    monkeypatch.undo()
+    assert "sb3-reinforce[atari]" not in fails(capsys, "train", "--env", "NoGameNoFrameskip-v4")
+
+
 
 
 @pytest.mark.parametrize(

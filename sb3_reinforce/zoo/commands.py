@@ -35,7 +35,8 @@ def train(args: list[str], name: str = "train") -> None:
 
     :param args: Command line.
     :param name: The command, for messages.
-    :raises UserError: If the algorithm is unknown, or something is wrong with the hyperparameters.
+    :raises UserError: If the algorithm is unknown, the environment needs a package, or something is wrong with the
+        hyperparameters.
     """
     register()
     import rl_zoo3.train
@@ -44,6 +45,7 @@ def train(args: list[str], name: str = "train") -> None:
     from sb3_reinforce.zoo.experiment import ExperimentManager
 
     check_algorithm(args)
+    check_environment(args)
     vec_env, other_args = take_option(args, "--vec-env")
 
     def make_manager(*manager_args: Any, **kwargs: Any) -> ExperimentManager:
@@ -72,7 +74,7 @@ def enjoy(args: list[str]) -> None:
     Run a trained agent with ``rl_zoo3.enjoy``.
 
     :param args: Command line.
-    :raises UserError: If the algorithm is unknown, or an agent cannot be downloaded.
+    :raises UserError: If the algorithm is unknown, the environment needs a package, or an agent cannot be downloaded.
     """
     register()
     from sb3_reinforce.zoo import upstream
@@ -81,6 +83,7 @@ def enjoy(args: list[str]) -> None:
         import rl_zoo3.enjoy
 
     check_algorithm(args)
+    check_environment(args)
     if not has_display() and "--no-render" not in args and not asks_for_help(args):
         print("No display: nothing is rendered (--no-render)")
         args = [*args, "--no-render"]
@@ -93,10 +96,11 @@ def record_video(args: list[str]) -> None:
     Record a trained agent with ``rl_zoo3.record_video``.
 
     :param args: Command line.
-    :raises UserError: If the algorithm is unknown.
+    :raises UserError: If the algorithm is unknown, or the environment needs a package.
     """
     register()
     check_algorithm(args)
+    check_environment(args)
     if not has_display():
         # MuJoCo chooses windows by default, even if it cannot open one
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -108,12 +112,14 @@ def record_training(args: list[str]) -> None:
     Record an agent at all its checkpoints with ``rl_zoo3.record_training``.
 
     :param args: Command line.
-    :raises UserError: If the algorithm is unknown, there is no ffmpeg, or the folder for the videos holds anything.
+    :raises UserError: If the algorithm is unknown, the environment needs a package, there is no ffmpeg, or the folder for the
+        videos holds anything.
     """
     register()
     from sb3_reinforce.zoo import upstream
 
     check_algorithm(args)
+    check_environment(args)
     output, _ = take_option(args, "-o", "--output-folder")
     # RL Zoo would delete it, whatever is in it
     if output is not None and os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
@@ -435,6 +441,20 @@ def check_algorithm(args: list[str]) -> None:
     algorithm = chosen_algorithm(args)
     if algorithm not in ALGOS:
         raise UsageError(f"unknown algorithm {algorithm!r}, choose from {', '.join(sorted(ALGOS))}")
+
+
+def check_environment(args: list[str]) -> None:
+    """
+    Check that the environment of a command line lacks no package that is known.
+
+    :param args: Command line.
+    :raises UserError: If it does.
+    """
+    from sb3_reinforce.zoo.config import find_missing_package
+
+    problem = find_missing_package(take_option(args, "--env")[0] or "")
+    if problem is not None:
+        raise UserError(problem)
 
 
 def default_folder(args: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import gymnasium as gym
 import rl_zoo3.exp_manager
 import yaml
 
@@ -78,6 +79,19 @@ def check_file(file: str, env_id: str, is_atari: bool) -> None:
     entry = entries.get(env_id, entries.get(fallback))
     if not isinstance(entry, dict):
         raise UserError(f"{file} must hold a mapping of hyperparameters for {env_id!r} or {fallback!r}")
+
+
+def find_missing_package(env_id: str) -> str | None:
+    """
+    Say what must be installed for an environment.
+
+    :param env_id: An environment, registered or not.
+    :return: None if it is registered, or nothing is known to be missing.
+    """
+    is_atari = re.fullmatch(r"ALE/.+|.+(NoFrameskip|Deterministic)-v\d+", env_id) is not None
+    if env_id in gym.registry or not is_atari or importlib.util.find_spec("ale_py") is not None:
+        return None
+    return f'{env_id} is an Atari environment, which needs two more packages: pip install "sb3-reinforce[atari]"'
 
 
 def check_module(name: str) -> None:

@@ -14,7 +14,7 @@ import gymnasium as gym
 import yaml
 from rl_zoo3.utils import ALGOS
 
-from sb3_reinforce.zoo.config import check_file
+from sb3_reinforce.zoo.config import check_file, find_missing_package
 from sb3_reinforce.zoo.errors import UserError
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
@@ -126,7 +126,11 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
     :return: Hyperparameters by environment and contender.
     :raises UserError: If something is wrong; names all problems at once.
     """
-    problems = [unknown("environment", env_id, gym.envs.registry) for env_id in env_ids if env_id not in gym.envs.registry]
+    problems = [
+        find_missing_package(env_id) or unknown("environment", env_id, gym.envs.registry)
+        for env_id in env_ids
+        if env_id not in gym.envs.registry
+    ]
     algorithms = dict.fromkeys(contender.algo for contender in contenders)
     problems += [unknown("algorithm", algo, ALGOS) for algo in algorithms if algo not in ALGOS]
     entries: dict[str, dict[str, dict[str, Any]]] = {}
