@@ -1,6 +1,7 @@
 """REINFORCE in RL Zoo: registration, configuration, search, and what the experiment manager adds."""
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,14 @@ from torch import nn
 from sb3_reinforce import REINFORCE, vec_env
 from sb3_reinforce.vec_env.base import EngineVecEnv
 from sb3_reinforce.zoo import find_resource, hyperparams_path, register
-from sb3_reinforce.zoo.config import check_file, check_hyperparameters, find_problem
+from sb3_reinforce.zoo.config import (
+    IMPORTED,
+    check_code,
+    check_file,
+    check_hyperparameters,
+    find_forbidden_part,
+    find_problem,
+)
 from sb3_reinforce.zoo.errors import UserError
 from sb3_reinforce.zoo.experiment import ExperimentManager, merge_trial, to_source
 from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
@@ -153,6 +161,7 @@ def test_a_resource_is_found_or_the_error_says_what_to_do():
         ("critic_learning_rate", [0.1], "must be a number or text or null"),
         ("policy_kwargs", "dict(activation_fn=nn.Nothing)", "cannot be evaluated: AttributeError"),
         ("policy_kwargs", "[64]", "must be a dict"),
+        ("policy_kwargs", "dict(a=print())", "'print()' is not evaluated"),
         ("rollout_buffer_class", "Buffer", "must be null"),
         ("env_kwargs", "gravity", "must be a mapping"),
     ],
@@ -213,6 +222,87 @@ def test_an_environment_without_an_entry_uses_the_default_and_says_so(tmp_path, 
     hyperparams, _ = make_manager(tmp_path, env_id="sb3_reinforce/DiamondHill-v0").read_hyperparameters()
     assert hyperparams == ENTRIES["default"]
     assert "Using 'default' hyperparameters" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "dict(net_arch=[64, 64], activation_fn=nn.ReLU, log_std_init=-2.0)",
+        "dict(optimizer_class=RMSpropTFLike, optimizer_kwargs=dict(eps=1e-5, betas=(0.9, 0.999)))",
+        "{'a': [2**6] * 2, 'b': -np.inf, 'c': th.float32, 'd': not True, 'e': tuple([1]), 'f': None}",
+        "HerReplayBuffer",
+        "dict(**dict(features_extractor_class=th.nn.Linear))",
+    ],
+)
+def test_what_hyperparameters_need_is_evaluated(expression):
+    assert find_forbidden_part(expression) is None
+    eval(expression, vars(rl_zoo3.exp_manager))
+
+
+@pytest.mark.parametrize(
+    ("expression", "part"),
+    [
+        ("dict(a=__import__('os').system('touch ran'))", "__import__('os').system('touch ran')"),
+        ("dict(a=nn.ReLU())", "nn.ReLU()"),
+        ("th.hub.load('x', 'y')", "th.hub.load('x', 'y')"),
+        ("dict(features_extractor_class=th.hub.load)", "th.hub.load"),
+        ("dict(a=th.os)", "th.os"),
+        ("dict(a=os)", "os"),
+        ("importlib.import_module", "importlib.import_module"),
+        ("dict(a=eval)", "eval"),
+        ("[x for x in (1,)]", "[x for x in (1,)]"),
+        ("(lambda: 1)()", "(lambda: 1)()"),
+        ("().__class__", "().__class__"),
+        ("nn.ReLU.__base__", "nn.ReLU.__base__"),
+        ("'a'.join(['b'])", "'a'.join(['b'])"),
+        ("f'{1}'", "f'{1}'"),
+        ("dict(a=[1][0])", "[1][0]"),
+        ("dict(a=(b := 1))", "(b := 1)"),
+        ("dict(list(print(1)))", "print(1)"),
+        ("dict", "dict"),
+    ],
+)
+def test_nothing_else_is_evaluated(expression, part):
+    assert find_forbidden_part(expression).startswith(f"{part!r} is not evaluated: only literals, arithmetic, dict")
+
+
+@pytest.mark.parametrize("expression", ["", "dict(", "a = 1", "(" * 10_000 + ")" * 10_000, "1\0"])
+def test_what_is_no_expression_is_refused(expression):
+    assert "cannot be evaluated" in find_forbidden_part(expression)
+
+
+def test_all_files_of_rl_zoo_pass():
+    paths = [hyperparams_path(), *(Path(rl_zoo3.__file__).parent / "hyperparams").glob("*.yml")]
+    assert len(paths) > 10
+    for path in paths:
+        for env_id, entry in yaml.safe_load(path.read_text()).items():
+            check_code({key: value for key, value in entry.items() if key not in IMPORTED}, path.name, env_id)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("callback", [{"os.system": {"command": "touch ran"}}], "os.system is of Python's standard library"),
+        (
+            "callback",
+            {"yaml.unsafe_load": {"stream": "!!python/object/apply:os.getcwd []"}},
+            "yaml.unsafe_load is no callback",
+        ),
+        ("callback", "no_such_module.Callback", "no_such_module.Callback cannot be imported"),
+        ("env_wrapper", ["gymnasium.wrappers.FlattenObservation", "subprocess.run"], "subprocess.run is of Python's"),
+        ("policy", "builtins.exec", "builtins.exec is of Python's"),
+        ("replay_buffer_kwargs", "dict(a=print())", "'print()' is not evaluated"),
+    ],
+)
+def test_what_is_imported_is_what_it_should_be(key, value, problem):
+    with pytest.raises(UserError, match=re.escape(f"mine.yml, CartPole-v1, {key}: {problem}")):
+        check_code({key: value}, "mine.yml", "CartPole-v1")
+
+
+def test_wrappers_and_callbacks_are_accepted():
+    callback = {"stable_baselines3.common.callbacks.CheckpointCallback": {"save_freq": 10, "save_path": "x"}}
+    wrapper = ["rl_zoo3.wrappers.TimeFeatureWrapper", {"gymnasium.wrappers.FlattenObservation": {}}]
+    check_code({"callback": [callback], "env_wrapper": wrapper, "vec_env_wrapper": None, "policy": "MlpPolicy"}, "", "")
+
+
 
 
 # Run folders

@@ -321,6 +321,27 @@ def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
     error = fails(capsys, "train", "--env", "CartPole-v1", "--conf-file", "mine.yml")
     assert error == "sb3-reinforce: error: mine.yml, CartPole-v1, learning_rate: must be a number, not [1]\n"
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "ppo"])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"policy_kwargs": "dict(a=open('ran', 'w'))"}, "policy_kwargs: \"open('ran', 'w')\" is not evaluated: only literals"),
+        ({"monitor_kwargs": "dict(a=open('ran', 'w'))"}, "monitor_kwargs: \"open('ran', 'w')\" is not evaluated"),
+        ({"normalize": "open('ran', 'w')"}, "normalize: \"open('ran', 'w')\" is not evaluated"),
+        ({"callback": [{"builtins.open": {"file": "ran", "mode": "w"}}]}, "callback: builtins.open is of Python's"),
+    ],
+)
+def test_a_configuration_runs_no_code(tmp_path, capsys, algo, entry, message):
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"default": {"policy": "MlpPolicy", "n_timesteps": 100, **entry}}))
+    error = fails(capsys, "train", "--algo", algo, "--env", "CartPole-v1", "--conf-file", "mine.yml", "--eval-freq", "-1")
+    assert error.startswith(f"sb3-reinforce: error: mine.yml, CartPole-v1, {message}")
+    compare = ["compare", "--env", "CartPole-v1", "--algos", algo, "--conf-file", f"{algo}=mine.yml", "-n", "10"]
+    assert message in fails(capsys, *compare)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yml"]
+
+
 @pytest.mark.parametrize("command", ["train", "enjoy", "record-video", "record-training", "compare"])
 def test_what_atari_needs_is_said_in_one_line(monkeypatch, capsys, command):
     monkeypatch.setitem(sys.modules, "ale_py", None)

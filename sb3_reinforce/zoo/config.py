@@ -1,17 +1,21 @@
 """Checks a configuration before RL Zoo hands it on, where a mistake would show late, and far from its place."""
 
+import ast
 import difflib
+import importlib
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
 import yaml
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.errors import UserError
@@ -39,6 +43,16 @@ ZOO_KEYS: dict[str, Any] = {
 COUNTS = ("n_timesteps", "n_envs", "frame_stack")
 #: What RL Zoo evaluates as Python if it is a string; the result must be a dict.
 EVALUATED = ("policy_kwargs", "normalize", "monitor_kwargs")
+#: The same for other algorithms, where the result may be anything.
+ALL_EVALUATED = (*EVALUATED, "replay_buffer_class", "replay_buffer_kwargs")
+#: What RL Zoo imports by its name, and calls.
+IMPORTED = ("policy", "env_wrapper", "vec_env_wrapper", "callback")
+#: Packages whose classes an expression may name.
+KNOWN_PACKAGES = ("torch", "numpy", "gymnasium", "stable_baselines3", "sb3_contrib")
+#: What an expression may be made of, beside names, attributes and calls of the three functions.
+LITERALS = (ast.Expression, ast.Constant, ast.Dict, ast.List, ast.Tuple, ast.Set, ast.keyword, ast.Load)
+ARITHMETIC = (ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
+CONTAINERS = ("dict", "list", "tuple")
 SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate")
 TYPE_NAMES = {
     bool: "true or false",
@@ -184,6 +198,101 @@ def hint_at_yaml(value: Any) -> str:
     return f" (YAML takes {value} for text: write {float(value)!r})" if is_number else ""
 
 
+def check_code(hyperparameters: Mapping[str, Any], file: str, env_id: str) -> None:
+    """
+    Check that an entry of any algorithm makes RL Zoo run nothing but what hyperparameters are for.
+
+    :param hyperparameters: The entry, before RL Zoo evaluates and imports what it names.
+    :param file: Where it comes from.
+    :param env_id: The environment that it was chosen for.
+    :raises UserError: If an expression may do more than name numbers, containers and classes, or a callback is none.
+    """
+    for key, value in hyperparameters.items():
+        problem = None
+        if key in ALL_EVALUATED and isinstance(value, str):
+            problem = find_forbidden_part(value)
+        elif key in IMPORTED:
+            names = value if isinstance(value, list) else [value]
+            paths = [path for name in names for path in (name if isinstance(name, dict) else [name])]
+            problem = next(filter(None, (find_import_problem(key, path) for path in paths if isinstance(path, str))), None)
+        if problem is not None:
+            raise UserError(f"{file}, {env_id}, {key}: {problem}")
+
+
+def find_forbidden_part(value: str) -> str | None:
+    """
+    Say what in a Python expression is not to be evaluated, without evaluating anything.
+
+    :param value: An expression over the names that RL Zoo's experiment manager imports, such as ``nn``.
+    :return: None if it holds only literals, arithmetic, ``dict``, ``list``, ``tuple``, and names and attributes of
+        ``KNOWN_PACKAGES``.
+    """
+    try:
+        tree = ast.parse(value.lstrip(" \t"), mode="eval")
+        nodes: list[ast.AST] = [tree]
+        for node in nodes:
+            if is_known(node):
+                continue
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONTAINERS:
+                nodes += [*node.args, *node.keywords]
+            elif isinstance(node, (*LITERALS, *ARITHMETIC)):
+                nodes += ast.iter_child_nodes(node)
+            else:
+                return (
+                    f"{ast.unparse(node)!r} is not evaluated: only literals, arithmetic, dict, list, tuple, and classes of "
+                    f"{', '.join(KNOWN_PACKAGES)}"
+                )
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        return f"{value!r} cannot be evaluated: {type(error).__name__}: {error}"
+    return None
+
+
+def is_known(node: ast.AST) -> bool:
+    """
+    Tell whether a name, with attributes or without, stands for something of a known package.
+
+    :param node: A part of an expression.
+    :return: Whether it does, and is no function. A module that a known package has imported, such as ``th.os``, is not its.
+    """
+    path: list[str] = []
+    while isinstance(node, ast.Attribute):
+        path.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name) or any(name.startswith("_") for name in path):
+        return False
+    value = vars(rl_zoo3.exp_manager).get(node.id)
+    for position in range(len(path) + 1):
+        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        is_number = isinstance(value, (bool, int, float)) and position > 0
+        if not is_number and str(home).partition(".")[0] not in KNOWN_PACKAGES:
+            return False
+        if position < len(path):
+            # What is missing is for the evaluation to complain about
+            value = getattr(value, path[position], rl_zoo3.exp_manager.nn)
+    return isinstance(value, type) or not callable(value)
+
+
+def find_import_problem(key: str, path: str) -> str | None:
+    """
+    Say what is wrong with the name of something that RL Zoo would import and call.
+
+    :param key: The hyperparameter.
+    :param path: Module and name, such as ``gymnasium.wrappers.FlattenObservation``, or an alias of a policy.
+    :return: None if it is a callback where there must be one, and not of Python's own library anywhere else.
+    """
+    module, _, name = path.rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return f"{path} is of Python's standard library, where nothing of this kind is"
+    if key != "callback":
+        return None
+    try:
+        imported = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        return f"{path} cannot be imported: {error}"
+    is_callback = isinstance(imported, type) and issubclass(imported, BaseCallback)
+    return None if is_callback else f"{path} is no callback"
+
+
 def find_expression_problem(value: str) -> str | None:
     """
     Say what is wrong with a Python expression.
@@ -191,6 +300,9 @@ def find_expression_problem(value: str) -> str | None:
     :param value: An expression over the names that RL Zoo's experiment manager imports, such as ``nn``.
     :return: None if it gives a dict.
     """
+    forbidden = find_forbidden_part(value)
+    if forbidden is not None:
+        return forbidden
     try:
         result = eval(value, dict(vars(rl_zoo3.exp_manager)))
     except Exception as error:

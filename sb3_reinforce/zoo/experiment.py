@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from sb3_reinforce.zoo import ALGORITHM, hyperparams_path
-from sb3_reinforce.zoo.config import check_file, check_hyperparameters, check_module
+from sb3_reinforce.zoo.config import check_code, check_file, check_hyperparameters, check_module
 from sb3_reinforce.zoo.errors import UserError
 
 #: What environments, wrappers and algorithms raise if they are given arguments that they do not have or cannot use.
@@ -90,6 +90,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.algo == ALGORITHM and self.config.endswith((".yml", ".yaml")):
             check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
+        check_code(hyperparams, self.config, env_id)
         if self.algo == ALGORITHM:
             check_hyperparameters(hyperparams, self.config, env_id, overrides=self.custom_hyperparams or ())
         self._entry = copy.deepcopy(dict(saved_hyperparams))
