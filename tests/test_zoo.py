@@ -1,6 +1,7 @@
 """REINFORCE in RL Zoo: registration, configuration, search, and what the experiment manager adds."""
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from sb3_reinforce.zoo.config import (
     find_problem,
 )
 from sb3_reinforce.zoo.errors import UserError
-from sb3_reinforce.zoo.experiment import ExperimentManager, merge_trial, to_source
+from sb3_reinforce.zoo.experiment import ExperimentManager, lacks_time_limit, merge_trial, to_source
 from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
 
 N_TIMESTEPS = {
@@ -222,6 +223,11 @@ def test_an_environment_without_an_entry_uses_the_default_and_says_so(tmp_path, 
     hyperparams, _ = make_manager(tmp_path, env_id="sb3_reinforce/DiamondHill-v0").read_hyperparameters()
     assert hyperparams == ENTRIES["default"]
     assert "Using 'default' hyperparameters" in capsys.readouterr().out
+
+
+# What a file may make RL Zoo run
+
+
 @pytest.mark.parametrize(
     "expression",
     [
@@ -303,6 +309,55 @@ def test_wrappers_and_callbacks_are_accepted():
     check_code({"callback": [callback], "env_wrapper": wrapper, "vec_env_wrapper": None, "policy": "MlpPolicy"}, "", "")
 
 
+# Time limits
+
+
+@pytest.mark.parametrize(
+    ("env_id", "env_kwargs", "expected"),
+    [
+        ("CartPole-v1", {}, False),
+        ("CartPole-v1", {"max_episode_steps": -1}, True),
+        ("CliffWalking-v1", {}, True),
+        ("CliffWalking-v1", {"max_episode_steps": 5}, False),
+        ("PongNoFrameskip-v4", {}, False),
+        ("PongNoFrameskip-v4", {"max_num_frames_per_episode": None}, True),
+    ],
+)
+def test_what_bounds_an_episode(env_id, env_kwargs, expected):
+    assert lacks_time_limit(env_id, env_kwargs) == expected
+
+
+def count_steps(env) -> int:
+    """Length of an episode that only its time limit ends: up, against the wall."""
+    env.reset()
+    for steps in itertools.count(1):
+        _, _, dones, infos = env.step(np.zeros(env.num_envs, dtype=int))
+        if dones[0]:
+            assert infos[0]["TimeLimit.truncated"]
+            return steps
+
+
+@pytest.mark.parametrize("vec_env_type", ["dummy", "envpool"])
+def test_evaluations_end_where_the_environment_has_no_time_limit(tmp_path, capsys, vec_env_type):
+    if vec_env_type == "envpool" and sys.version_info < (3, 11):
+        pytest.skip("EnvPool has no wheels for this Python")
+    manager = make_manager(tmp_path, "CliffWalking-v1", vec_env_type=vec_env_type)
+    lengths = []
+    for _ in range(2):
+        env = manager.create_envs(1, eval_env=True)
+        lengths.append(count_steps(env))
+        env.close()
+    assert lengths == [10_000, 10_000]
+    assert capsys.readouterr().out.count("evaluation episodes end after 10,000 steps at the latest") == 1
+    # Training is not cut by the evaluation's limit
+    assert manager.env_kwargs == {}
+
+
+def test_a_time_limit_of_its_own_is_not_overruled(tmp_path):
+    with pytest.raises(UserError, match="--max-episode-steps: CartPole-v1 has a time limit of its own"):
+        make_manager(tmp_path, max_episode_steps=7).setup_experiment()
+    env = make_manager(tmp_path).create_envs(1, eval_env=True)
+    assert env.get_attr("_max_episode_steps") == [500]
 
 
 # Run folders

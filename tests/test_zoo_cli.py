@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import huggingface_sb3
 import matplotlib
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -217,6 +218,17 @@ def test_a_single_evaluation_episode_is_too_little_for_all_plots(tmp_path, capsy
     assert "two episodes" in fails(capsys, "all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs")
 
 
+@pytest.mark.parametrize("algo", ["reinforce", "dqn", "ars"])
+def test_train_ends_where_the_environment_has_no_time_limit(algo, tmp_path, capsys):
+    # Until REINFORCE bounds its rollouts by the budget
+    bound = ["-params", "max_rollout_steps:60"] if algo == "reinforce" else []
+    budget = ["-n", "100", "--eval-freq", "50", "--eval-episodes", "1", "--max-episode-steps", "30"]
+    assert main(["train", "--algo", algo, "--env", "CliffWalking-v1", *budget, *bound, "--verbose", "0"]) == 0
+    assert capsys.readouterr().out.count("CliffWalking-v1 is registered without a time limit") == 1
+    lengths = np.load(tmp_path / f"logs/{algo}/CliffWalking-v1_1/evaluations.npz")["ep_lengths"]
+    assert (lengths <= 30).all()
+
+
 def test_atari_images_are_trained_on(tmp_path):
     small = ["n_envs:2", "n_steps:16", "max_rollout_steps:32", "micro_batch_size:64", "critic_batch_size:64"]
     assert main(["train", "--env", "PongNoFrameskip-v4", "-n", "150", "--eval-freq", "-1", "-params", *small]) == 0
@@ -352,6 +364,10 @@ def test_what_atari_needs_is_said_in_one_line(monkeypatch, capsys, command):
     assert "sb3-reinforce[atari]" not in fails(capsys, "train", "--env", "NoGameNoFrameskip-v4")
 
 
+@pytest.mark.parametrize("limit", ["0", "-3", "many", "1.5", None])
+def test_a_time_limit_is_a_number_of_steps(capsys, limit):
+    error = fails(capsys, "train", "--env", "CliffWalking-v1", "--max-episode-steps", *([limit] if limit else []))
+    assert "--max-episode-steps: must be an integer above 0" in error
 
 
 @pytest.mark.parametrize(

@@ -26,19 +26,23 @@ class Command(NamedTuple):
     note: str = ""
 
 
+TIME_LIMIT_NOTE = (
+    "--max-episode-steps N ends evaluation episodes where the environment has no time limit, by default after 10,000 steps."
+)
 DEFAULT_ALGO_NOTE = "--algo is reinforce by default, and agents of reinforce are looked for in logs (-f)."
 COMMANDS = {
     "train": Command(
         "sb3_reinforce.zoo.commands:train",
         "train an agent",
         "--algo is reinforce by default, for which --conf-file is by default the file of this package. --vec-env may also be "
-        "envpool: environments in C++.",
+        f"envpool: environments in C++. {TIME_LIMIT_NOTE}",
     ),
     "optimize": Command(
         "sb3_reinforce.zoo.commands:optimize",
         "search for hyperparameters, and write the best trial as a configuration file",
         "The same as train --optimize-hyperparameters. At the end the best trial is written into the folder of the search, "
-        "ready for train --conf-file. Machines share a search by --storage (sqlite:///FILE.db or FILE.log) and --study-name.",
+        "ready for train --conf-file. Machines share a search by --storage (sqlite:///FILE.db or FILE.log) and --study-name. "
+        f"{TIME_LIMIT_NOTE}",
     ),
     "enjoy": Command("sb3_reinforce.zoo.commands:enjoy", "run a trained agent", DEFAULT_ALGO_NOTE),
     "record-video": Command("sb3_reinforce.zoo.commands:record_video", "record a trained agent", DEFAULT_ALGO_NOTE),

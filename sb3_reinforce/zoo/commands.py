@@ -46,12 +46,13 @@ def train(args: list[str], name: str = "train") -> None:
 
     check_algorithm(args)
     check_environment(args)
+    max_episode_steps, args = take_time_limit(args)
     vec_env, other_args = take_option(args, "--vec-env")
 
     def make_manager(*manager_args: Any, **kwargs: Any) -> ExperimentManager:
         if vec_env == "envpool":
             kwargs["vec_env_type"] = vec_env
-        return ExperimentManager(*manager_args, **kwargs)
+        return ExperimentManager(*manager_args, max_episode_steps=max_episode_steps, **kwargs)
 
     # RL Zoo's parser does not know EnvPool
     zoo_args = other_args if vec_env == "envpool" else args
@@ -352,6 +353,22 @@ def take_option(args: list[str], *flags: str) -> tuple[str | None, list[str]]:
     parser.add_argument(*flags, dest="value", nargs="?")
     namespace, others = parser.parse_known_args(args)
     return namespace.value, others
+
+
+def take_time_limit(args: list[str]) -> tuple[int | None, list[str]]:
+    """
+    Read ``--max-episode-steps``, which RL Zoo does not have.
+
+    :param args: Command line.
+    :return: The limit, None if it is not given, and the command line without it.
+    :raises UsageError: If it is no integer above 0.
+    """
+    text, others = take_option(args, "--max-episode-steps")
+    if others == args:
+        return None, args
+    if text is None or not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--max-episode-steps: must be an integer above 0, not {text or 'nothing'}")
+    return int(text), others
 
 
 def require_options(args: list[str], *options: tuple[str, ...]) -> None:

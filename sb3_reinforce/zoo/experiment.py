@@ -7,10 +7,11 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import optuna
 import rl_zoo3.exp_manager
 import sqlalchemy.exc
@@ -25,6 +26,10 @@ from sb3_reinforce.zoo import ALGORITHM, hyperparams_path
 from sb3_reinforce.zoo.config import check_code, check_file, check_hyperparameters, check_module
 from sb3_reinforce.zoo.errors import UserError
 
+#: Steps after which an evaluation episode ends in an environment that would let it go on for ever.
+MAX_EPISODE_STEPS = 10_000
+#: Arguments that bound an episode: those of gymnasium and of the Arcade Learning Environment.
+TIME_LIMITS = ("max_episode_steps", "max_num_frames_per_episode")
 #: What environments, wrappers and algorithms raise if they are given arguments that they do not have or cannot use.
 CONFIGURATION_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, gym.error.Error)
 
@@ -34,14 +39,18 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     RL Zoo's experiment manager, which finds and checks the hyperparameters of REINFORCE.
 
     In addition, for all algorithms: no two runs share a folder, even if they start at the same time; a search writes its
-    best trial as a configuration file; and ``vec_env_type`` may be ``"envpool"``.
+    best trial as a configuration file; ``vec_env_type`` may be ``"envpool"``; and where an environment has no time limit,
+    evaluations have one, since an untrained policy may never end an episode.
 
     :param args: As in RL Zoo.
+    :param max_episode_steps: Steps after which an evaluation episode ends in an environment without a time limit, by default
+        ``MAX_EPISODE_STEPS``. Must not be given for one that has its own.
     :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and
         ``vec_env_type`` may be ``"envpool"``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> None:
+        self.max_episode_steps = max_episode_steps
         self.use_envpool = kwargs.get("vec_env_type") == "envpool"
         super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
         if kwargs.get("config") is None and self.algo == ALGORITHM:
@@ -51,6 +60,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.use_envpool:
             self.args.vec_env = "envpool"
         self._made_folder = False
+        #: Arguments of environments that were given a time limit.
+        self._limited: set[str] = set()
+        self._vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
         self._entry: dict[str, Any] = {}
 
@@ -62,6 +74,11 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :raises UserError: If anything of it cannot be made. The folder of the run is gone then: ``enjoy`` would take it for
             the latest agent.
         """
+        if self.max_episode_steps is not None and not lacks_time_limit(self.env_name.gym_id, self.eval_env_kwargs):
+            raise UserError(
+                f"--max-episode-steps: {self.env_name.gym_id} has a time limit of its own; another one for evaluations is "
+                "--eval-env-kwargs max_episode_steps:N"
+            )
         for flag, count in (("--n-trials", self.n_trials), ("--n-evaluations", self.n_evaluations)):
             if self.optimize_hyperparameters and count is not None and count < 1:
                 raise UserError(f"{flag}: must be at least 1, not {count}")
@@ -79,7 +96,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        Read the entry of the environment, and check it if the algorithm is REINFORCE.
+        Read the entry of the environment, and check that it runs no code; if the algorithm is REINFORCE, check it whole.
 
         :return: The entry, and a copy to be saved with the run.
         :raises UserError: If something is wrong with it; names file, environment and key.
@@ -120,7 +137,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
-        Create the environments, in EnvPool if that was chosen.
+        Create the environments, in EnvPool if that was chosen, and with a time limit if they are for evaluation.
 
         :param n_envs: Number of environments.
         :param eval_env: Whether they are for evaluation.
@@ -128,7 +145,12 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :return: The environments with all wrappers.
         :raises UserError: If EnvPool was chosen, but the entry has a wrapper for single environments.
         """
-        if self.use_envpool:
+        # ARS trains by evaluating its candidates
+        is_evaluated = eval_env or self.algo == "ars"
+        is_limited = is_evaluated and self._limit_episodes("eval_env_kwargs" if eval_env else "env_kwargs")
+        self.vec_env_class = self._vec_env_class
+        # Some of EnvPool's environments take a limit, and go on
+        if self.use_envpool and not is_limited:
             if self.env_wrapper is not None:
                 raise UserError(
                     f"{self.config}, {self.env_name.gym_id}, env_wrapper: EnvPool's environments cannot be wrapped one by "
@@ -139,6 +161,24 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 self._make_envpool, env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs, monitor_file=monitor_file
             )
         return super().create_envs(n_envs, eval_env, no_log)
+
+    def _limit_episodes(self, name: str) -> bool:
+        """Put a time limit into arguments of the environment, and tell whether it is needed."""
+        env_id, env_kwargs = self.env_name.gym_id, getattr(self, name)
+        if name in self._limited or not lacks_time_limit(env_id, env_kwargs):
+            return name in self._limited
+        if self.use_envpool:
+            import envpool
+
+            # EnvPool has limits of its own, and the largest integer where it has none
+            if envpool.make_spec(env_id).config.max_episode_steps < np.iinfo(np.int32).max:
+                return False
+        limit = self.max_episode_steps or MAX_EPISODE_STEPS
+        setattr(self, name, {**env_kwargs, "max_episode_steps": limit})
+        if not self._limited:
+            print(describe_time_limit(env_id, limit))
+        self._limited.add(name)
+        return True
 
     def _make_envpool(
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], env_kwargs: dict[str, Any], monitor_file: str | None
@@ -209,6 +249,34 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             yaml.safe_dump({env_id: merge_trial(self._entry, HYPERPARAMS_CONVERTER[self.algo](params))}, file, width=1000)
         print(f"Best trial written to {path}")
         print(f"Train with it: sb3-reinforce train --algo {self.algo} --env {env_id} --conf-file {path}")
+
+
+def lacks_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
+    """
+    Tell whether an episode may go on for ever.
+
+    :param env_id: The environment.
+    :param env_kwargs: Arguments it is made with.
+    :return: Whether neither its registration nor these arguments bound an episode. It may still end by itself.
+    """
+    spec = gym.spec(env_id)
+    arguments = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs, **env_kwargs}
+    # -1 is gymnasium's word for no limit
+    return all((arguments.get(name) or -1) < 0 for name in TIME_LIMITS)
+
+
+def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
+    """
+    Say that evaluations have a time limit that the environment does not have.
+
+    :param env_id: The environment.
+    :param max_episode_steps: The limit.
+    :return: A line.
+    """
+    return (
+        f"{env_id} is registered without a time limit: evaluation episodes end after {max_episode_steps:,} steps at the "
+        "latest (--max-episode-steps)"
+    )
 
 
 def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
