@@ -1,6 +1,9 @@
 """The parts of ``sb3-reinforce compare`` that need no training: statistics, checks, words, report."""
 
+import itertools
+import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,7 @@ from made_up_runs import write_result
 
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
-from sb3_reinforce.zoo.compare import cli, plan, report, statistics, summary
+from sb3_reinforce.zoo.compare import cli, failures, figures, plan, report, statistics, summary
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task
 from sb3_reinforce.zoo.compare.results import Results, read_results
 from sb3_reinforce.zoo.compare.statistics import Estimate
@@ -98,6 +101,24 @@ def test_one_seed_over_environments():
     assert not overall.aggregates["IQM"]["a"].has_interval
     assert not overall.improvement["a", "b"].has_interval
     assert overall.aggregates["median"]["a"].value == 0.75
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.76, 0.74, 0.01], 3),
+        ([3.0, 5.5], 2),
+        ([-80.0, -110.0, math.nan], 1),
+        ([20.0, 500.0], 1),
+        ([-160.0, 1264.0], 0),
+        ([0.5, 0.5], 3),
+        ([500.0, 500.0], 1),
+        ([0.0, 0.0], 1),
+        ([math.nan], 1),
+    ],
+)
+def test_as_many_digits_as_the_range_needs(values, expected):
+    assert statistics.decimals(values) == expected
 
 
 def test_first_reached():
@@ -214,6 +235,36 @@ def test_a_folder_with_something_else_is_refused(tmp_path, settings):
         plan.claim_folder(tmp_path, settings)
 
 
+def test_a_comparison_from_before_time_limits_goes_on(tmp_path, settings):
+    plan.claim_folder(tmp_path, settings)
+    path = tmp_path / plan.SETTINGS_FILE
+    content = json.loads(path.read_text())
+    del content["time_limits"]
+    path.write_text(json.dumps(content))
+    plan.claim_folder(tmp_path, settings)
+    with pytest.raises(UserError, match=r"time_limits.CartPole-v1: nothing there, 10000 asked for"):
+        plan.claim_folder(tmp_path, settings._replace(time_limits={"CartPole-v1": 10_000}))
+
+
+def test_only_environments_without_a_time_limit_get_one():
+    entries = {"CartPole-v1": {"ppo": {}}, "CliffWalking-v1": {"ppo": {}}}
+    assert plan.limit_episodes(entries, None) == {"CliffWalking-v1": 10_000}
+    assert plan.limit_episodes(entries, 50) == {"CliffWalking-v1": 50}
+    own = {"CliffWalking-v1": {"ppo": {"env_kwargs": {"max_episode_steps": 7}}}}
+    assert plan.limit_episodes(own, None) == {}
+    with pytest.raises(UserError, match="--max-episode-steps: CliffWalking-v1 have time limits of their own"):
+        plan.limit_episodes(own, 50)
+
+
+def test_no_two_environments_share_a_folder():
+    # The ids that a slash, a dash and all other characters of gymnasium's ids can make
+    ids = ["a/b-v0", "a-b-v0", "a_b-v0", "a:b-v0", "a.b-v0", "a--b-v0", "a/-b-v0", "a-/b-v0"]
+    folders = {Task(env_id, "ppo", 0).folder for env_id in ids}
+    assert len(folders) == len(ids)
+    assert {folder.parts[2:] for folder in folders} == {("ppo", "seed0")}
+    assert Task("CartPole-v1", "ppo", 0).folder.as_posix() == "runs/CartPole-v1/ppo/seed0"
+
+
 def test_runs_are_interleaved(settings):
     tasks = plan.list_tasks(settings)
     assert tasks[:2] == [Task("CartPole-v1", RANDOM, 0), Task("Acrobot-v1", RANDOM, 0)]
@@ -280,7 +331,8 @@ def test_report_without_random_actions(results, tmp_path):
     report.write_report(tmp_path, incomplete, [], {"random on Acrobot-v1": "exit status 1: a | b"})
     markdown = (tmp_path / "report.md").read_text()
     assert "| random on Acrobot-v1 | exit status 1: a \\| b |" in markdown
-    assert "-100.0 [-124.8, -75.2] | -95.0 [-132.3, -57.7] | none |" in markdown
+    assert "| Acrobot-v1 | ppo | -95.0 [-132.3, -57.7] | 1,000 |" in markdown
+    assert "| Acrobot-v1 | random actions | none | none |" in markdown
     # Only CartPole can be normalised
     assert incomplete.normalised()["ppo"].shape == (3, 1)
 
@@ -297,6 +349,138 @@ def test_summary_of_one_seed_claims_nothing(results):
     assert "has the highest final score" not in text
 
 
+def make_results(folder, scores, thresholds=None, **changes) -> Results:
+    """Results with these final scores of each seed, by environment and contender."""
+    contenders = {contender: "ppo" for _, contender in scores}
+    entries = {env_id: {name: {} for name in contenders} for env_id, _ in scores}
+    seeds = list(range(max(map(len, scores.values()))))
+    settings = Settings(seeds, 1000, None, 2, 2, 4, entries, contenders)._replace(**changes)
+    for (env_id, contender), values in scores.items():
+        for seed, score in enumerate(values):
+            write_result(folder, Task(env_id, contender, seed), score)
+    return read_results(folder, settings, thresholds or {})
+
+
+def test_similar_ids_keep_their_scores_and_figures_apart(tmp_path):
+    results = make_results(tmp_path, {("a/b-v0", "ppo"): (10.0, 12.0), ("a-b-v0", "ppo"): (70.0, 72.0)})
+    report.write_report(tmp_path, results, [], {})
+    markdown = (tmp_path / "report.md").read_text()
+    assert "| a/b-v0 | ppo | 11.0 [-1.7, 23.7] | 1,000 |" in markdown
+    assert "| a-b-v0 | ppo | 71.0 [58.3, 83.7] | 1,000 |" in markdown
+    figures = re.findall(r"\((figures/final_.*)\)", markdown)
+    assert len(set(figures)) == 2
+    assert all((tmp_path / figure).is_file() for figure in figures)
+    # Without the scores of random actions nothing can be normalised
+    assert "Over all environments" not in markdown
+
+
+def test_small_scores_have_the_digits_that_tell_them_apart(tmp_path):
+    results = make_results(tmp_path, {("CartPole-v1", "ppo"): (0.76, 0.74), ("CartPole-v1", "a2c"): (0.73, 0.71)})
+    runs = results.runs.assign(stochastic_score=0.1, best_score=0.8)
+    results = results._replace(runs=runs, random_scores={"CartPole-v1": 0.014})
+    assert report.final_table(results).rows[0][2] == "0.750 [0.623, 0.877]"
+    assert report.final_table(results).rows[2][2] == "0.014"
+    assert report.other_scores_table(results).rows[1] == ["CartPole-v1", "a2c", "0.720", "0.100", "0.800"]
+    assert "(ppo 0.750, not above a2c)" in summary.summarise(results, None)
+
+
+def test_an_exact_tie_has_no_leader(tmp_path):
+    scores = {"CartPole-v1": {"a": (500.0, 500.0), "b": (500.0, 500.0), "c": (20.0, 20.0)}}
+    scores["Acrobot-v1"] = {"a": (-80.0, -80.0), "b": (-80.0, -80.0), "c": (-500.0, -500.0)}
+    flat = {(env_id, name): values for env_id, by_name in scores.items() for name, values in by_name.items()}
+    results = make_results(tmp_path, flat)._replace(random_scores={"CartPole-v1": 20.0, "Acrobot-v1": -500.0})
+    text = summary.summarise(results, statistics.over_environments(results.normalised()))
+    assert "The highest final score is an exact tie on CartPole-v1 (a and b, 500.0) and Acrobot-v1 (a and b, -80.0)." in text
+    assert "is an exact tie between a (1.00 [1.00, 1.00]) and b (1.00 [1.00, 1.00])." in text
+    assert "has the highest" not in text
+    assert "not above" not in text
+
+
+def test_the_steps_that_were_taken_are_said(results):
+    runs = results.runs.copy()
+    runs.loc[(runs["contender"] == "ppo") & (runs["seed"] == 1), "steps"] = 1330
+    results = results._replace(runs=runs)
+    assert "1,000 environment steps each (up to 1,330 were taken)." in summary.summarise(results, None)
+    steps = [row[1::2] for row in report.final_table(results).rows if row[0] == "CartPole-v1"]
+    assert steps == [["reinforce", "1,000"], ["ppo", "1,000 to 1,330"], ["random actions", "none"]]
+
+
+def test_time_limits_unbounded_intervals_and_all_headings_are_there(results, tmp_path):
+    limited = results._replace(settings=results.settings._replace(time_limits={"CartPole-v1": 10_000}))
+    report.write_report(tmp_path, limited, [], {})
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "CartPole-v1 is registered without a time limit: evaluation episodes end after 10,000 steps" in text
+        assert "Acrobot-v1 is registered" not in text
+        assert "knows no bounds" in text
+    headings = re.findall(r'<th scope="col">(.*?)</th>', (tmp_path / "report.html").read_text())
+    assert len(headings) > 15
+    assert all(headings)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [(-101.0, -100.75, -100.1), (0.001, 0.0012, 0.0013), (-17_000.0, 12_345.0, 1.0), (500.0, 500.0, 500.0), (1e6, 1.000001e6)],
+)
+def test_tick_labels_do_not_touch(tmp_path, scores):
+    names = ("a-contender-with-a-long-name", "ppo")
+    results = make_results(tmp_path, {("CartPole-v1", name): scores for name in names})
+    # About a decade apart, where a logarithmic axis has labels between the powers of ten
+    runs = results.runs.assign(steps_per_second=[300.0] * len(scores) + [2800.0] * len(scores))
+    drawn = list(figures.draw_all(results._replace(runs=runs), None))
+    assert [name for name, _, _ in drawn] == ["steps_CartPole-v1", "seconds_CartPole-v1", "final_CartPole-v1", "throughput"]
+    for name, _, figure in drawn:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
+        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+        labels = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        assert len(boxes) >= 2, name
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), name
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("Traceback (most recent call last):\n  File x\nValueError: first\nsecond line\nbye", "ValueError: first"),
+        (
+            "Traceback (most recent call last):\n  a\nKeyError: 1\n\nDuring handling of the above exception, another "
+            "exception occurred:\n\nTraceback (most recent call last):\n  b\nmy.Error: why\n\n  note",
+            "my.Error: why",
+        ),
+        (
+            "Traceback (most recent call last):\n  a\nValueError: why\nException ignored in: <function f>\n"
+            "Traceback (most recent call last):\n  b\nAttributeError: late",
+            "ValueError: why",
+        ),
+        ("usage: x\nx: error: y\n", "x: error: y"),
+        ("", "nothing printed"),
+    ],
+)
+def test_the_reason_is_the_last_exception(log, expected):
+    assert failures.explain_failure(1, log) == f"exit status 1: {expected}"
+    assert failures.explain_failure(-9, log) == "ended by signal 9"
+
+
+def test_a_report_of_failed_runs_alone(tmp_path, settings):
+    write_result(tmp_path, Task("CartPole-v1", RANDOM, 0), 20.0)
+    for seed, log in enumerate(["Traceback (most recent call last):\n  a\nValueError: why\nbye", "interrupted"]):
+        folder = tmp_path / Task("CartPole-v1", "ppo", seed).folder
+        folder.mkdir(parents=True)
+        (folder / "output.log").write_text(log)
+    report.write_report(tmp_path, read_results(tmp_path, settings, {"CartPole-v1": 475.0}), ["--env", "x"], {})
+    markdown = (tmp_path / "report.md").read_text()
+    assert markdown.startswith("# reinforce and ppo compared\n\nreinforce and ppo on CartPole-v1 and Acrobot-v1, 3 seeds, ")
+    assert "No run is finished" in markdown
+    assert "| ppo on CartPole-v1, seed 0 | ValueError: why (runs/CartPole-v1/ppo/seed0/output.log) |" in markdown
+    assert "| ppo on CartPole-v1, seed 1 | not done yet (runs/CartPole-v1/ppo/seed1/output.log) |" in markdown
+    assert "| ppo on CartPole-v1, seed 2 | not done yet |" in markdown
+    assert "## Final scores" not in markdown
+    assert "n_envs: 1" in markdown
+    assert "ValueError: why" in (tmp_path / "report.html").read_text()
+
+
 def test_report_of_one_seed(results, tmp_path):
     one = results._replace(
         settings=results.settings._replace(seeds=[0]),
@@ -306,7 +490,8 @@ def test_report_of_one_seed(results, tmp_path):
     report.write_report(tmp_path, one, [], {})
     markdown = (tmp_path / "report.md").read_text()
     assert "nan" not in markdown
-    assert "| CartPole-v1 | 400.0 | 100.0 | 20.0 |" in markdown
+    assert "| CartPole-v1 | reinforce | 400.0 | 1,000 |" in markdown
+    assert "| CartPole-v1 | random actions | 20.0 | none |" in markdown
 
 
 def test_report_files(results, tmp_path):

@@ -1,6 +1,8 @@
 """The command ``sb3-reinforce compare`` as a user runs it, on tiny budgets, and its report in a browser."""
 
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
 from stable_baselines3 import PPO
 
 from sb3_reinforce import REINFORCE
@@ -145,8 +150,38 @@ def test_a_failed_run_does_not_sink_the_others(tmp_path, capsys):
     assert "1 runs failed, and the same command does them again: ppo on CartPole-v1, seed 0: exit status 1: TypeError" in error
     markdown = (folder / "report.md").read_text()
     assert "## Missing runs" in markdown
-    assert "TypeError" in markdown
+    assert re.search(
+        r"\| ppo on CartPole-v1, seed 0 \| exit status 1: TypeError: .* \(runs/CartPole-v1/ppo/seed0/output.log\)", markdown
+    )
     assert list(pd.read_csv(folder / "results.csv")["contender"]) == ["reinforce"]
+
+
+def test_all_runs_fail(tmp_path, capsys):
+    folder, config = tmp_path / "comparison", tmp_path / "ppo.yml"
+    config.write_text("default: {n_timesteps: 1000, policy: MlpPolicy, n_steps: 64, target_kl: wrong}")
+    command = arguments(folder, "--algos", "ppo", "--conf-file", f"ppo={config}", "-n", "300")
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "1 runs failed" in captured.err.splitlines()[-1]
+    assert "runs/CartPole-v1/ppo/seed0/output.log" in captured.err.splitlines()[-1]
+    assert f"Report: {folder / 'report.html'}" in captured.out
+    # The reason is still there when nothing is tried again
+    assert main([*command, "--report-only"]) == 0
+    assert re.search(r"\| ppo on CartPole-v1, seed 0 \| TypeError: .*output.log\) \|", (folder / "report.md").read_text())
+
+
+def test_an_environment_without_a_time_limit(tmp_path, capsys):
+    folder = tmp_path / "comparison"
+    command = arguments(folder, "--algos", "a2c", "ars", "-n", "40", "--max-episode-steps", "20")
+    command[command.index("CartPole-v1")] = "CliffWalking-v1"
+    assert main(command) == 0
+    line = "CliffWalking-v1 is registered without a time limit: evaluation episodes end after 20 steps at the latest"
+    assert line in capsys.readouterr().out
+    assert line in (folder / "report.md").read_text()
+    # A step costs 1, one over the cliff 100
+    runs = pd.read_csv(folder / "results.csv")
+    assert runs["stochastic_score"].between(-20 * 100, -1).all()
+    assert set(runs["contender"]) == {"a2c", "ars"}
 
 
 def test_budget_in_seconds(tmp_path):
@@ -177,6 +212,21 @@ def browser():
     browser.quit()
 
 
+def check_shadows(browser, width: int) -> None:
+    """Where a table goes on beyond its box, its edge is darker than where it ends."""
+    boxes = browser.find_elements(By.CSS_SELECTOR, ".scroll")
+    cut = [box for box in boxes if browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", box)]
+    assert bool(cut) == (width == 360)
+    for box in cut:
+        edges = []
+        for position in ("0", "arguments[0].scrollWidth"):
+            browser.execute_script(f"arguments[0].scrollLeft = {position}", box)
+            image = np.asarray(Image.open(io.BytesIO(box.screenshot_as_png)).convert("L"))
+            # Between the lines of a table there is nothing but its background
+            edges.append(np.median(image[:, -2]))
+        assert edges[0] < 230 < edges[1]
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_in_a_browser(comparison, browser, width):
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -192,4 +242,5 @@ def test_page_in_a_browser(comparison, browser, width):
     # Figures keep a readable size: their text, 10 points on 4.8 inches, is a 35th of their width
     widths = browser.execute_script("return [...document.images].map(image => image.clientWidth)")
     assert min(widths) >= 300
+    check_shadows(browser, width)
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")] == []

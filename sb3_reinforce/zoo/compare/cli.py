@@ -14,11 +14,19 @@ import filelock
 import gymnasium as gym
 
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.compare.plan import Settings, claim_folder, list_tasks, make_contenders, read_entries
+from sb3_reinforce.zoo.compare.plan import (
+    Settings,
+    claim_folder,
+    limit_episodes,
+    list_tasks,
+    make_contenders,
+    read_entries,
+)
 from sb3_reinforce.zoo.compare.pool import Pool
-from sb3_reinforce.zoo.compare.report import write_report
+from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
 from sb3_reinforce.zoo.errors import UsageError, UserError
+from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, describe_time_limit
 
 DEFAULT_ALGORITHMS = ["reinforce", "a2c", "ppo"]
 
@@ -38,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     contenders = make_contenders(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
     folder: Path = options.folder
     thresholds = choose_thresholds(options.env, parse_pairs(options.threshold, "--threshold"))
+    entries = read_entries(options.env, contenders)
     settings = Settings(
         seeds=list(range(options.seeds)),
         n_timesteps=options.n_timesteps,
@@ -45,8 +54,9 @@ def main(arguments: Sequence[str]) -> None:
         n_evaluations=options.n_evaluations,
         eval_episodes=options.eval_episodes,
         final_episodes=options.final_episodes,
-        entries=read_entries(options.env, contenders),
+        entries=entries,
         algorithms={contender.name: contender.algo for contender in contenders},
+        time_limits=limit_episodes(entries, options.max_episode_steps),
     )
     if options.report_only and not folder.is_dir():
         raise UserError(f"--report-only: there is no folder {folder}")
@@ -54,6 +64,8 @@ def main(arguments: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--folder {folder}: {error.strerror}") from error
+    for env_id, max_episode_steps in settings.time_limits.items():
+        print(describe_time_limit(env_id, max_episode_steps))
     failures: dict[str, str] = {}
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
@@ -61,15 +73,14 @@ def main(arguments: Sequence[str]) -> None:
             if not options.report_only:
                 failures = {str(task): reason for task, reason in train(folder, settings, options.jobs).items()}
             results = read_results(folder, settings, thresholds)
-            if results.runs.empty:
-                raise UserError(f"No run is finished, so there is no report: see {folder / 'runs'}")
             write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
     except filelock.Timeout as error:
         raise UserError(f"Another process is at work on {folder}") from error
     print((folder / "report.md").read_text(encoding="utf-8").split("\n")[2])
     print(f"Report: {folder / 'report.html'}")
     if failures:
-        reasons = "; ".join(f"{task}: {reason}" for task, reason in failures.items())
+        missing = explain_missing(folder, results, failures)
+        reasons = "; ".join(f"{task}: {missing[task]}" for task in failures)
         raise UserError(f"{len(failures)} runs failed, and the same command does them again: {reasons}")
 
 
@@ -139,6 +150,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n-evaluations", type=positive_int, default=20, help="evaluations during each run")
     parser.add_argument("--eval-episodes", type=positive_int, default=10, help="episodes of each of these evaluations")
     parser.add_argument("--final-episodes", type=positive_int, default=100, help="episodes behind each reported score")
+    parser.add_argument(
+        "--max-episode-steps",
+        type=positive_int,
+        help="steps after which an evaluation episode ends, in environments without a time limit; "
+        f"{MAX_EPISODE_STEPS:,} if not given",
+    )
     parser.add_argument(
         "--threshold",
         nargs="+",

@@ -1,5 +1,6 @@
 """The figures of a report: one chart each, so that they can be read on a narrow screen."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,17 +8,20 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from sb3_reinforce.zoo.compare import statistics
+from sb3_reinforce.zoo.compare.plan import file_name
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import Overall
+from sb3_reinforce.zoo.compare.statistics import FloatArray, Overall
 
 SIZE = (4.8, 3.4)
 #: Okabe and Ito's colours, which colour-blind readers can tell apart, and a second sign for prints in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)))
 MARKERS = "osD^vP*X"
+#: Pixels between two labels, about a digit: a browser may have a wider font than the one that was measured.
+LABEL_GAP = 6.0
 #: Text stays text, and equal figures are equal files.
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sb3-reinforce", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
 
@@ -47,7 +51,7 @@ def draw_all(results: Results, overall: Overall | None) -> Iterator[tuple[str, s
     signs = Signs(list(results.settings.algorithms))
     with matplotlib.rc_context(STYLE):
         for env_id in results.environments:
-            name = env_id.replace("/", "-")
+            name = file_name(env_id)
             title = f"Learning curves on {env_id} against"
             yield f"steps_{name}", f"{title} steps", learning_curves(results, signs, env_id, "steps")
             yield f"seconds_{name}", f"{title} seconds of training", learning_curves(results, signs, env_id, "seconds")
@@ -70,7 +74,43 @@ def new_figure(draw: Callable[[Axes], None], height: float = SIZE[1]) -> Figure:
     """
     figure = Figure(figsize=(SIZE[0], height), layout="constrained")
     draw(figure.subplots())
+    space_ticks(figure)
     return figure
+
+
+def space_ticks(figure: Figure) -> None:
+    """
+    Take fewer ticks until no two labels below a chart touch, whatever the scores are.
+
+    :param figure: The figure, ready but for this.
+    """
+    for axes in figure.axes:
+        locators: list[Locator] = [MaxNLocator(n_ticks, steps=[1, 2, 2.5, 5, 10]) for n_ticks in (6, 5, 4, 3, 2)]
+        if axes.get_xscale() == "log":
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            locators = [LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 3)), LogLocator(), *locators]
+        else:
+            locators.insert(0, axes.xaxis.get_major_locator())
+        for locator in locators:
+            axes.xaxis.set_major_locator(locator)
+            gaps = measure_gaps(axes)
+            if len(gaps) and gaps.min() >= LABEL_GAP:
+                break
+
+
+def measure_gaps(axes: Axes) -> FloatArray:
+    """
+    Measure the space between the labels below a chart.
+
+    :param axes: The chart.
+    :return: Distances of neighbours in pixels, negative if they overlap; empty if there are not two labels.
+    """
+    assert isinstance(axes.figure, Figure)
+    axes.figure.draw_without_rendering()
+    low, high = sorted(axes.get_xlim())
+    labels = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    boxes = [label.get_window_extent() for position, label in labels if low <= position <= high]
+    return np.array([right.x0 - left.x1 for left, right in itertools.pairwise(sorted(boxes, key=lambda box: box.x0))])
 
 
 def learning_curves(results: Results, signs: Signs, env_id: str, axis: str) -> Figure:
@@ -196,6 +236,7 @@ def aggregates(overall: Overall, signs: Signs) -> Figure:
         better = "more" if statistics.AGGREGATES[aggregate_name][1] else "less"
         axes.set(title=f"{aggregate_name} ({better} is better)", ylim=(len(estimates) - 0.5, -0.5))
         axes.title.set_fontsize(10)
+    space_ticks(figure)
     return figure
 
 

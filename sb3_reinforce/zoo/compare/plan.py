@@ -16,7 +16,7 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_reinforce.zoo.config import check_file, find_missing_package
 from sb3_reinforce.zoo.errors import UserError
-from sb3_reinforce.zoo.experiment import ExperimentManager
+from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, ExperimentManager, lacks_time_limit
 
 #: The contender that acts at random: the zero of normalised scores.
 RANDOM = "random"
@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     :param final_episodes: Episodes of the evaluations of the final policy and of the best checkpoint.
     :param entries: Hyperparameters by environment and contender.
     :param algorithms: Algorithm by contender.
+    :param time_limits: Steps after which an evaluation episode ends, by environment, of those that have no limit of their own.
     """
 
     seeds: list[int]
@@ -61,6 +62,7 @@ class Settings(NamedTuple):
     final_episodes: int
     entries: dict[str, dict[str, dict[str, Any]]]
     algorithms: dict[str, str]
+    time_limits: Mapping[str, int] = {}
 
     @property
     def environments(self) -> list[str]:
@@ -84,10 +86,21 @@ class Task(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where the run is kept, relative to the folder of the comparison."""
-        return Path("runs", self.env_id.replace("/", "-"), self.contender, f"seed{self.seed}")
+        return Path("runs", file_name(self.env_id), self.contender, f"seed{self.seed}")
 
     def __str__(self) -> str:
         return f"{self.contender} on {self.env_id}" + ("" if self.contender == RANDOM else f", seed {self.seed}")
+
+
+def file_name(env_id: str) -> str:
+    """
+    Name a folder or a file after an environment.
+
+    :param env_id: The environment.
+    :return: The id with its only character that cannot stand in a name replaced by one that no id has, as gymnasium allows
+        letters, digits, and ``_ - : .`` beside the slash: no two environments share a folder.
+    """
+    return env_id.replace("/", "+")
 
 
 def make_contenders(
@@ -150,6 +163,23 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
     if problems:
         raise UserError("nothing was trained: " + "; ".join(dict.fromkeys(problems)))
     return entries
+
+
+def limit_episodes(entries: Mapping[str, Mapping[str, Mapping[str, Any]]], max_episode_steps: int | None) -> dict[str, int]:
+    """
+    Find the environments whose evaluations need a time limit.
+
+    :param entries: Hyperparameters by environment and contender.
+    :param max_episode_steps: The limit, None for the default.
+    :return: Limits by environment.
+    :raises UserError: If a limit is given, and all environments have their own.
+    """
+    # The contenders on an environment have the same arguments for it
+    env_kwargs = {env_id: next(iter(by_contender.values())).get("env_kwargs") for env_id, by_contender in entries.items()}
+    unlimited = [env_id for env_id, kwargs in env_kwargs.items() if lacks_time_limit(env_id, kwargs or {})]
+    if max_episode_steps is not None and not unlimited:
+        raise UserError(f"--max-episode-steps: {', '.join(entries)} have time limits of their own")
+    return dict.fromkeys(unlimited, max_episode_steps or MAX_EPISODE_STEPS)
 
 
 def unknown(kind: str, name: str, known: Any) -> str:
@@ -215,6 +245,7 @@ def make_manager(
     log_folder: str = "",
     n_timesteps: int = 0,
     overrides: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
 ) -> ExperimentManager:
     """
     Make RL Zoo's experiment manager for one run.
@@ -226,6 +257,7 @@ def make_manager(
     :param log_folder: Where the model goes.
     :param n_timesteps: Environment steps, 0 for those of the entry.
     :param overrides: Hyperparameters that rule instead of those in the file.
+    :param max_episode_steps: Steps after which an evaluation episode ends, None for the environment's own limit.
     :return: The manager. It makes no evaluations of its own.
     """
     arguments = argparse.Namespace(algo=algo, env=env_id, seed=seed)
@@ -242,6 +274,7 @@ def make_manager(
         verbose=0,
         device="cpu",
         config=conf_file,
+        max_episode_steps=max_episode_steps,
     )
 
 
@@ -272,7 +305,7 @@ def claim_folder(folder: Path, settings: Settings) -> None:
     path = folder / SETTINGS_FILE
     wanted = json.loads(json.dumps(settings._asdict()))
     if path.exists():
-        differences = list(list_differences(json.loads(path.read_text(encoding="utf-8")), wanted))
+        differences = list(list_differences(json.loads(json.dumps(read_settings(folder)._asdict())), wanted))
         if differences:
             raise UserError(
                 f"{folder} holds a comparison with other settings ({'; '.join(differences)}): choose another --folder"

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sb3_reinforce.zoo.compare.failures import LOG_FILE, explain_failure
 from sb3_reinforce.zoo.compare.plan import Task
 from sb3_reinforce.zoo.compare.run import RESULT_FILE
 
-LOG_FILE = "output.log"
-
 
 class RunFailed(Exception):
-    """A run ended without a result; the message is the end of what it printed."""
+    """A run ended without a result; the message says why."""
 
 
 class Pool:
@@ -111,8 +110,7 @@ class Pool:
             del self._children[task]
         self._show(task, 1.0)
         if not (folder / RESULT_FILE).exists() and not self._stopped:
-            printed = (folder / LOG_FILE).read_text(errors="replace").strip().splitlines()
-            raise RunFailed(f"exit status {return_code}: {printed[-1] if printed else 'nothing printed'}")
+            raise RunFailed(explain_failure(return_code, (folder / LOG_FILE).read_text(errors="replace")))
 
     def _show(self, task: Task, spent: float) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 import base64
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ import yaml
 from matplotlib.figure import Figure
 
 from sb3_reinforce.zoo.compare import figures, statistics, summary
+from sb3_reinforce.zoo.compare.failures import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.plan import write_bytes, write_text
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
 from sb3_reinforce.zoo.compare.statistics import Overall
+from sb3_reinforce.zoo.experiment import describe_time_limit
 
 FIGURES_FOLDER = "figures"
 NOTHING = "none"
@@ -79,23 +81,23 @@ def write_report(folder: Path, results: Results, arguments: Sequence[str], failu
     results.curves.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
     write_text(folder / "curves.csv", buffer.getvalue())
 
-    scores = results.normalised()
+    scores = {} if results.runs.empty else results.normalised()
     overall = statistics.over_environments(scores) if scores else None
     pictures = {}
     (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
-    for name, description, figure in figures.draw_all(results, overall):
+    for name, description, figure in () if results.runs.empty else figures.draw_all(results, overall):
         svg = save(figure, folder / FIGURES_FOLDER / name)
         address = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
         pictures[name] = Picture(name, description, address)
 
     content = {
-        "title": f"{summary.join(results.contenders)} compared",
+        "title": f"{summary.join(results.contenders or results.settings.algorithms)} compared",
         "summary": summary.summarise(results, overall),
-        "sections": make_sections(results, overall, pictures, failures),
+        "sections": make_sections(results, overall, pictures, explain_missing(folder, results, failures)),
         "reproduce": describe_origin(results, arguments),
         "hyperparameters": {
             f"{name} on {env_id}": yaml.safe_dump(entry, width=100).rstrip()
-            for env_id in results.environments
+            for env_id in results.environments or results.settings.environments
             for name, entry in results.settings.entries[env_id].items()
         },
         "figures_folder": FIGURES_FOLDER,
@@ -110,6 +112,24 @@ def write_report(folder: Path, results: Results, arguments: Sequence[str], failu
             undefined=jinja2.StrictUndefined,
         )
         write_text(folder / f"report.{suffix}", environment.get_template(f"report.{suffix}.jinja").render(content))
+
+
+def explain_missing(folder: Path, results: Results, failures: Mapping[str, str]) -> dict[str, str]:
+    """
+    Say why runs have no result.
+
+    :param folder: Folder of the comparison.
+    :param results: The results.
+    :param failures: Why runs failed that were tried now, by run.
+    :return: Why by run, also of those that were tried earlier; with the path of what a run printed, relative to the folder.
+    """
+    reasons = {}
+    for task in results.missing:
+        log = task.folder / LOG_FILE
+        printed = (folder / log).read_text(errors="replace") if (folder / log).exists() else None
+        reason = failures.get(str(task)) or last_exception(printed or "") or "not done yet"
+        reasons[str(task)] = reason if printed is None else f"{reason} ({log.as_posix()})"
+    return reasons
 
 
 def save(figure: Figure, path: Path) -> bytes:
@@ -131,7 +151,7 @@ def save(figure: Figure, path: Path) -> bytes:
 
 
 def make_sections(
-    results: Results, overall: Overall | None, pictures: dict[str, Picture], failures: dict[str, str]
+    results: Results, overall: Overall | None, pictures: dict[str, Picture], missing: Mapping[str, str]
 ) -> list[Section]:
     """
     Arrange the report.
@@ -139,7 +159,7 @@ def make_sections(
     :param results: The results.
     :param overall: Statistics over environments, if there are any.
     :param pictures: The figures by name.
-    :param failures: Why runs failed, by run.
+    :param missing: Why runs have no result, by run.
     :return: The parts in order.
     """
 
@@ -147,15 +167,21 @@ def make_sections(
         return [picture for name, picture in pictures.items() if name.startswith(f"{kind}_")]
 
     sections = []
-    if results.missing:
-        rows = [[str(task), failures.get(str(task), "not done yet")] for task in results.missing]
-        sections.append(Section("Missing runs", ["The same command does them."], Table(["run", "reason"], rows)))
+    if missing:
+        text = "The same command does them. What a run printed is in its output.log."
+        sections.append(Section("Missing runs", [text], Table(["run", "reason"], [list(row) for row in missing.items()])))
+    if results.runs.empty:
+        return sections
     sections.append(
         Section(
             "Final scores",
             [
                 "Mean over seeds and 95 % interval (Student's) of the final policy, that is after the whole budget, with the "
-                "likeliest actions. Dots are runs, the dotted line is the score of random actions.",
+                "likeliest actions. Such an interval knows no bounds: where scores are near the lowest or the highest that is "
+                "possible, it reaches beyond. Dots are runs, the dotted line is the score of random actions.",
+                "Steps are those that were taken in training, in all seeds: an algorithm finishes the rollout, REINFORCE the "
+                "episodes, that it is in when the budget is spent.",
+                *(describe_time_limit(*limit) + "." for limit in results.settings.time_limits.items()),
             ],
             final_table(results),
             per_environment("final"),
@@ -172,7 +198,7 @@ def make_sections(
             other_scores_table(results),
         )
     )
-    lines = "Evaluations during the runs: mean over seeds, 95 % interval (Student's)."
+    lines = "Evaluations during the runs: mean over seeds, 95 % interval (Student's, which knows no bounds)."
     dotted = " Dotted: the score to reach." if results.thresholds else ""
     sections.append(Section("Learning curves against steps", [lines + dotted], pictures=per_environment("steps")))
     sections.append(
@@ -225,15 +251,30 @@ def final_table(results: Results) -> Table:
     Tabulate the final scores.
 
     :param results: The results.
-    :return: One row for each environment.
+    :return: One row for each environment and contender, and one for random actions.
     """
     rows = []
     for env_id in results.environments:
-        finals = [results.final(env_id, name) for name in results.contenders]
-        cells = [NOTHING if final is None else summary.write(final, digits=1) for final in finals]
-        random = f"{results.random_scores[env_id]:,.1f}" if env_id in results.random_scores else NOTHING
-        rows.append([env_id, *cells, random])
-    return Table(["environment", *results.contenders, "random actions"], rows)
+        digits = results.decimals(env_id)
+        for name in results.contenders:
+            final = results.final(env_id, name)
+            if final is not None:
+                steps = write_range(results.values("steps", env_id, name))
+                rows.append([env_id, name, summary.write(final, digits), steps])
+        random = f"{results.random_scores[env_id]:,.{digits}f}" if env_id in results.random_scores else NOTHING
+        rows.append([env_id, "random actions", random, NOTHING])
+    return Table(["environment", "contender", "final score", "steps taken"], rows)
+
+
+def write_range(values: statistics.FloatArray) -> str:
+    """
+    Write the extent of whole numbers.
+
+    :param values: The numbers.
+    :return: The smallest and the largest, or the only one.
+    """
+    low, high = f"{values.min():,.0f}", f"{values.max():,.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def other_scores_table(results: Results) -> Table:
@@ -245,12 +286,14 @@ def other_scores_table(results: Results) -> Table:
     """
     rows = []
     for env_id in results.environments:
+        digits = results.decimals(env_id)
         for name in results.contenders:
             columns = ("score", "stochastic_score", "best_score")
             estimates = [results.final(env_id, name, column) for column in columns]
             if estimates[0] is not None:
-                rows.append([env_id, name, *(f"{estimate.value:,.1f}" for estimate in estimates if estimate is not None)])
-    return Table(["environment", "", "final", "final, stochastic", "best checkpoint"], rows)
+                cells = [f"{estimate.value:,.{digits}f}" for estimate in estimates if estimate is not None]
+                rows.append([env_id, name, *cells])
+    return Table(["environment", "contender", "final", "final, stochastic", "best checkpoint"], rows)
 
 
 def aggregate_table(overall: Overall) -> Table:
@@ -264,7 +307,7 @@ def aggregate_table(overall: Overall) -> Table:
         [name, *(summary.write(estimates[name]) for estimates in overall.aggregates.values()), str(n_seeds)]
         for name, n_seeds in overall.n_seeds.items()
     ]
-    return Table(["", *overall.aggregates, "seeds"], rows)
+    return Table(["contender", *overall.aggregates, "seeds"], rows)
 
 
 def threshold_table(results: Results) -> Table:
@@ -283,7 +326,7 @@ def threshold_table(results: Results) -> Table:
                 reached = f"{np.isfinite(steps).sum()} of {len(steps)}"
                 row = [env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)]
                 rows.append(row)
-    return Table(["environment", "score", "", "runs that reached it", "steps", "seconds"], rows)
+    return Table(["environment", "score", "contender", "runs that reached it", "steps", "seconds"], rows)
 
 
 def write_median(values: statistics.FloatArray, digits: int) -> str:

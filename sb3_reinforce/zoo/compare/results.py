@@ -12,6 +12,9 @@ from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
 from sb3_reinforce.zoo.compare.run import RESULT_FILE
 from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray
 
+#: Columns that say which run it is.
+KEY = ["env", "contender", "algo", "seed"]
+
 
 class Results(NamedTuple):
     """
@@ -70,6 +73,17 @@ class Results(NamedTuple):
         values = self.values(column, env_id, contender)
         return statistics.mean_with_interval(values.tolist()) if len(values) else None
 
+    def decimals(self, env_id: str) -> int:
+        """
+        Find how exactly the scores of an environment are to be written.
+
+        :param env_id: The environment, which has a run.
+        :return: Digits behind the point.
+        """
+        columns = ["score", "stochastic_score", "best_score"]
+        scores = self.runs.loc[self.runs["env"] == env_id, columns].to_numpy(dtype=float)
+        return statistics.decimals([*scores.flat, self.random_scores.get(env_id, np.nan)])
+
     def curve(self, env_id: str, contender: str, axis: str) -> dict[str, FloatArray] | None:
         """
         Average the learning curves of the seeds.
@@ -91,6 +105,8 @@ class Results(NamedTuple):
             environment whose random actions were scored; contenders without such a seed are left out.
         """
         env_ids = [env_id for env_id in self.environments if env_id in self.random_scores]
+        if not env_ids:
+            return {}
         table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[env_ids].dropna()
         for env_id in env_ids:
             best = float(self.runs.loc[self.runs["env"] == env_id, "score"].max())
@@ -123,14 +139,15 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
         if task.contender == RANDOM:
             random_scores[task.env_id] = float(np.mean(result["final"]["stochastic"]))
             continue
-        key = {"env": task.env_id, "contender": task.contender, "algo": settings.algorithms[task.contender], "seed": task.seed}
+        key = dict(zip(KEY, (task.env_id, task.contender, settings.algorithms[task.contender], task.seed), strict=True))
         evaluations = [
             key | {axis: evaluation[axis] for axis in ("steps", "seconds")} | {"score": float(np.mean(evaluation["scores"]))}
             for evaluation in result["evaluations"]
         ]
         curves += evaluations
         runs.append(key | describe_run(result) | reach_threshold(evaluations, thresholds.get(task.env_id)))
-    return Results(settings, pd.DataFrame(runs), pd.DataFrame(curves), random_scores, thresholds, versions, missing)
+    run_table, curve_table = (pd.DataFrame(rows, columns=None if rows else KEY) for rows in (runs, curves))
+    return Results(settings, run_table, curve_table, random_scores, thresholds, versions, missing)
 
 
 def describe_run(result: dict[str, Any]) -> dict[str, Any]:

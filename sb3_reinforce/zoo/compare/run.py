@@ -254,7 +254,15 @@ def restore_manager(settings: Settings, task: Task, folder: Path) -> ExperimentM
     config = folder / "hyperparameters.yml"
     write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.contender]}, width=1000))
     algo = settings.algorithms[task.contender]
-    return make_manager(task.env_id, algo, str(config), task.seed, str(folder), settings.n_timesteps or 0)
+    return make_manager(
+        task.env_id,
+        algo,
+        str(config),
+        task.seed,
+        str(folder),
+        settings.n_timesteps or 0,
+        max_episode_steps=settings.time_limits.get(task.env_id),
+    )
 
 
 def create_eval_env(manager: ExperimentManager, settings: Settings) -> VecEnv:

@@ -1,6 +1,7 @@
 """The statistics of a comparison: pure functions on arrays, the bootstrap by rliable."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,21 @@ class Estimate(NamedTuple):
         :return: False if they overlap, or one is missing.
         """
         return self.low > other.high
+
+
+def decimals(values: Sequence[float]) -> int:
+    """
+    Find how many digits numbers need so that their differences can be seen.
+
+    :param values: Numbers; those that are not finite do not count.
+    :return: Digits behind the point: at least a hundredth of the range can be seen, and a tenth of one below a range of 1,000.
+    """
+    finite = np.asarray(values)[np.isfinite(values)]
+    if not finite.any():
+        return 1
+    # Equal numbers have no range, but a size
+    span = float(np.ptp(finite) or np.abs(finite).max())
+    return max(2 - math.floor(math.log10(span)), 1 if span < 1000.0 else 0)
 
 
 def mean_with_interval(values: Sequence[float]) -> Estimate:

@@ -17,6 +17,8 @@ def summarise(results: Results, overall: Overall | None) -> str:
     :return: Sentences. A difference is claimed only where 95 % intervals do not overlap.
     """
     sentences = [describe_extent(results)]
+    if results.runs.empty:
+        return " ".join([*sentences, "No run is finished, so there is nothing to compare; why is listed below."])
     n_seeds = len(results.settings.seeds)
     if n_seeds == 1:
         sentences.append(
@@ -43,14 +45,25 @@ def describe_extent(results: Results) -> str:
     if settings.seconds is not None:
         budget = f"{settings.seconds:g} seconds of training each"
     elif settings.n_timesteps is not None:
-        budget = f"{settings.n_timesteps:,} environment steps each"
+        budget = f"{settings.n_timesteps:,} environment steps each{describe_overshoot(results)}"
     else:
         budget = "each for the number of steps in its own hyperparameters"
-    environments = (
-        join(results.environments) if len(results.environments) <= 3 else f"{len(results.environments)} environments"
-    )
+    contenders = results.contenders or list(settings.algorithms)
+    env_ids = results.environments or settings.environments
+    environments = join(env_ids) if len(env_ids) <= 3 else f"{len(env_ids)} environments"
     n_seeds = len(settings.seeds)
-    return f"{join(results.contenders)} on {environments}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, {budget}."
+    return f"{join(contenders)} on {environments}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, {budget}."
+
+
+def describe_overshoot(results: Results) -> str:
+    """
+    Say how many steps were really taken, which may be more than the budget: algorithms finish what they have begun.
+
+    :param results: The results.
+    :return: Empty if no run is finished, or none took more.
+    """
+    most = 0 if results.runs.empty else int(results.runs["steps"].max())
+    return f" (up to {most:,} were taken)" if most > (results.settings.n_timesteps or 0) else ""
 
 
 def describe_aggregate(overall: Overall) -> str:
@@ -61,7 +74,11 @@ def describe_aggregate(overall: Overall) -> str:
     :return: A sentence.
     """
     estimates = overall.aggregates["IQM"]
-    leader, behind, level, without = rank(estimates)
+    leaders, behind, level, without = rank(estimates)
+    if len(leaders) > 1:
+        tied = join(f"{name} ({write(estimates[name])})" for name in leaders)
+        return f"Over all environments the interquartile mean of the normalised final scores is an exact tie between {tied}."
+    leader = leaders[0]
     sentence = (
         f"Over all environments {leader} has the highest interquartile mean of the normalised final scores, "
         f"{write(estimates[leader])}"
@@ -83,20 +100,25 @@ def describe_environments(results: Results) -> list[str]:
     :return: Sentences.
     """
     winners: dict[str, list[str]] = {}
-    undecided = []
+    undecided, tied = [], []
     for env_id in results.environments:
         finals = {name: results.final(env_id, name) for name in results.contenders}
         estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
         if len(estimates) < 2:
             continue
-        leader, _, level, without = rank(estimates)
-        if level or without:
-            undecided.append(f"{env_id} ({leader} {estimates[leader].value:,.1f}, not above {join(level + without)})")
+        leaders, _, level, without = rank(estimates)
+        score = f"{estimates[leaders[0]].value:,.{results.decimals(env_id)}f}"
+        if len(leaders) > 1:
+            tied.append(f"{env_id} ({join(leaders)}, {score})")
+        elif level or without:
+            undecided.append(f"{env_id} ({leaders[0]} {score}, not above {join(level + without)})")
         else:
-            winners.setdefault(leader, []).append(env_id)
+            winners.setdefault(leaders[0], []).append(env_id)
     sentences = [f"{name} has the highest final score on {join(env_ids)}." for name, env_ids in winners.items()]
     if undecided and len(results.settings.seeds) > 1:
         sentences.append(f"Where intervals overlap or are missing, no highest final score is claimed: {join(undecided)}.")
+    if tied:
+        sentences.append(f"The highest final score is an exact tie on {join(tied)}.")
     return sentences
 
 
@@ -126,18 +148,21 @@ def describe_speed(results: Results) -> list[str]:
     return [f"Steps per second of {first} over those of the others ({over}): {join(parts)}."]
 
 
-def rank(estimates: dict[str, Estimate]) -> tuple[str, list[str], list[str], list[str]]:
+def rank(estimates: dict[str, Estimate]) -> tuple[list[str], list[str], list[str], list[str]]:
     """
     Find the highest estimate, and from which others it can be told.
 
     :param estimates: Estimates by name.
-    :return: The highest; those whose interval lies below its own; those whose interval overlaps it; those for which there
-        are not two intervals to compare.
+    :return: The highest, more than one if they are equal; of the others those whose interval lies below that of the first;
+        those whose interval overlaps it; those for which there are not two intervals to compare.
     """
-    leader, *others = sorted(estimates, key=lambda name: -estimates[name].value)
-    behind = [name for name in others if estimates[leader].is_above(estimates[name])]
-    without = [name for name in others if not (estimates[leader].has_interval and estimates[name].has_interval)]
-    return leader, behind, [name for name in others if name not in behind + without], without
+    highest = max(estimate.value for estimate in estimates.values())
+    leaders = [name for name, estimate in estimates.items() if estimate.value == highest]
+    leader = estimates[leaders[0]]
+    others = sorted((name for name in estimates if name not in leaders), key=lambda name: -estimates[name].value)
+    behind = [name for name in others if leader.is_above(estimates[name])]
+    without = [name for name in others if not (leader.has_interval and estimates[name].has_interval)]
+    return leaders, behind, [name for name in others if name not in behind + without], without
 
 
 def write(estimate: Estimate, digits: int = 2) -> str:
