@@ -239,7 +239,8 @@ def test_get_gives_every_counted_step_once(batch_size, is_dict):
         arrays = (buffer.actions[..., 0], buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
         return [array[step, env_idx] for array in arrays]
 
-    where = np.argwhere(COUNTED)
+    # In the order of whole_episodes
+    where = np.argwhere(COUNTED.T)[:, ::-1]
 
     def look(buffer):
         samples = list(buffer.get(batch_size))
@@ -256,7 +257,7 @@ def test_get_gives_every_counted_step_once(batch_size, is_dict):
         numbers_of_sample = (sample.actions[:, 0], sample.old_values, sample.old_log_prob, sample.advantages, sample.returns)
         found += th.column_stack([observations, *numbers_of_sample]).tolist()
     found, expected = np.array(found), expected.tolist()
-    assert not np.array_equal(found, expected), "not shuffled"
+    assert not np.allclose(found, expected), "not shuffled"
     np.testing.assert_allclose(np.array(sorted(found.tolist())), np.array(sorted(expected)), rtol=1e-6)
     assert all(sample.actions.dtype == th.float32 for sample in samples)
 
