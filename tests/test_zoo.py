@@ -22,7 +22,7 @@ from torch import nn
 
 from sb3_reinforce import REINFORCE, vec_env
 from sb3_reinforce.vec_env.base import EngineVecEnv
-from sb3_reinforce.zoo import find_resource, hyperparams_path, register
+from sb3_reinforce.zoo import find_resource, hyperparams_path, register, shipped_configurations
 from sb3_reinforce.zoo.config import (
     IMPORTED,
     check_code,
@@ -57,6 +57,7 @@ N_TIMESTEPS = {
 }
 DISCRETE = ("default", "atari", "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "Taxi-v4")
 ENTRIES = yaml.safe_load(hyperparams_path().read_text())
+FILES = [hyperparams_path(), shipped_configurations("reinforce")["adam"]]
 
 
 class AnyEnv(gym.Env):
@@ -122,17 +123,20 @@ def test_rl_zoos_own_manager_trains_reinforce(tmp_path):
 # Configuration
 
 
-def test_the_file_covers_the_environments():
-    assert {env_id: entry["n_timesteps"] for env_id, entry in ENTRIES.items() if env_id not in ("default", "atari")} == (
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_covers_the_environments(path):
+    entries = yaml.safe_load(path.read_text())
+    assert {env_id: entry["n_timesteps"] for env_id, entry in entries.items() if env_id not in ("default", "atari")} == (
         N_TIMESTEPS
     )
-    assert {"default", "atari"} <= set(ENTRIES)
+    assert {"default", "atari"} <= set(entries)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_an_entry_is_valid_and_builds_a_model(name, tmp_path):
-    entry = ENTRIES[name]
-    check_hyperparameters(entry, "reinforce.yml", name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_entry_is_valid_and_builds_a_model(path, name, tmp_path):
+    entry = yaml.safe_load(path.read_text())[name]
+    check_hyperparameters(entry, path.name, name)
     kwargs, *_ = make_manager(tmp_path)._preprocess_hyperparams(dict(entry))
     model = REINFORCE(env=AnyEnv(entry["policy"], name in DISCRETE), device="cpu", **kwargs)
     if entry["policy"] == "CnnPolicy":
@@ -212,6 +216,18 @@ def test_a_wrong_file_stops_before_a_run_folder_is_made(tmp_path, text, message)
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing.yml: No such file"):
         check_file(str(tmp_path / "nothing.yml"), "CartPole-v1", is_atari=False)
+
+
+def test_a_short_name_is_that_of_a_file_of_this_package(tmp_path):
+    manager = make_manager(tmp_path, config="adam")
+    assert Path(manager.config) == hyperparams_path().with_name("reinforce_adam.yml")
+    hyperparams, _ = manager.read_hyperparameters()
+    assert hyperparams == yaml.safe_load(FILES[1].read_text())["CartPole-v1"]
+    # PPO has no such file
+    register()
+    other = ExperimentManager(argparse.Namespace(), "ppo", "CartPole-v1", str(tmp_path), config="adam")
+    with pytest.raises(UserError, match="--conf-file adam: neither"):
+        other.read_hyperparameters()
 
 
 def test_an_override_is_not_blamed_on_the_file(tmp_path):

@@ -181,6 +181,11 @@ def test_envpool_is_a_vec_env_of_train(tmp_path):
     assert "envpool" in (tmp_path / "logs/reinforce/CartPole-v1_1/CartPole-v1/args.yml").read_text()
 
 
+def test_a_short_name_of_a_configuration(tmp_path, capsys):
+    assert main(["train", "--env", "CartPole-v1", "-n", "100", *TINY, "--conf-file", "adam"]) == 0
+    assert "reinforce_adam.yml" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("algo", ["reinforce", "ppo"])
 def test_optimize_writes_a_configuration_to_train_with(algo, tmp_path, capsys):
     budget = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
@@ -402,7 +407,7 @@ def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, modu
         (["-params", "learning_rate:lin_0.01"], ["learning_rate:lin_0.01: ", "text needs quotes"]),
         (["--device", "gpu"], ["RuntimeError"]),
         (["--algo", "ppo", "-params", "foo:1"], ["ppo.yml, CartPole-v1: ", "TypeError", "foo"]),
-        (["--conf-file", "mine"], ["--conf-file mine: neither a .yml file nor a .py file nor a module"]),
+        (["--conf-file", "mine"], ["--conf-file mine: neither a .yml file nor a .py file nor a module", "called adam"]),
         (["--conf-file", "mine.py"], ["--conf-file mine.py: neither"]),
         (["--log-folder", "file"], ["--log-folder: file/reinforce/CartPole-v1_1 cannot be made: Not a directory"]),
         (["-optimize", "--n-trials", "0"], ["--n-trials: must be at least 1, not 0"]),

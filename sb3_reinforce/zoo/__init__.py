@@ -8,7 +8,7 @@ from pathlib import Path
 
 ALGORITHM = "reinforce"
 
-__all__ = ["ALGORITHM", "hyperparams_path", "register"]
+__all__ = ["ALGORITHM", "hyperparams_path", "register", "shipped_configurations"]
 
 
 def register() -> None:
@@ -38,6 +38,19 @@ def hyperparams_path() -> Path:
     :raises FileNotFoundError: If the installation is incomplete.
     """
     return find_resource("hyperparams/reinforce.yml")
+
+
+def shipped_configurations(algorithm: str) -> dict[str, Path]:
+    """
+    List the other hyperparameters of an algorithm that come with this package.
+
+    :param algorithm: The algorithm.
+    :return: Paths by the short name that ``--conf-file`` takes: ``adam`` is ``reinforce_adam.yml``.
+    :raises FileNotFoundError: If the installation is incomplete.
+    """
+    prefix = f"{algorithm}_"
+    paths = sorted(hyperparams_path().parent.glob(f"{prefix}*.yml"))
+    return {path.stem.removeprefix(prefix): path for path in paths}
 
 
 def find_resource(name: str) -> Path:

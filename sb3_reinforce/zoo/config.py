@@ -108,11 +108,12 @@ def find_missing_package(env_id: str) -> str | None:
     return f'{env_id} is an Atari environment, which needs two more packages: pip install "sb3-reinforce[atari]"'
 
 
-def check_module(name: str) -> None:
+def check_module(name: str, short_names: Collection[str]) -> None:
     """
     Check that a configuration that is no yml file is what RL Zoo would import instead.
 
     :param name: Path of a Python file, or name of a module.
+    :param short_names: What it could have been beside these, for the message.
     :raises UserError: If it is neither.
     """
     try:
@@ -120,7 +121,8 @@ def check_module(name: str) -> None:
     except (ImportError, ValueError):
         exists = False
     if not exists:
-        raise UserError(f"--conf-file {name}: neither a .yml file nor a .py file nor a module that can be imported")
+        shipped = f", and the files of this package are called {', '.join(short_names)}" if short_names else ""
+        raise UserError(f"--conf-file {name}: neither a .yml file nor a .py file nor a module that can be imported{shipped}")
 
 
 def check_hyperparameters(hyperparameters: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> None:

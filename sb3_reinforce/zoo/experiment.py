@@ -22,7 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
-from sb3_reinforce.zoo import ALGORITHM, hyperparams_path
+from sb3_reinforce.zoo import ALGORITHM, hyperparams_path, shipped_configurations
 from sb3_reinforce.zoo.config import check_code, check_file, check_hyperparameters, check_module
 from sb3_reinforce.zoo.errors import UserError
 
@@ -45,16 +45,19 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     :param args: As in RL Zoo.
     :param max_episode_steps: Steps after which an evaluation episode ends in an environment without a time limit, by default
         ``MAX_EPISODE_STEPS``. Must not be given for one that has its own.
-    :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and
-        ``vec_env_type`` may be ``"envpool"``.
+    :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and may be the
+        short name of another that comes with this package, such as ``"adam"``; ``vec_env_type`` may be ``"envpool"``.
     """
 
     def __init__(self, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> None:
         self.max_episode_steps = max_episode_steps
         self.use_envpool = kwargs.get("vec_env_type") == "envpool"
         super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
-        if kwargs.get("config") is None and self.algo == ALGORITHM:
+        config = kwargs.get("config")
+        if config is None and self.algo == ALGORITHM:
             self.config = str(hyperparams_path())
+        elif config in (shipped := shipped_configurations(self.algo)):
+            self.config = str(shipped[config])
         # What is saved with the run, where enjoy looks for the first
         self.args.__dict__.setdefault("env_kwargs", None)
         if self.use_envpool:
@@ -103,7 +106,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         env_id = self.env_name.gym_id
         if not self.config.endswith((".yml", ".yaml")):
-            check_module(self.config)
+            check_module(self.config, shipped_configurations(self.algo))
         if self.algo == ALGORITHM and self.config.endswith((".yml", ".yaml")):
             check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
