@@ -32,7 +32,7 @@ from sb3_reinforce.zoo.config import (
     find_problem,
 )
 from sb3_reinforce.zoo.errors import UserError
-from sb3_reinforce.zoo.experiment import ExperimentManager, lacks_time_limit, merge_trial, to_source
+from sb3_reinforce.zoo.experiment import ExperimentManager, SeedTrial, lacks_time_limit, merge_trial, to_source
 from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
 
 N_TIMESTEPS = {
@@ -509,6 +509,99 @@ def test_a_search_without_a_completed_trial_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(REINFORCE, "learn", prune)
     with pytest.raises(UserError, match="No trial was completed"):
         search(tmp_path, None)
+
+
+@pytest.fixture
+def short_rollouts(monkeypatch):
+    """A search space of two algorithms in which a few hundred steps are several updates, and none overshoots them by far."""
+    register()
+    for algo in ("reinforce", "a2c"):
+
+        def sample(trial, *args):
+            return {"n_steps": 8, "learning_rate": trial.suggest_float("learning_rate", 0.01, 0.02)}
+
+        monkeypatch.setitem(HYPERPARAMS_SAMPLER, algo, sample)
+        monkeypatch.setitem(HYPERPARAMS_CONVERTER, algo, lambda params: {"n_steps": 8, **params})
+
+
+def seeded_search(folder: Path, algo: str = "reinforce", **kwargs) -> ExperimentManager:
+    kwargs = {"n_trials": 1, "n_timesteps": 600, "seed": 5, "seeds_per_trial": 2, "verbose": 0, "sampler": "random", **kwargs}
+    options = {"optimize_hyperparameters": True, "no_optim_plots": True, "n_eval_episodes": 2, "n_evaluations": 2}
+    manager = ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", str(folder), **options, **kwargs)
+    assert manager.setup_experiment() is None
+    manager.hyperparameters_optimization()
+    return manager
+
+
+@pytest.mark.usefixtures("short_rollouts")
+@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
+def test_the_value_of_a_trial_is_the_mean_of_trainings_with_its_seeds(tmp_path, capsys, monkeypatch, algo):
+    searched = seeded_search(tmp_path, algo, optimization_log_path=str(tmp_path / "trials"))
+    assert "trained with the seeds 5, 6" in capsys.readouterr().out
+    trial = searched._study.best_trial
+    assert trial.user_attrs["seeds"] == [5, 6]
+    values = trial.user_attrs["values"]
+    assert trial.value == np.mean(values)
+    assert values[0] != values[1]
+    # After every evaluation of every seed, the mean over seeds so far
+    first, second = (
+        np.load(tmp_path / f"trials/seed_{seed}/trial_0/evaluations.npz")["results"].mean(axis=1) for seed in (5, 6)
+    )
+    assert trial.intermediate_values == {
+        **{1: first[0], 2: first[1]},
+        **{3: (values[0] + second[0]) / 2, 4: (values[0] + second[1]) / 2},
+    }
+    # Said seeds are used seeds: what comes before does not matter
+    monkeypatch.setattr(optuna.samplers.RandomSampler, "sample_independent", lambda *args: trial.params["learning_rate"])
+    again = seeded_search(tmp_path, algo, seed=6)._study.best_trial
+    assert again.params == trial.params
+    assert again.user_attrs["values"][0] == values[1]
+
+
+class PruneAt(optuna.pruners.BasePruner):
+    """Prunes every trial at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.last_step >= self.step
+
+
+@pytest.mark.usefixtures("short_rollouts")
+def test_a_trial_is_pruned_before_its_last_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(ExperimentManager, "_create_pruner", lambda manager, method: PruneAt(3))
+    storage, manager = f"{tmp_path}/study.log", None
+    with pytest.raises(UserError, match="No trial was completed"):
+        manager = seeded_search(tmp_path, seeds_per_trial=3, storage=storage, study_name="study")
+    assert manager is None
+    backend = optuna.storages.journal.JournalFileBackend(storage)
+    (trial,) = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend)).trials
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert list(trial.intermediate_values) == [1, 2, 3]
+    assert len(trial.user_attrs["values"]) == 1
+    assert trial.user_attrs["seeds"] == [5, 6, 7]
+
+
+def test_what_overshoots_a_budget_does_not_take_the_step_of_the_next_seed():
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    first = SeedTrial(trial, [], 2)
+    for step, value in enumerate((1.0, 2.0, 9.0), start=1):
+        first.report(value, step)
+    SeedTrial(trial, [9.0], 2).report(1.0, 1)
+    assert study.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: 5.0}
+
+
+@pytest.mark.usefixtures("short_rollouts")
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_seeds_of_trials_that_run_in_threads(tmp_path, n_jobs):
+    manager = seeded_search(tmp_path, n_trials=2, n_jobs=n_jobs, storage=f"sqlite:///{tmp_path}/study.db", study_name="study")
+    assert [trial.user_attrs["seeds"] for trial in manager._study.trials] == [[5, 6]] * 2
+    assert all(trial.value == np.mean(trial.user_attrs["values"]) for trial in manager._study.trials)
+    assert manager.seed == 5
+    with pytest.raises(UserError, match="--seeds-per-trial 1: the study study has trials with 2"):
+        seeded_search(tmp_path, seeds_per_trial=1, storage=f"sqlite:///{tmp_path}/study.db", study_name="study")
 
 
 class LateStorage(optuna.storages.RDBStorage):

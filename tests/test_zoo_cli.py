@@ -190,8 +190,11 @@ def test_a_short_name_of_a_configuration(tmp_path, capsys):
 def test_optimize_writes_a_configuration_to_train_with(algo, tmp_path, capsys):
     budget = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
     env = ["--algo", algo, "--env", "Pendulum-v1", "-n", "200"]
-    assert main(["optimize", *env, *budget]) == 0
-    command = capsys.readouterr().out.splitlines()[-1].partition("sb3-reinforce ")[2].split()
+    assert main(["optimize", *env, *budget, "--seed", "7", "--seeds-per-trial", "2"]) == 0
+    output = capsys.readouterr().out
+    assert "Seed: 7" in output
+    assert "    seeds: [7, 8]" in output
+    command = output.splitlines()[-1].partition("sb3-reinforce ")[2].split()
     assert command[-1] == f"logs/{algo}/Pendulum-v1_optimize_1/{algo}.yml"
     assert main([*command, "-n", "200", "--eval-freq", "-1"]) == 0
     assert (tmp_path / f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip").is_file()
@@ -412,6 +415,8 @@ def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, modu
         (["--log-folder", "file"], ["--log-folder: file/reinforce/CartPole-v1_1 cannot be made: Not a directory"]),
         (["-optimize", "--n-trials", "0"], ["--n-trials: must be at least 1, not 0"]),
         (["-optimize", "--n-evaluations", "0"], ["--n-evaluations: must be at least 1, not 0"]),
+        (["-optimize", "--seeds-per-trial", "0"], ["--seeds-per-trial: must be at least 1, not 0"]),
+        (["--seeds-per-trial", "2"], ["--seeds-per-trial: has a meaning in a search only"]),
         (["-optimize", "--storage", "study.db"], ["--storage study.db: must be like sqlite:///FILE.db or FILE.log"]),
     ],
 )

@@ -34,14 +34,15 @@ COMMANDS = {
     "train": Command(
         "sb3_reinforce.zoo.commands:train",
         "train an agent",
-        "--algo is reinforce by default, for which --conf-file is by default the file of this package. --vec-env may also be "
-        f"envpool: environments in C++. {TIME_LIMIT_NOTE}",
+        "--algo is reinforce by default, for which --conf-file is by default the file of this package, and adam that with the "
+        f"textbook's step. --vec-env may also be envpool: environments in C++. {TIME_LIMIT_NOTE}",
     ),
     "optimize": Command(
         "sb3_reinforce.zoo.commands:optimize",
         "search for hyperparameters, and write the best trial as a configuration file",
-        "The same as train --optimize-hyperparameters. At the end the best trial is written into the folder of the search, "
-        "ready for train --conf-file. Machines share a search by --storage (sqlite:///FILE.db or FILE.log) and --study-name. "
+        "The same as train --optimize-hyperparameters. --seeds-per-trial K trains every trial with K seeds (1 if not given), "
+        "whose mean is its value. At the end the best trial is written into the folder of the search, ready for train "
+        "--conf-file. Machines share a search by --storage (sqlite:///FILE.db or FILE.log) and --study-name. "
         f"{TIME_LIMIT_NOTE}",
     ),
     "enjoy": Command("sb3_reinforce.zoo.commands:enjoy", "run a trained agent", DEFAULT_ALGO_NOTE),

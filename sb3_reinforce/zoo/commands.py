@@ -47,12 +47,13 @@ def train(args: list[str], name: str = "train") -> None:
     check_algorithm(args)
     check_environment(args)
     max_episode_steps, args = take_time_limit(args)
+    seeds_per_trial, args = take_seeds_per_trial(args)
     vec_env, other_args = take_option(args, "--vec-env")
 
     def make_manager(*manager_args: Any, **kwargs: Any) -> ExperimentManager:
         if vec_env == "envpool":
             kwargs["vec_env_type"] = vec_env
-        return ExperimentManager(*manager_args, max_episode_steps=max_episode_steps, **kwargs)
+        return ExperimentManager(*manager_args, max_episode_steps=max_episode_steps, seeds_per_trial=seeds_per_trial, **kwargs)
 
     # RL Zoo's parser does not know EnvPool
     zoo_args = other_args if vec_env == "envpool" else args
@@ -369,6 +370,20 @@ def take_time_limit(args: list[str]) -> tuple[int | None, list[str]]:
     if text is None or not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--max-episode-steps: must be an integer above 0, not {text or 'nothing'}")
     return int(text), others
+
+
+def take_seeds_per_trial(args: list[str]) -> tuple[int, list[str]]:
+    """
+    Read the number of seeds of each trial, which RL Zoo's parser does not know.
+
+    :param args: Command line.
+    :return: The number, 1 if it is not given, and the command line without it.
+    """
+    # Abbreviations are off: --seed is RL Zoo's own
+    parser = argparse.ArgumentParser("sb3-reinforce optimize", add_help=False, allow_abbrev=False)
+    parser.add_argument("--seeds-per-trial", type=int, default=1)
+    namespace, others = parser.parse_known_args(args)
+    return namespace.seeds_per_trial, others
 
 
 def require_options(args: list[str], *options: tuple[str, ...]) -> None:

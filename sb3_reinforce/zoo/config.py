@@ -53,7 +53,7 @@ KNOWN_PACKAGES = ("torch", "numpy", "gymnasium", "stable_baselines3", "sb3_contr
 LITERALS = (ast.Expression, ast.Constant, ast.Dict, ast.List, ast.Tuple, ast.Set, ast.keyword, ast.Load)
 ARITHMETIC = (ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
 CONTAINERS = ("dict", "list", "tuple")
-SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate")
+SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate", "target_kl")
 TYPE_NAMES = {
     bool: "true or false",
     int: "an integer",

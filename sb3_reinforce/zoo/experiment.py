@@ -2,12 +2,13 @@
 
 import copy
 import functools
+import gc
 import itertools
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ import yaml
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
@@ -39,18 +41,21 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     RL Zoo's experiment manager, which finds and checks the hyperparameters of REINFORCE.
 
     In addition, for all algorithms: no two runs share a folder, even if they start at the same time; a search writes its
-    best trial as a configuration file; ``vec_env_type`` may be ``"envpool"``; and where an environment has no time limit,
-    evaluations have one, since an untrained policy may never end an episode.
+    best trial as a configuration file; a trial may be trained with several seeds; ``vec_env_type`` may be ``"envpool"``; and
+    where an environment has no time limit, evaluations have one, since an untrained policy may never end an episode.
 
     :param args: As in RL Zoo.
     :param max_episode_steps: Steps after which an evaluation episode ends in an environment without a time limit, by default
         ``MAX_EPISODE_STEPS``. Must not be given for one that has its own.
+    :param seeds_per_trial: Trainings of each trial of a search, whose mean is its value. The first has the seed ``seed``, the
+        next one more, and so on; a single one is not seeded apart from its environments, as in RL Zoo.
     :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and may be the
         short name of another that comes with this package, such as ``"adam"``; ``vec_env_type`` may be ``"envpool"``.
     """
 
-    def __init__(self, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, max_episode_steps: int | None = None, seeds_per_trial: int = 1, **kwargs: Any) -> None:
         self.max_episode_steps = max_episode_steps
+        self.seeds_per_trial = seeds_per_trial
         self.use_envpool = kwargs.get("vec_env_type") == "envpool"
         super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
         config = kwargs.get("config")
@@ -82,9 +87,16 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 f"--max-episode-steps: {self.env_name.gym_id} has a time limit of its own; another one for evaluations is "
                 "--eval-env-kwargs max_episode_steps:N"
             )
-        for flag, count in (("--n-trials", self.n_trials), ("--n-evaluations", self.n_evaluations)):
+        counts = {
+            "--n-trials": self.n_trials,
+            "--n-evaluations": self.n_evaluations,
+            "--seeds-per-trial": self.seeds_per_trial,
+        }
+        for flag, count in counts.items():
             if self.optimize_hyperparameters and count is not None and count < 1:
                 raise UserError(f"{flag}: must be at least 1, not {count}")
+        if self.seeds_per_trial != 1 and not self.optimize_hyperparameters:
+            raise UserError("--seeds-per-trial: has a meaning in a search only, that is for optimize")
         if self.optimize_hyperparameters:
             self._prepare_storage()
         try:
@@ -196,13 +208,48 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def objective(self, trial: optuna.Trial) -> float:
         """
-        Train and evaluate a trial.
+        Train and evaluate a trial, with one seed after the other.
 
         :param trial: The trial of Optuna.
-        :return: Mean reward of its last evaluation.
+        :return: Mean reward of the last evaluation, averaged over seeds.
+        :raises UserError: If other trials of the study were trained with another number of seeds.
+        :raises optuna.TrialPruned: If the pruner sees no future in it after any evaluation of any seed.
         """
         self._study = trial.study
-        return super().objective(trial)
+        self._check_other_trials()
+        if self.seeds_per_trial == 1:
+            return super().objective(trial)
+        trial.set_user_attr("seeds", self.seeds)
+        values: list[float] = []
+        for seed in self.seeds:
+            set_random_seed(seed)
+            # Of its own, since trials may run in threads
+            manager = copy.copy(self)
+            manager.seed = seed
+            if self.optimization_log_path is not None:
+                manager.optimization_log_path = os.path.join(self.optimization_log_path, f"seed_{seed}")
+            seed_trial = SeedTrial(trial, values, self.n_evaluations)
+            values.append(super(ExperimentManager, manager).objective(seed_trial))  # type: ignore[arg-type]
+            trial.set_user_attr("values", values)
+            # Models and environments are in cycles, which Optuna has collected only after the last seed
+            gc.collect()
+        return float(np.mean(values))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of each trial of a search."""
+        return [(self.seed + index) % 2**32 for index in range(self.seeds_per_trial)]
+
+    def _check_other_trials(self) -> None:
+        assert self._study is not None
+        finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        for other in self._study.get_trials(deepcopy=False, states=finished):
+            count = len(other.user_attrs.get("seeds", [self.seed]))
+            if count != self.seeds_per_trial:
+                raise UserError(
+                    f"--seeds-per-trial {self.seeds_per_trial}: the study {self._study.study_name} has trials with {count}, "
+                    "and values over other numbers of seeds cannot be compared. Choose another --study-name"
+                )
 
     def hyperparameters_optimization(self) -> None:
         """
@@ -210,6 +257,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
         :raises UserError: If no trial was completed.
         """
+        if self.seeds_per_trial > 1:
+            print(f"Every trial is trained with the seeds {', '.join(map(str, self.seeds))}, and its value is the mean")
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
@@ -280,6 +329,38 @@ def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
         f"{env_id} is registered without a time limit: evaluation episodes end after {max_episode_steps:,} steps at the "
         "latest (--max-episode-steps)"
     )
+
+
+class SeedTrial:
+    """
+    A trial as RL Zoo sees it while it trains one of its seeds: what is reported is the mean over the seeds so far.
+
+    Every evaluation of every seed is a step of its own for the pruner, which compares trials at equal steps, that is after
+    equally many finished seeds and evaluations of the next.
+
+    :param trial: The trial of Optuna. What RL Zoo asks of it a second time has the value of the first.
+    :param earlier: Results of the seeds before.
+    :param n_evaluations: Evaluations of each seed.
+    """
+
+    def __init__(self, trial: optuna.Trial, earlier: Sequence[float], n_evaluations: int) -> None:
+        self._trial = trial
+        self._earlier = tuple(earlier)
+        self._n_evaluations = n_evaluations
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def report(self, value: float, step: int) -> None:
+        """
+        Report an evaluation.
+
+        :param value: Its mean reward.
+        :param step: Its number among those of this seed, from 1.
+        """
+        # Whole episodes overshoot the budget, and may bring one more, whose step is the first of the next seed
+        if step <= self._n_evaluations:
+            self._trial.report(float(np.mean([*self._earlier, value])), len(self._earlier) * self._n_evaluations + step)
 
 
 def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
