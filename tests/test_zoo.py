@@ -426,7 +426,7 @@ def test_envpool_refuses_wrappers_of_single_environments(tmp_path):
 @pytest.mark.parametrize("n_actions", [0, 2])
 def test_a_stored_trial_gives_back_what_was_sampled(n_actions):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    seen = set()
+    seen, averagings = set(), set()
     for _ in range(20):
         trial = study.ask()
         sampled = sample_reinforce_params(trial, n_actions, 8, {})
@@ -439,13 +439,34 @@ def test_a_stored_trial_gives_back_what_was_sampled(n_actions):
         assert schedule(0.0) == (0.0 if decays else rate)
         assert 3e-4 <= schedule(1.0) <= 3e-2
         assert sampled["gae_lambda"] == 1.0
+        assert not sampled["natural_gradient"]
+        assert "target_kl" not in sampled
+        averagings.add(sampled["policy_averaging"])
         assert np.log2(sampled["n_steps"]).is_integer()
         assert ("log_std_init" in sampled["policy_kwargs"]) == (n_actions > 0)
         REINFORCE(env=AnyEnv("MlpPolicy", n_actions == 0), policy="MlpPolicy", learning_rate=schedule, device="cpu", **sampled)
     assert seen == {True, False}
+    assert averagings == {None, 0.8, 0.9, 0.95}
     # On images the critic needs layers of its own, since it leaves shared ones alone
     model = REINFORCE("CnnPolicy", AnyEnv("CnnPolicy", n_actions == 0), device="cpu", policy_kwargs=sampled["policy_kwargs"])
     assert not model.policy.share_features_extractor
+
+
+def test_a_search_of_a_natural_step_chooses_what_that_uses(tmp_path, recwarn):
+    params = {"natural_gradient": True, "learning_rate": 0.1, "policy_averaging": 0.99}
+    manager = search(tmp_path, None, hyperparams=params)
+    for trial in manager._study.trials:
+        assert 0.005 <= trial.params["target_kl"] <= 0.1
+        assert not {"learning_rate", "lr_schedule", "natural_gradient"} & set(trial.params)
+    best = yaml.safe_load(Path(manager.save_path, "reinforce.yml").read_text())["Pendulum-v1"]
+    assert best["natural_gradient"]
+    for name in ("target_kl", "critic_learning_rate", "policy_averaging"):
+        assert best[name] == manager._study.best_params[name]
+    config = f"{manager.save_path}/reinforce.yml"
+    model, _ = make_manager(tmp_path, env_id="Pendulum-v1", config=config).setup_experiment()
+    assert model.natural_gradient
+    assert model.target_kl == best["target_kl"]
+    assert not [warning for warning in recwarn if "no effect" in str(warning.message)]
 
 
 def search(folder: Path, storage: str | None, **kwargs) -> ExperimentManager:

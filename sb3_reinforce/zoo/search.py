@@ -17,8 +17,9 @@ def sample_reinforce_params(
     """
     Choose the constructor arguments of a trial.
 
-    Everything is Monte Carlo. The names and ranges are the same in every trial, as samplers and machines that share a study
-    need it: what concerns the critic is chosen even where the baseline does without one.
+    Everything is Monte Carlo. The names and ranges are the same in every trial of a study, as samplers and machines that share
+    it need it: what concerns the critic is chosen even where the baseline does without one. Whether the step is a natural one
+    is not searched: the entry that the study began with says so, which RL Zoo keeps in the study, and what that step uses is.
 
     :param trial: The trial of Optuna.
     :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
@@ -26,9 +27,17 @@ def sample_reinforce_params(
     :param additional_args: Not used: about replay buffers.
     :return: Arguments of ``REINFORCE``.
     """
-    params: dict[str, Any] = {
-        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
-        "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
+    step: dict[str, Any]
+    # Written by RL Zoo as text
+    if trial.study.user_attrs.get("natural_gradient") == "True":
+        step = {"target_kl": trial.suggest_float("target_kl", 5e-3, 1e-1, log=True)}
+    else:
+        step = {
+            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
+            "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
+        }
+    params = step | {
+        "policy_averaging": trial.suggest_categorical("policy_averaging", [None, 0.8, 0.9, 0.95]),
         "n_steps_pow": trial.suggest_int("n_steps_pow", 4, 10),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 1e-1, log=True),
         "baseline": trial.suggest_categorical("baseline", ["value", "time_step", "leave_one_out"]),
@@ -46,8 +55,9 @@ def sample_reinforce_params(
         params["log_std_init"] = trial.suggest_float("log_std_init", -2.0, 0.5)
 
     kwargs = convert_reinforce_params(params)
-    # RL Zoo makes functions of the schedules in a file, but not of those in a trial
-    kwargs["learning_rate"] = make_schedule(kwargs["learning_rate"], "learning_rate")
+    if "learning_rate" in kwargs:
+        # RL Zoo makes functions of the schedules in a file, but not of those in a trial
+        kwargs["learning_rate"] = make_schedule(kwargs["learning_rate"], "learning_rate")
     return kwargs
 
 
@@ -70,9 +80,10 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     }
     if "log_std_init" in kwargs:
         policy_kwargs["log_std_init"] = kwargs.pop("log_std_init")
-    if kwargs.pop("lr_schedule") == "linear":
+    if kwargs.pop("lr_schedule", None) == "linear":
         kwargs["learning_rate"] = f"lin_{kwargs['learning_rate']}"
     return {
+        "natural_gradient": "target_kl" in kwargs,
         "gamma": 1.0 - kwargs.pop("one_minus_gamma"),
         "gae_lambda": 1.0,
         # Only one budget can rule, and that of the file may be this one
