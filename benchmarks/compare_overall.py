@@ -68,16 +68,22 @@ def main(arguments: Sequence[str]) -> None:
         for folder, results in zip(options.folders, comparisons, strict=True)
     ]
     aggregates = [
-        {"": name} | {aggregate: summary.write(estimates[name]) for aggregate, estimates in overall.aggregates.items()}
-        for name in scores
+        {"": name}
+        | {aggregate: summary.write(estimates[name]) for aggregate, estimates in overall.aggregates.items()}
+        | {"environments": int((~np.isnan(matrix)).any(axis=0).sum())}
+        for name, matrix in scores.items()
     ]
     means = [
-        {"environment": env_id} | {name: f"{matrix[:, column].mean():.2f}" for name, matrix in scores.items()}
+        {"environment": env_id}
+        | {
+            name: "cannot act" if np.isnan(mean := matrix[:, column].mean()) else f"{mean:.2f}"
+            for name, matrix in scores.items()
+        }
         for column, env_id in enumerate(env_ids)
     ]
     parts = [
         f"# {len(env_ids)} environments together",
-        summary.describe_aggregate(overall),
+        *([summary.describe_aggregate(overall)] if overall.everywhere else []),
         common.markdown_table(aggregates),
         "Final scores with the likeliest actions, scaled as in the reports: random actions, and all that is worse, have 0, "
         "the best run of the comparison has 1. Intervals are 95 % stratified bootstrap intervals (rliable) over the seeds "
@@ -91,7 +97,8 @@ def main(arguments: Sequence[str]) -> None:
         "provenance": made_by,
         "comparisons": budgets,
         "environments": env_ids,
-        "scores": {name: matrix.tolist() for name, matrix in scores.items()},
+        # JSON has no NaN
+        "scores": {name: np.where(np.isnan(matrix), None, matrix).tolist() for name, matrix in scores.items()},
         "aggregates": {
             aggregate: {name: list(estimate) for name, estimate in estimates.items()}
             for aggregate, estimates in overall.aggregates.items()

@@ -12,7 +12,7 @@ import rliable.metrics
 import yaml
 from made_up_runs import write_result
 
-from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo import register, shipped_configurations
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.compare import cli, failures, figures, plan, report, statistics, summary
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task
@@ -74,6 +74,22 @@ def test_statistics_over_environments_by_hand():
     assert (low <= shares).all()
     assert (shares <= high).all()
     assert overall.n_seeds == {"first": 4, "second": 4}
+
+
+def test_statistics_where_one_cannot_act():
+    first = np.array([[0.0, 1.0], [0.2, 0.8], [0.4, 0.6], [0.6, 0.4]])
+    second = np.array([[0.1, np.nan], [0.1, np.nan], [0.5, np.nan], [0.5, np.nan]])
+    third = np.array([[np.nan, 0.7]] * 4)
+    overall = statistics.over_environments({"first": first, "second": second, "third": third})
+    assert overall.everywhere == {"first"}
+    assert overall.aggregates["IQM"]["first"].value == pytest.approx(0.5)
+    # Over the first environment alone: of 16 pairs .2 wins two, .4 two, .6 four
+    assert overall.aggregates["IQM"]["second"].value == pytest.approx(0.3)
+    assert overall.improvement["first", "second"].value == pytest.approx(8 / 16)
+    # 1 and .8 beat .7
+    assert overall.improvement["first", "third"].value == pytest.approx(0.5)
+    assert set(overall.improvement) == {("first", "second"), ("first", "third")}
+    assert overall.profiles["second"][0][np.searchsorted(statistics.PROFILE_SCORES, 0.3)] == 0.5
 
 
 def test_probability_of_improvement_is_that_of_rliable():
@@ -155,6 +171,26 @@ def test_all_problems_are_said_at_once(capsys, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_who_cannot_act_is_left_out_there():
+    register()
+    contenders = plan.make_contenders(["ppo", "dqn"], {}, [])
+    entries = plan.read_entries(["CartPole-v1", "Pendulum-v1"], contenders)
+    assert {env_id: list(own) for env_id, own in entries.items()} == {"CartPole-v1": ["ppo", "dqn"], "Pendulum-v1": ["ppo"]}
+    settings = Settings([0, 1], None, 1.0, 1, 1, 1, entries, {"ppo": "ppo", "dqn": "dqn"})
+    tasks = plan.list_tasks(settings)
+    assert len(tasks) == 2 + 2 * 3
+    assert Task("Pendulum-v1", "dqn", 0) not in tasks
+
+
+def test_somebody_must_act(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "train", lambda *args: pytest.fail("trained"))
+    error = fails(capsys, "--env", "CartPole-v1", "Pendulum-v1", "--algos", "dqn", "-f", str(tmp_path / "new"))
+    assert "nothing was trained: no contender can act on Pendulum-v1\n" in error
+    error = fails(capsys, "--env", "Pendulum-v1", "--algos", "ppo", "dqn", "-f", str(tmp_path / "new"))
+    assert "nothing was trained: dqn cannot act in Box(-2.0, 2.0, (1,), float32) on Pendulum-v1\n" in error
+    assert not (tmp_path / "new").exists()
+
+
 def test_no_hyperparameters_for_a_pair(capsys, tmp_path):
     (tmp_path / "mine.yml").write_text(yaml.safe_dump({"Acrobot-v1": {"n_timesteps": 1, "policy": "MlpPolicy"}}))
     error = fails(
@@ -170,6 +206,11 @@ def test_no_hyperparameters_for_a_pair(capsys, tmp_path):
         (["--conf-file", "mine.yml"], "--conf-file mine.yml: must be like NAME=VALUE"),
         (["--conf-file", "dqn=mine.yml"], "--conf-file for 'dqn', which is not compared"),
         (["--conf-file", "ppo=missing.yml"], "missing.yml"),
+        (["--conf-file", "reinforce-adam=adam"], "--conf-file for 'reinforce-adam', which is not compared"),
+        (["--algos", "reinforce-adam", "--conf-file", "reinforce=mine.yml"], "--conf-file for 'reinforce', which is not"),
+        (["--algos", "reinforce-adm"], "unknown algorithm 'reinforce-adm', did you mean reinforce-adam?"),
+        (["--algos", "ppo-adam"], "unknown algorithm 'ppo-adam'"),
+        (["--variant", "reinforce-adam", "baseline:None"], "cannot be called 'reinforce-adam', which is another algorithm"),
         (["--algos"], "nothing to compare"),
         (["--variant", "alone"], "must be a name and at least one key:value"),
         (["--variant", "ppo", "baseline:None"], "the name 'ppo' is taken twice"),
@@ -211,6 +252,15 @@ def test_entries_hold_the_overrides():
     entries = plan.read_entries(["CartPole-v1"], contenders)["CartPole-v1"]
     assert entries["bare"] == {**entries["reinforce"], "baseline": None}
     assert "clip_range" in entries["ppo"]
+
+
+@pytest.mark.parametrize(("names", "conf_files"), [(["reinforce-adam"], {}), (["reinforce"], {"reinforce": "adam"})])
+def test_the_other_file_of_this_package(names, conf_files):
+    register()
+    (contender,) = plan.make_contenders(names, conf_files, [])
+    assert contender == plan.Contender(names[0], "reinforce", "adam")
+    entry = plan.read_entries(["HalfCheetah-v5"], [contender])["HalfCheetah-v5"][names[0]]
+    assert entry == yaml.safe_load(shipped_configurations("reinforce")["adam"].read_text())["HalfCheetah-v5"]
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path, settings):
@@ -323,6 +373,28 @@ def test_summary_says_which_contender_has_no_interval(results):
     text = summary.summarise(lonely, statistics.over_environments(lonely.normalised()))
     assert "no difference from ppo (0.60) is claimed, since a single run has no interval" in text
     assert "the intervals overlap" not in text
+
+
+def test_report_says_over_which_environments_a_contender_is_counted(results, tmp_path):
+    settings = results.settings._replace(algorithms={**results.settings.algorithms, "dqn": "dqn"})
+    settings.entries["CartPole-v1"]["dqn"] = {}
+    for seed, score in enumerate((220.0, 230.0, 240.0)):
+        write_result(tmp_path, Task("CartPole-v1", "dqn", seed), score)
+    together = read_results(tmp_path, settings, {})
+    assert together.missing == []
+    np.testing.assert_allclose(together.normalised()["dqn"], [[200 / 400, np.nan], [210 / 400, np.nan], [220 / 400, np.nan]])
+    assert together.normalised()["ppo"].shape == (3, 2)
+    report.write_report(tmp_path, together, [], {})
+    markdown = (tmp_path / "report.md").read_text()
+    assert (
+        "dqn cannot act on Acrobot-v1: its interquartile mean, 0.53 [0.50, 0.55], is over CartPole-v1, and has no" in markdown
+    )
+    (row,) = [line for line in markdown.splitlines() if line.startswith("| dqn | 0.53")]
+    assert row.endswith("| 3 | CartPole-v1 |")
+    assert "| 3 | all 2 |" in markdown
+    # Its score on CartPole alone must not make it the leader over both
+    assert "Over all environments reinforce has the highest" in markdown
+    assert "no difference from dqn" not in markdown
 
 
 def test_report_without_random_actions(results, tmp_path):

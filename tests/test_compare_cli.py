@@ -39,18 +39,18 @@ def arguments(folder: Path, *others: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory) -> Path:
-    """Three algorithms, of which one normalises observations, and a variant."""
+    """Three algorithms, of which one normalises observations and one has two files, and a variant."""
     folder = tmp_path_factory.mktemp("comparison") / "comparison"
     config = folder.parent / "ppo.yml"
     config.write_text("default: {n_envs: 2, n_timesteps: 1000, policy: MlpPolicy, n_steps: 64, normalize: true}")
-    others = ["--algos", "reinforce", "a2c", "ppo", "--conf-file", f"ppo={config}", "-n", "600"]
+    others = ["--algos", "reinforce", "reinforce-adam", "a2c", "ppo", "--conf-file", f"ppo={config}", "-n", "600"]
     assert main([*arguments(folder, *others), "--variant", "no-baseline", "baseline:None"]) == 0
     return folder
 
 
 def test_report_and_models_are_there(comparison):
     runs = pd.read_csv(comparison / "results.csv")
-    assert set(runs["contender"]) == {"reinforce", "a2c", "ppo", "no-baseline"}
+    assert set(runs["contender"]) == {"reinforce", "reinforce-adam", "a2c", "ppo", "no-baseline"}
     assert (runs["steps"] >= 600).all()
     assert runs["score"].between(1, 500).all()
     curves = pd.read_csv(comparison / "curves.csv")
@@ -82,9 +82,9 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path, capsys):
 
 def test_finished_runs_are_not_trained_again(comparison, capsys):
     times = {path: path.stat().st_mtime_ns for path in comparison.rglob(RESULT_FILE)}
-    assert len(times) == 5
+    assert len(times) == 6
     config = comparison.parent / "ppo.yml"
-    others = ["--algos", "reinforce", "a2c", "ppo", "--conf-file", f"ppo={config}", "-n", "600"]
+    others = ["--algos", "reinforce", "reinforce-adam", "a2c", "ppo", "--conf-file", f"ppo={config}", "-n", "600"]
     others += ["--variant", "no-baseline", "baseline:None"]
     assert main(arguments(comparison, *others)) == 0
     assert {path: path.stat().st_mtime_ns for path in comparison.rglob(RESULT_FILE)} == times

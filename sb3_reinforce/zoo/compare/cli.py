@@ -66,6 +66,10 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--folder {folder}: {error.strerror}") from error
     for env_id, max_episode_steps in settings.time_limits.items():
         print(describe_time_limit(env_id, max_episode_steps))
+    for env_id, entries in settings.entries.items():
+        for name in settings.algorithms:
+            if name not in entries:
+                print(f"{name} cannot act on {env_id}, and is left out there")
     failures: dict[str, str] = {}
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
@@ -125,7 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="*",
         default=DEFAULT_ALGORITHMS,
         metavar="ALGO",
-        help="algorithms of RL Zoo; with nothing behind it, only the variants are compared",
+        help="algorithms of RL Zoo, or reinforce-adam: the textbook's step; with nothing behind it, only the variants are "
+        "compared. One that has not the actions of an environment is left out there",
     )
     parser.add_argument("--seeds", type=positive_int, default=5, help="number of runs of each pair, seeds count from 0")
     budget = parser.add_mutually_exclusive_group()
@@ -134,7 +139,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     budget.add_argument("--seconds", type=positive_float, help="seconds of training of each run; schedules decay with time")
     parser.add_argument(
-        "--conf-file", nargs="+", default=[], metavar="ALGO=FILE", help="hyperparameters instead of RL Zoo's or this package's"
+        "--conf-file",
+        nargs="+",
+        default=[],
+        metavar="ALGO=FILE",
+        help="hyperparameters instead of RL Zoo's or this package's, or adam",
     )
     parser.add_argument(
         "--variant",

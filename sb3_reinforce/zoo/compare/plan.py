@@ -14,6 +14,7 @@ import gymnasium as gym
 import yaml
 from rl_zoo3.utils import ALGOS
 
+from sb3_reinforce.zoo import shipped_configurations
 from sb3_reinforce.zoo.config import check_file, find_missing_package
 from sb3_reinforce.zoo.errors import UserError
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, ExperimentManager, lacks_time_limit
@@ -23,13 +24,18 @@ RANDOM = "random"
 SETTINGS_FILE = "comparison.json"
 
 
+class CannotAct(UserError):
+    """An algorithm has no such action space."""
+
+
 class Contender(NamedTuple):
     """
     One line of the charts.
 
     :param name: As the report calls it.
     :param algo: Algorithm of RL Zoo.
-    :param conf_file: File with its hyperparameters, None for the default of the algorithm.
+    :param conf_file: File with its hyperparameters, or the short name of one of this package's, None for the default of the
+        algorithm.
     :param overrides: Hyperparameters that rule instead of those in the file.
     """
 
@@ -49,7 +55,7 @@ class Settings(NamedTuple):
     :param n_evaluations: Evaluations during a run, evenly spaced over its budget, beside one before it.
     :param eval_episodes: Episodes of each of them.
     :param final_episodes: Episodes of the evaluations of the final policy and of the best checkpoint.
-    :param entries: Hyperparameters by environment and contender.
+    :param entries: Hyperparameters by environment and contender, without contenders that cannot act there.
     :param algorithms: Algorithm by contender.
     :param time_limits: Steps after which an evaluation episode ends, by environment, of those that have no limit of their own.
     """
@@ -68,6 +74,15 @@ class Settings(NamedTuple):
     def environments(self) -> list[str]:
         """Ids of the environments."""
         return list(self.entries)
+
+    def contenders(self, env_id: str) -> list[str]:
+        """
+        List who acts in an environment.
+
+        :param env_id: The environment.
+        :return: Names in the order of the charts.
+        """
+        return [name for name in self.algorithms if name in self.entries[env_id]]
 
 
 class Task(NamedTuple):
@@ -109,19 +124,20 @@ def make_contenders(
     """
     List the contenders in the order of the charts.
 
-    :param algorithms: Algorithms of RL Zoo.
+    :param algorithms: Algorithms of RL Zoo; ``reinforce-adam`` is one with another file of this package.
     :param conf_files: Files with hyperparameters by algorithm.
     :param variants: Names and hyperparameters of variants of REINFORCE.
     :return: The algorithms, then the variants.
     :raises UserError: If there is no contender, a name is taken twice, or a file belongs to no contender.
     """
-    contenders = [Contender(algo, algo, conf_files.get(algo)) for algo in algorithms]
+    contenders = [Contender(*(split_name(name) or (name, name, conf_files.get(name)))) for name in algorithms]
     contenders += [Contender(name, "reinforce", conf_files.get("reinforce"), overrides) for name, overrides in variants]
     names = [RANDOM, *(contender.name for contender in contenders)]
     problems = [f"the name {name!r} is taken twice" for name in sorted(set(names)) if names.count(name) > 1]
     problems += [f"a variant cannot be called {name!r}" for name, _ in variants if not name.replace("-", "_").isidentifier()]
-    problems += [f"a variant cannot be called {name!r}, which is another algorithm" for name, _ in variants if name in ALGOS]
-    idle = set(conf_files) - {contender.algo for contender in contenders}
+    taken = [name for name, _ in variants if name in ALGOS or split_name(name) is not None]
+    problems += [f"a variant cannot be called {name!r}, which is another algorithm" for name in taken]
+    idle = set(conf_files) - {contender.algo for contender in contenders if split_name(contender.name) is None}
     if not contenders:
         problems.append("nothing to compare: --algos and --variant are empty")
     problems += [f"--conf-file for {algo!r}, which is not compared" for algo in sorted(idle)]
@@ -130,14 +146,25 @@ def make_contenders(
     return contenders
 
 
+def split_name(name: str) -> tuple[str, str, str] | None:
+    """
+    Find an algorithm with another configuration file of this package.
+
+    :param name: As typed, such as ``reinforce-adam``.
+    :return: Name, algorithm and short name of the file, None if there is no such file.
+    """
+    algo, _, short_name = name.partition("-")
+    return (name, algo, short_name) if short_name in shipped_configurations(algo) else None
+
+
 def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dict[str, dict[str, dict[str, Any]]]:
     """
     Read the hyperparameters of every pair, and check that every algorithm can be made for every environment.
 
     :param env_ids: The environments.
     :param contenders: The contenders.
-    :return: Hyperparameters by environment and contender.
-    :raises UserError: If something is wrong; names all problems at once.
+    :return: Hyperparameters by environment and contender, without contenders that have no such action space.
+    :raises UserError: If something is wrong, or a contender cannot act in any environment; names all problems at once.
     """
     problems = [
         find_missing_package(env_id) or unknown("environment", env_id, gym.envs.registry)
@@ -145,14 +172,19 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
         if env_id not in gym.envs.registry
     ]
     algorithms = dict.fromkeys(contender.algo for contender in contenders)
-    problems += [unknown("algorithm", algo, ALGOS) for algo in algorithms if algo not in ALGOS]
+    known = [*ALGOS, *(f"{algo}-{short_name}" for algo in ALGOS for short_name in shipped_configurations(algo))]
+    problems += [unknown("algorithm", algo, known) for algo in algorithms if algo not in ALGOS]
     entries: dict[str, dict[str, dict[str, Any]]] = {}
+    left_out: dict[tuple[str, str], str] = {}
     for env_id in env_ids:
         for contender in contenders:
             if env_id not in gym.envs.registry or contender.algo not in ALGOS:
                 continue
+            own = entries.setdefault(env_id, {})
             try:
-                entries.setdefault(env_id, {})[contender.name] = read_entry(env_id, contender)
+                own[contender.name] = read_entry(env_id, contender)
+            except CannotAct as error:
+                left_out[env_id, contender.name] = f"{error} on {env_id}"
             except Exception as error:
                 message = " ".join(str(error).split()) or type(error).__name__
                 missing = "nothing under the key " if isinstance(error, KeyError) else ""
@@ -160,6 +192,13 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
         kinds = {json.dumps(entry.get("env_kwargs"), sort_keys=True) for entry in entries.get(env_id, {}).values()}
         if len(kinds) > 1:
             problems.append(f"contenders on {env_id} have different env_kwargs, so their scores cannot be compared")
+    active = {name for own in entries.values() for name in own}
+    problems += [line for (_, name), line in left_out.items() if name not in active]
+    problems += [
+        f"no contender can act on {env_id}"
+        for env_id in entries
+        if all((env_id, contender.name) in left_out for contender in contenders)
+    ]
     if problems:
         raise UserError("nothing was trained: " + "; ".join(dict.fromkeys(problems)))
     return entries
@@ -202,7 +241,8 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
     :param env_id: The environment.
     :param contender: The contender.
     :return: The entry, overrides included.
-    :raises UserError: If there is no such file or no such entry, or the algorithm has no such action space.
+    :raises UserError: If there is no such file or no such entry.
+    :raises CannotAct: If the algorithm has no such action space.
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         # Such as that batches do not fit to the single environment that is made here
@@ -219,7 +259,7 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
         except AssertionError as error:
             if "action spaces" not in str(error):
                 raise
-            raise UserError(f"{contender.algo} cannot act in {env.action_space}") from error
+            raise CannotAct(f"{contender.name} cannot act in {env.action_space}") from error
         finally:
             env.close()
     return dict(yaml.safe_load(yaml.safe_dump(dict(manager._entry))))
@@ -290,7 +330,7 @@ def list_tasks(settings: Settings) -> list[Task]:
         Task(env_id, contender, seed)
         for seed in settings.seeds
         for env_id in settings.environments
-        for contender in settings.algorithms
+        for contender in settings.contenders(env_id)
     ]
 
 

@@ -217,9 +217,10 @@ def make_sections(
                     "Final scores, normalised such that random actions, and all that is worse, have 0 and the best run of "
                     "this comparison has 1 in each environment. Intervals are 95 % stratified bootstrap intervals (rliable). "
                     "The profile shows the share of runs above each score; the probability of improvement is that of a run "
-                    "of the first over a run of the second on the same environment.",
+                    "of the first over a run of the second on the same environment. Who cannot act in an environment is "
+                    "counted over the others, and can be compared in pairs only, which are over the environments of both.",
                 ],
-                aggregate_table(overall),
+                aggregate_table(results, overall),
                 [pictures[name] for name in names],
             )
         )
@@ -296,18 +297,21 @@ def other_scores_table(results: Results) -> Table:
     return Table(["environment", "contender", "final", "final, stochastic", "best checkpoint"], rows)
 
 
-def aggregate_table(overall: Overall) -> Table:
+def aggregate_table(results: Results, overall: Overall) -> Table:
     """
     Tabulate the aggregates over environments.
 
+    :param results: The results.
     :param overall: Statistics over environments.
     :return: One row for each contender.
     """
-    rows = [
-        [name, *(summary.write(estimates[name]) for estimates in overall.aggregates.values()), str(n_seeds)]
-        for name, n_seeds in overall.n_seeds.items()
-    ]
-    return Table(["contender", *overall.aggregates, "seeds"], rows)
+    rows = []
+    for name, n_seeds in overall.n_seeds.items():
+        counted = results.counted(name)
+        where = f"all {len(counted)}" if name in overall.everywhere else summary.join(counted)
+        cells = [summary.write(estimates[name]) for estimates in overall.aggregates.values()]
+        rows.append([name, *cells, str(n_seeds), where])
+    return Table(["contender", *overall.aggregates, "seeds", "environments"], rows)
 
 
 def threshold_table(results: Results) -> Table:

@@ -97,22 +97,36 @@ class Results(NamedTuple):
         runs = [(run[axis].to_numpy(dtype=float), run["score"].to_numpy(dtype=float)) for _, run in rows.groupby("seed")]
         return statistics.mean_curve(runs) if runs else None
 
+    def counted(self, contender: str) -> list[str]:
+        """
+        List where a contender counts in statistics over environments.
+
+        :param contender: The contender.
+        :return: Ids of the environments in which it can act and whose random actions were scored.
+        """
+        return [
+            env_id
+            for env_id in self.environments
+            if env_id in self.random_scores and contender in self.settings.entries[env_id]
+        ]
+
     def normalised(self) -> dict[str, FloatArray]:
         """
         Arrange the final scores for statistics over environments.
 
-        :return: By contender the normalised scores, of shape (seeds, environments), of the seeds that are finished in every
-            environment whose random actions were scored; contenders without such a seed are left out.
+        :return: By contender the normalised scores, of shape (seeds, environments), of the environments whose random actions
+            were scored, NaN where it cannot act, and of the seeds that are finished in all others; contenders without such a
+            seed are left out.
         """
         env_ids = [env_id for env_id in self.environments if env_id in self.random_scores]
         if not env_ids:
             return {}
-        table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[env_ids].dropna()
+        table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[env_ids]
         for env_id in env_ids:
             best = float(self.runs.loc[self.runs["env"] == env_id, "score"].max())
             table[env_id] = statistics.normalise(table[env_id].to_numpy(), self.random_scores[env_id], best)
-        finished = table.index.get_level_values("contender")
-        return {name: table.loc[name].to_numpy() for name in self.contenders if name in finished}
+        tables = {name: table.loc[name].dropna(subset=self.counted(name)) for name in self.contenders}
+        return {name: own.to_numpy() for name, own in tables.items() if len(own) and self.counted(name)}
 
 
 def read_results(folder: Path, settings: Settings, thresholds: dict[str, float]) -> Results:

@@ -333,7 +333,7 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
     :param folder: Where the hyperparameters go.
     :return: The result.
     """
-    manager = restore_manager(settings, Task(task.env_id, next(iter(settings.algorithms)), task.seed), folder)
+    manager = restore_manager(settings, Task(task.env_id, settings.contenders(task.env_id)[0], task.seed), folder)
     preprocess(manager)
     env = create_eval_env(manager, settings)
     env.seed(REPORT_SEED)

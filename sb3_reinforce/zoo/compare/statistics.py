@@ -112,13 +112,15 @@ class Overall(NamedTuple):
     """
     Statistics over environments.
 
-    :param n_seeds: Runs by contender in every environment.
+    :param n_seeds: Runs by contender in every environment in which it can act.
+    :param everywhere: The contenders that can act in all environments, whose aggregates can be compared.
     :param aggregates: Estimates by aggregate and contender.
     :param improvement: Probability that a run of the first beats a run of the second on the same environment, by pair.
     :param profiles: By contender the share of runs above each of ``PROFILE_SCORES``, and both ends of its interval.
     """
 
     n_seeds: dict[str, int]
+    everywhere: set[str]
     aggregates: dict[str, dict[str, Estimate]]
     improvement: dict[tuple[str, str], Estimate]
     profiles: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
@@ -129,25 +131,30 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
     Aggregate over runs and environments, with stratified bootstrap intervals (Agarwal et al., Deep Reinforcement Learning
     at the Edge of the Statistical Precipice, NeurIPS 2021).
 
-    :param scores: Normalised scores by contender, of shape (runs, environments).
+    :param scores: Normalised scores by contender, of shape (runs, environments), NaN where a contender cannot act: it is
+        aggregated over the other environments, and a pair is compared over those in which both can.
     :return: The statistics.
     """
+    acts = {name: ~np.isnan(matrix).any(axis=0) for name, matrix in scores.items()}
+    own = {name: matrix[:, acts[name]] for name, matrix in scores.items()}
     functions = [function for function, _ in AGGREGATES.values()]
 
     def all_aggregates(matrix: FloatArray) -> FloatArray:
         return np.array([function(matrix) for function in functions])
 
-    points, intervals = bootstrap(scores, all_aggregates)
+    points, intervals = bootstrap(own, all_aggregates)
     aggregates = {
         aggregate: {name: Estimate(points[name][row], *intervals[name][:, row]) for name in scores}
         for row, aggregate in enumerate(AGGREGATES)
     }
-    shares, share_intervals = bootstrap(scores, share_above)
+    shares, share_intervals = bootstrap(own, share_above)
     names = list(scores)
-    pairs = [(first, second) for index, first in enumerate(names) for second in names[index + 1 :]]
-    wins, win_intervals = bootstrap({pair: [scores[name] for name in pair] for pair in pairs}, probability_of_improvement)
+    both = {(first, second): acts[first] & acts[second] for index, first in enumerate(names) for second in names[index + 1 :]}
+    pairs = {pair: [scores[name][:, shared] for name in pair] for pair, shared in both.items() if shared.any()}
+    wins, win_intervals = bootstrap(pairs, probability_of_improvement)
     return Overall(
         {name: len(matrix) for name, matrix in scores.items()},
+        {name for name in scores if acts[name].all()},
         aggregates,
         {pair: Estimate(float(wins[pair][0]), *win_intervals[pair][:, 0]) for pair in pairs},
         {name: (shares[name], *share_intervals[name]) for name in scores},

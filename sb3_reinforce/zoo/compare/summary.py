@@ -25,8 +25,9 @@ def summarise(results: Results, overall: Overall | None) -> str:
             "One seed says nothing about the spread between runs: there are no intervals, and no difference is claimed. "
             "Intervals need at least two seeds, and deserve five."
         )
-    if overall is not None and len(results.environments) > 1 and len(overall.n_seeds) > 1:
+    if overall is not None and len(results.environments) > 1 and len(overall.everywhere) > 1:
         sentences.append(describe_aggregate(overall))
+    sentences += describe_absences(results, overall)
     sentences += describe_environments(results)
     sentences += describe_speed(results)
     if results.missing:
@@ -68,12 +69,12 @@ def describe_overshoot(results: Results) -> str:
 
 def describe_aggregate(overall: Overall) -> str:
     """
-    Say who is ahead over all environments.
+    Say who is ahead over all environments, of those who can act in all of them.
 
     :param overall: Statistics over environments.
     :return: A sentence.
     """
-    estimates = overall.aggregates["IQM"]
+    estimates = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
     leaders, behind, level, without = rank(estimates)
     if len(leaders) > 1:
         tied = join(f"{name} ({write(estimates[name])})" for name in leaders)
@@ -90,6 +91,29 @@ def describe_aggregate(overall: Overall) -> str:
             named = join(f"{name} ({write(estimates[name])})" for name in names)
             sentence += f"; no difference from {named} is claimed, since {reason}"
     return f"{sentence}."
+
+
+def describe_absences(results: Results, overall: Overall | None) -> list[str]:
+    """
+    Say who cannot act where.
+
+    :param results: The results.
+    :param overall: Statistics over environments, if there are any.
+    :return: Sentences.
+    """
+    sentences = []
+    for name in results.contenders:
+        absent = [env_id for env_id in results.environments if name not in results.settings.entries[env_id]]
+        if not absent:
+            continue
+        sentence = f"{name} cannot act on {join(absent)}"
+        if overall is not None and name in overall.n_seeds:
+            iqm = write(overall.aggregates["IQM"][name])
+            sentence += (
+                f": its interquartile mean, {iqm}, is over {join(results.counted(name))}, and has no rank among the others"
+            )
+        sentences.append(f"{sentence}.")
+    return sentences
 
 
 def describe_environments(results: Results) -> list[str]:
