@@ -254,7 +254,8 @@ def rows_of(results_dir):
     return {row["env"]: row for row in read_results(results_dir, "zoo_table")["rows"]}
 
 
-def test_zoo_table_trains_and_evaluates_through_rl_zoo(tmp_path, zoo_table):
+def test_zoo_table_trains_and_evaluates_through_rl_zoo(tmp_path, zoo_table, monkeypatch):
+    monkeypatch.setitem(zoo_table[0].REASONS, "CartPole-v1, tiny", "it is tiny")
     results_dir = tmp_path / "results"
     arguments = ["--env", "CartPole-v1", "--seeds", 0, "--episodes", 2, *zoo_table[1]]
     assert run_in_process("zoo_table", results_dir, *arguments) == 0
@@ -267,8 +268,8 @@ def test_zoo_table_trains_and_evaluates_through_rl_zoo(tmp_path, zoo_table):
     row = rows_of(results_dir)["CartPole-v1"]
     assert (row["n_seeds"], row["mean"], row["reached"]) == (1, run["mean"], False)
     last = (results_dir / "zoo_table.md").read_text().rstrip().splitlines()[-1]
-    assert last.startswith("- CartPole-v1 not reached") and last.endswith(zoo_table[0].REASONS["CartPole-v1"] + ".")
-    assert (results_dir / "zoo_table.csv").read_text().startswith("env,steps,n_seeds,mean,std,")
+    assert last.startswith("- CartPole-v1, tiny not reached") and last.endswith("; it is tiny.")
+    assert (results_dir / "zoo_table.csv").read_text().startswith("env,conf,steps,n_seeds,mean,std,means,")
 
 
 def test_zoo_table_never_repeats_a_finished_run(tmp_path, zoo_table, fake_runs):
@@ -281,7 +282,9 @@ def test_zoo_table_never_repeats_a_finished_run(tmp_path, zoo_table, fake_runs):
     row = rows_of(results_dir)["CartPole-v1"]
     assert (row["n_seeds"], row["mean"], row["std"]) == (5, 102.0, pytest.approx(2.5**0.5))
     assert rows_of(results_dir)["Hopper-v5"]["mean"] is None
-    assert "| Hopper-v5 | no entry | 0 | not run |" in (results_dir / "zoo_table.md").read_text()
+    table = (results_dir / "zoo_table.md").read_text()
+    assert "| Hopper-v5 | no entry | tiny | not run |" in table
+    assert "| CartPole-v1 | 60 | tiny | 102.0 ± 1.6 | 100.0, 101.0, 102.0, 103.0, 104.0 |" in table
 
     # A line that the end of the machine cut is as if it were not there
     runs_path = results_dir / "zoo_table_runs.jsonl"
@@ -315,13 +318,53 @@ def test_zoo_table_has_a_row_for_a_shorter_training(tmp_path, zoo_table, fake_ru
     shorter, own = [row for row in read_results(results_dir, "zoo_table")["rows"] if row["env"] == "CartPole-v1"]
     assert (shorter["steps"], shorter["published"], shorter["reached"]) == (20, "somebody 103 (20)", True)
     assert (own["steps"], own["target"], own["reached"]) == (60, 500.0, False)
-    assert "- CartPole-v1, 20 steps" not in (results_dir / "zoo_table.md").read_text()
+    assert "- CartPole-v1, 20 steps, tiny" not in (results_dir / "zoo_table.md").read_text()
     assert len({run["entry_hash"] for run in read_results(results_dir, "zoo_table")["runs"]}) == 2
 
     # Another number of steps for all of them leaves nothing shorter
     fake_runs[0].clear()
     run_in_process("zoo_table", results_dir, "--n-timesteps", 70, *arguments)
     assert fake_runs[0] == [("CartPole-v1", 3)]
+
+
+def test_zoo_table_has_configurations_side_by_side(tmp_path, zoo_table, fake_runs):
+    results_dir = tmp_path / "results"
+    other = tmp_path / "entries" / "tiny_adam.yml"
+    other_entries = {"CartPole-v1": ENTRIES["CartPole-v1"], "Ant-v5": {"n_timesteps": 70, "policy": "MlpPolicy"}}
+    common.write_text(other, yaml.safe_dump(other_entries))
+    flag, hyperparams, *others = zoo_table[1]
+    arguments = ["--seeds", 0, flag, hyperparams, other, *others]
+    run_in_process("zoo_table", results_dir, "--conf", "tiny-adam", *arguments)
+    assert sorted(fake_runs[0]) == [("Ant-v5", 0), ("CartPole-v1", 0)]
+    rows = {(row["env"], row["conf"]): row["n_seeds"] for row in read_results(results_dir, "zoo_table")["rows"]}
+    # What both have in common is not trained twice
+    assert [rows["CartPole-v1", conf] for conf in ("tiny", "tiny-adam")] == [1, 1]
+    assert [rows["Ant-v5", conf] for conf in ("tiny", "tiny-adam")] == [0, 1]
+    fake_runs[0].clear()
+    run_in_process("zoo_table", results_dir, *arguments)
+    assert fake_runs[0] == [("Ant-v5", 0)]
+    assert "Targets reached: tiny 0 of 17, tiny-adam 0 of 17." in (results_dir / "zoo_table.md").read_text()
+    with pytest.raises(SystemExit, match="No entry for adam; there is: tiny, tiny-adam"):
+        run_in_process("zoo_table", results_dir, "--conf", "adam", *arguments)
+
+
+def test_zoo_table_may_ask_for_every_seed(zoo_table):
+    module = zoo_table[0]
+    for every_seed, reached in ((False, True), (True, False)):
+        assert module.reaches([499.0, 502.0], module.Published(500.0, "", every_seed)) == reached
+    assert module.reaches([500.0, 500.0], module.Published(500.0, "", True))
+
+
+def test_zoo_table_still_knows_the_runs_of_the_textbooks_entries():
+    module = importlib.import_module("zoo_table")
+    finished = module.read_runs(common.RESULTS_DIR / "zoo_table_runs.jsonl")
+    rows = module.plan_rows([common.HYPERPARAMETERS.with_name("reinforce_adam.yml")], None)
+    assert {row.conf for row in rows} == {"reinforce-adam"}
+    # What came later
+    new = {"Pendulum-v1, 300,000 steps, reinforce-adam", "Taxi-v4, reinforce-adam"}
+    tasks = module.choose_tasks([row for row in rows if row.name not in new], None, None, None)
+    assert len(tasks) == 15 * 5 + 3 * 3
+    assert [task.key for task in tasks if task.key not in finished] == []
 
 
 def test_zoo_table_reports_a_crash_and_goes_on(tmp_path, zoo_table, fake_runs):

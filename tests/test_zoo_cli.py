@@ -283,8 +283,8 @@ def test_list_without_scores(monkeypatch, capsys):
 def test_list_with_scores(monkeypatch, tmp_path, capsys):
     table = tmp_path / "zoo_table.csv"
     table.write_text(
-        "env,steps,mean,std,n_seeds\nCartPole-v1,100000,499.52,1.0,10\nCartPole-v1,20000,99.0,1.0,10\n"
-        "Ant-v5,1000000,1309.8,,1\nAcrobot-v1,500000,,,0\n"
+        "env,conf,steps,mean,std,n_seeds\nCartPole-v1,reinforce,100000,499.52,1.0,10\nCartPole-v1,reinforce,20000,99.0,1.0,10\n"
+        "CartPole-v1,reinforce-adam,100000,400.0,1.0,10\nAnt-v5,reinforce,1000000,1309.8,,1\nAcrobot-v1,reinforce,500000,,,0\n"
     )
     monkeypatch.setattr(commands, "find_resource", lambda name: table)
     assert main(["list"]) == 0

@@ -261,8 +261,9 @@ def list_environments(args: list[str]) -> None:
     entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
     scores: dict[tuple[str, int], dict[str, str]] = {}
     with contextlib.suppress(FileNotFoundError), find_resource("benchmarks/results/zoo_table.csv").open(newline="") as file:
-        # An environment may also be there with fewer steps than its entry has
-        scores = {(row["env"], int(row["steps"])): row for row in csv.DictReader(file) if row["mean"]}
+        # An environment may also be there with fewer steps than its entry has, or with an entry of another file
+        rows = [row for row in csv.DictReader(file) if row["mean"] and row["conf"] == ALGORITHM]
+        scores = {(row["env"], int(row["steps"])): row for row in rows}
     print(f"{'environment':<28}{'steps':>12}" + (f"{'score':>24}{'seeds':>8}" if scores else ""))
     for env_id, entry in entries.items():
         if env_id in FALLBACKS:
