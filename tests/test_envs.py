@@ -1,4 +1,4 @@
-"""DiamondHill is the environment of the lecture, and a proper gymnasium environment."""
+"""All worlds are proper gymnasium environments, and DiamondHill is the one of the lecture."""
 
 import gymnasium as gym
 import numpy as np
@@ -16,11 +16,34 @@ from sb3_reinforce.envs.diamond_hill import (
     expected_return_gradient,
 )
 
+WORLDS = [
+    ("DiamondHill-v0", {}),
+    ("AliasedGridworld-v0", {}),
+    ("RockPaperScissors-v0", {}),
+]
 
-def test_checkers():
-    env = gym.make("sb3_reinforce/DiamondHill-v0")
+
+@pytest.mark.parametrize(("name", "arguments"), WORLDS)
+def test_checkers(name, arguments):
+    env = gym.make(f"sb3_reinforce/{name}", **arguments)
     check_gymnasium_env(env.unwrapped)
     check_sb3_env(env.unwrapped)
+
+
+@pytest.mark.parametrize(("name", "arguments"), WORLDS)
+def test_render_shows_what_happens(name, arguments):
+    env = gym.make(f"sb3_reinforce/{name}", render_mode="rgb_array", **arguments)
+    env.reset(seed=0)
+    first = env.render()
+    assert first.dtype == np.uint8 and first.ndim == 3
+    seen = [first]
+    for action in (0, 1, env.action_space.n - 1, 0, 1):
+        *_, terminated, truncated, _ = env.step(action)
+        seen.append(env.render())
+        if terminated or truncated:
+            env.reset()
+    assert any((image != first).any() for image in seen)
+    assert gym.make(f"sb3_reinforce/{name}", **arguments).unwrapped.render() is None
 
 
 def test_expected_return_and_gradient_of_the_lecture():

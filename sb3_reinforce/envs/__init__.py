@@ -2,8 +2,19 @@
 
 import gymnasium as gym
 
+from sb3_reinforce.envs import aliased_gridworld
+from sb3_reinforce.envs.aliased_gridworld import AliasedGridworldEnv
 from sb3_reinforce.envs.diamond_hill import DiamondHillEnv
+from sb3_reinforce.envs.rock_paper_scissors import RockPaperScissorsEnv
 
 gym.register(id="sb3_reinforce/DiamondHill-v0", entry_point="sb3_reinforce.envs.diamond_hill:DiamondHillEnv")
+gym.register(
+    id="sb3_reinforce/AliasedGridworld-v0",
+    entry_point="sb3_reinforce.envs.aliased_gridworld:AliasedGridworldEnv",
+    max_episode_steps=aliased_gridworld.TIME_LIMIT,
+)
+gym.register(
+    id="sb3_reinforce/RockPaperScissors-v0", entry_point="sb3_reinforce.envs.rock_paper_scissors:RockPaperScissorsEnv"
+)
 
-__all__ = ["DiamondHillEnv"]
+__all__ = ["AliasedGridworldEnv", "DiamondHillEnv", "RockPaperScissorsEnv"]

@@ -1,34 +1,18 @@
 """DiamondHill: an environment so small that the policy gradient can be written down and every path enumerated."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sb3_reinforce.envs.paths import FloatArray, Path
+
 LEFT, RIGHT = 0, 1
 SLIP_PROBABILITY = 0.1
 #: The three observations ``[position, diamond]`` in which the agent acts, in the order of all arrays below.
 DECISION_STATES = np.array([[2, 1], [1, 0], [2, 0]], dtype=np.float32)
-
-FloatArray = npt.NDArray[np.floating[Any]]
-
-
-class Path(NamedTuple):
-    """
-    One way through DiamondHill.
-
-    :param probability: Of the whole path, the policy's and the environment's randomness together.
-    :param observations: Shape ``(n_steps, 2)``.
-    :param actions: Shape ``(n_steps,)``.
-    :param rewards: Shape ``(n_steps,)``.
-    """
-
-    probability: float
-    observations: FloatArray
-    actions: npt.NDArray[np.int64]
-    rewards: FloatArray
 
 
 class DiamondHillEnv(gym.Env[FloatArray, np.int64]):

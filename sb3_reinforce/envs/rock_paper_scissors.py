@@ -1,0 +1,119 @@
+"""RockPaperScissors: an opponent who counts along, so that only a policy that tosses a fair die cannot be exploited."""
+
+from functools import cache
+from math import factorial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from sb3_reinforce.envs.paths import FloatArray
+
+ROCK, PAPER, SCISSORS = range(3)
+N_MOVES = 3
+N_ROUNDS = 10
+
+
+class RockPaperScissorsEnv(gym.Env[FloatArray, np.int64]):
+    """
+    Ten rounds against an opponent who plays what beats the agent's most frequent move so far.
+
+    Where several moves are equally frequent, as all are in the first round, the opponent takes any of them for the most
+    frequent one, each with the same probability. The observation is always the same, ``[1]``; the actions are 0 (rock),
+    1 (paper), 2 (scissors); a round won is +1, lost -1, drawn 0; the tenth ends the episode.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Discrete(N_MOVES)
+        self._counts = [0] * N_MOVES
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
+        """
+        Let the opponent forget all moves.
+
+        :param seed: Seed of the opponent's choice among equally frequent moves.
+        :param options: Unused.
+        :return: The observation ``[1]``, and an empty info.
+        """
+        super().reset(seed=seed)
+        self._counts = [0] * N_MOVES
+        return np.ones(1, dtype=np.float32), {}
+
+    def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        """
+        Play one round.
+
+        :param action: 0 (rock), 1 (paper) or 2 (scissors).
+        :return: The observation ``[1]``, reward, terminated (after the tenth round), truncated (never) and an empty info.
+        """
+        expected = _most_frequent(tuple(self._counts))
+        reward = _reward(int(action), expected[self.np_random.integers(len(expected))])
+        self._counts[action] += 1
+        return np.ones(1, dtype=np.float32), reward, sum(self._counts) == N_ROUNDS, False, {}
+
+    def render(self) -> npt.NDArray[np.uint8] | None:
+        """
+        Draw how often rock (red), paper (green) and scissors (blue) were played, as three bars.
+
+        :return: Image of shape ``(100, 120, 3)``; None without ``render_mode="rgb_array"``.
+        """
+        if self.render_mode is None:
+            return None
+        image = np.full((100, 120, 3), 255, dtype=np.uint8)
+        for move, color in enumerate(((220, 60, 40), (60, 170, 80), (90, 160, 240))):
+            image[100 - 100 * self._counts[move] // N_ROUNDS :, 40 * move + 8 : 40 * move + 32] = color
+        return image
+
+
+def _most_frequent(counts: tuple[int, ...]) -> list[int]:
+    return [move for move, count in enumerate(counts) if count == max(counts)]
+
+
+def _reward(action: int, expected: int) -> float:
+    """Of a move against the opponent who expected another (or the same) and plays what beats that."""
+    opponent = (expected + 1) % N_MOVES
+    return {0: 0.0, 1: 1.0, 2: -1.0}[(action - opponent) % N_MOVES]
+
+
+def expected_return(action_probabilities: npt.ArrayLike, gamma: float = 1.0) -> float:
+    """
+    Compute the exact expected discounted return of a memoryless policy.
+
+    Its moves are independent, so before each round their counts are multinomial.
+
+    :param action_probabilities: P(rock), P(paper) and P(scissors), shape ``(3,)``.
+    :param gamma: Discount factor.
+    :return: The expected discounted sum over the ten rounds: between -9 (any deterministic policy) and 0 (the uniform one)
+        at ``gamma=1``.
+    """
+    probabilities = np.asarray(action_probabilities, dtype=np.float64)
+    counts, coefficients, rewards = _rounds()
+    chances = coefficients * np.prod(probabilities**counts, axis=1)
+    return float((gamma ** counts.sum(axis=1) * chances) @ (rewards @ probabilities))
+
+
+@cache
+def _rounds() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """
+    All situations that a round can begin with.
+
+    :return: Counts of the moves so far, shape ``(n, 3)``; in how many orders they can have come, shape ``(n,)``; expected
+        reward of each move there, shape ``(n, 3)``.
+    """
+    counts = [
+        (rocks, papers, played - rocks - papers)
+        for played in range(N_ROUNDS)
+        for rocks in range(played + 1)
+        for papers in range(played + 1 - rocks)
+    ]
+    orders = [factorial(sum(c)) / (factorial(c[ROCK]) * factorial(c[PAPER]) * factorial(c[SCISSORS])) for c in counts]
+    rewards = [
+        [np.mean([_reward(action, expected) for expected in _most_frequent(c)]) for action in range(N_MOVES)] for c in counts
+    ]
+    return np.array(counts), np.array(orders), np.array(rewards)
