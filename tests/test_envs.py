@@ -20,6 +20,9 @@ WORLDS = [
     ("DiamondHill-v0", {}),
     ("AliasedGridworld-v0", {}),
     ("RockPaperScissors-v0", {}),
+    ("TMaze-v0", {}),
+    ("TMaze-v0", {"masks": "method"}),
+    ("TMaze-v0", {"masks": "observation"}),
 ]
 
 

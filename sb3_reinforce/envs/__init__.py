@@ -6,6 +6,7 @@ from sb3_reinforce.envs import aliased_gridworld
 from sb3_reinforce.envs.aliased_gridworld import AliasedGridworldEnv
 from sb3_reinforce.envs.diamond_hill import DiamondHillEnv
 from sb3_reinforce.envs.rock_paper_scissors import RockPaperScissorsEnv
+from sb3_reinforce.envs.t_maze import TMazeEnv
 
 gym.register(id="sb3_reinforce/DiamondHill-v0", entry_point="sb3_reinforce.envs.diamond_hill:DiamondHillEnv")
 gym.register(
@@ -16,5 +17,6 @@ gym.register(
 gym.register(
     id="sb3_reinforce/RockPaperScissors-v0", entry_point="sb3_reinforce.envs.rock_paper_scissors:RockPaperScissorsEnv"
 )
+gym.register(id="sb3_reinforce/TMaze-v0", entry_point="sb3_reinforce.envs.t_maze:TMazeEnv")
 
-__all__ = ["AliasedGridworldEnv", "DiamondHillEnv", "RockPaperScissorsEnv"]
+__all__ = ["AliasedGridworldEnv", "DiamondHillEnv", "RockPaperScissorsEnv", "TMazeEnv"]

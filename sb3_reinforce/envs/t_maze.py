@@ -1,0 +1,162 @@
+"""TMaze: the first observation alone tells which way to turn at the end, so that only a policy with memory can know it."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from sb3_reinforce.envs.paths import FloatArray
+
+FORWARD, LEFT, RIGHT = range(3)
+N_ACTIONS = 3
+#: Where the agent can be told to be: at the start with one of the two cues, in the corridor, at the junction.
+CUE_LEFT, CUE_RIGHT, CORRIDOR, JUNCTION = range(4)
+MASKS = (None, "method", "observation")
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Observation: TypeAlias = FloatArray | dict[str, npt.NDArray[Any]]
+
+
+class TMazeEnv(gym.Env[Observation, np.int64]):
+    """
+    A corridor with a junction at its end; a sign at the start says which way leads to the reward there.
+
+    The observation is one of four, one-hot: cue left, cue right (the first of an episode, as likely as each other), corridor,
+    junction. Actions are 0 (forward), 1 (left), 2 (right). At the junction the turn that the cue named is +1, the other one
+    -1, and both end the episode; every other step is 0. The idea is Bakker's (*Reinforcement learning with long short-term
+    memory*, NeurIPS 2001).
+
+    The first step goes forward whatever the action is. Otherwise a policy without memory could use the cue after all, by
+    dawdling at the start to let the time run out when it shows the way that the policy does not take. As it is, every
+    policy without memory earns exactly 0.
+
+    Without masks, turning in the corridor and going on at the junction do nothing, and after ``4 * (length + 1)`` steps the
+    episode is truncated: the uniform policy needs three steps for each cell, and nearly always arrives. With masks, such
+    moves (at the start too) are not allowed, and who makes one all the same gets -1 and the end. Then a policy with memory,
+    but without the masks, does not live to see the junction while it explores.
+
+    :param length: Number of steps forward from the start to the junction.
+    :param masks: How the allowed actions are told, as an array of booleans of shape ``(3,)``: None, there are none;
+        ``"method"``: by the method ``action_masks``, as in sb3-contrib; ``"observation"``: the observation is a dictionary,
+        the mask its entry ``action_mask`` beside ``observation``.
+    :param render_mode: ``"rgb_array"``, or None.
+    :raises ValueError: If ``length`` is not a whole number of at least 1, or ``masks`` is none of the above.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (gymnasium's own declaration)
+    #: The allowed actions now; only there with ``masks="method"``, since sb3-contrib knows masked environments by this method.
+    action_masks: Callable[[], BoolArray]
+
+    def __init__(self, length: int = 10, masks: str | None = None, render_mode: str | None = None) -> None:
+        if length < 1 or length != int(length):
+            raise ValueError(f"length must be a whole number of at least 1, not {length}")
+        if masks not in MASKS:
+            raise ValueError(f"masks must be one of {', '.join(map(repr, MASKS))}, not {masks!r}")
+        self.length = int(length)
+        self.masks = masks
+        self.render_mode = render_mode
+        self.action_space = spaces.Discrete(N_ACTIONS)
+        self.observation_space: spaces.Space[Any] = spaces.Box(0.0, 1.0, (4,), np.float32)
+        if masks == "observation":
+            self.observation_space = spaces.Dict(
+                {"observation": self.observation_space, "action_mask": spaces.MultiBinary(N_ACTIONS)}
+            )
+        elif masks == "method":
+            self.action_masks = self._allowed
+        self._cue = CUE_LEFT
+        self._position = 0
+        self._steps = 0
+
+    @property
+    def time_limit(self) -> int:
+        """Steps after which an episode is truncated."""
+        return 4 * (self.length + 1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """
+        Go back to the start and put up a new sign.
+
+        :param seed: Seed of the cue.
+        :param options: Unused.
+        :return: The first observation, which shows the cue, and an empty info.
+        """
+        super().reset(seed=seed)
+        self._cue = int(self.np_random.integers(CUE_LEFT, CUE_RIGHT + 1))
+        self._position = self._steps = 0
+        return self._observation(), {}
+
+    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """
+        Go forward or turn.
+
+        :param action: 0 (forward), 1 (left) or 2 (right).
+        :return: Observation, reward, terminated, truncated and an empty info.
+        """
+        self._steps += 1
+        reward, terminated = 0.0, False
+        if self.masks is not None and not self._allowed()[action]:
+            reward, terminated = -1.0, True
+        elif self._position == self.length and action != FORWARD:
+            named_turn = LEFT if self._cue == CUE_LEFT else RIGHT
+            reward, terminated = (1.0 if action == named_turn else -1.0), True
+        elif self._position == 0 or (self._position < self.length and action == FORWARD):
+            self._position += 1
+        return self._observation(), reward, terminated, not terminated and self._steps == self.time_limit, {}
+
+    def render(self) -> npt.NDArray[np.uint8] | None:
+        """
+        Draw the maze from above, with the junction at the right, the reward (green) and the agent (black).
+
+        :return: Image of shape ``(60, 20 * (length + 1), 3)``; None without ``render_mode="rgb_array"``.
+        """
+        if self.render_mode is None:
+            return None
+        image = np.full((60, 20 * (self.length + 1), 3), 120, dtype=np.uint8)
+        image[20:40] = 255
+        image[:, -20:] = 255
+        reward_rows = slice(0, 20) if self._cue == CUE_LEFT else slice(40, 60)
+        image[reward_rows, -20:] = (60, 170, 80)
+        image[25:35, 20 * self._position + 5 : 20 * self._position + 15] = 0
+        return image
+
+    def _place(self) -> int:
+        if self._position == 0:
+            return self._cue
+        return JUNCTION if self._position == self.length else CORRIDOR
+
+    def _observation(self) -> Observation:
+        place = np.zeros(4, dtype=np.float32)
+        place[self._place()] = 1.0
+        if self.masks == "observation":
+            return {"observation": place, "action_mask": self._allowed().astype(np.int8)}
+        return place
+
+    def _allowed(self) -> BoolArray:
+        at_junction = self._position == self.length
+        return np.array([not at_junction, at_junction, at_junction])
+
+
+def best_return(length: int = 10, gamma: float = 1.0) -> float:
+    """
+    Compute the exact expected discounted return of the best policy: straight on, and the turn that the cue named.
+
+    :param length: Of the corridor.
+    :param gamma: Discount factor.
+    :return: ``gamma**length``.
+    """
+    return gamma**length
+
+
+def best_memoryless_return() -> float:
+    """
+    Give the exact expected discounted return of the best policy without memory, whatever the length and the discount.
+
+    At the junction it turns as often to the left for one cue as for the other, and one of the two is wrong: without masks
+    every such policy earns exactly this. With masks, those that make no forbidden move do, and the others earn no more.
+
+    :return: 0.
+    """
+    return 0.0
