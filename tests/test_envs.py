@@ -1,5 +1,7 @@
 """All worlds are proper gymnasium environments, and DiamondHill is the one of the lecture."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ WORLDS = [
     ("TMaze-v0", {}),
     ("TMaze-v0", {"masks": "method"}),
     ("TMaze-v0", {"masks": "observation"}),
+    ("PixelCopter-v0", {}),
 ]
 
 
@@ -47,6 +50,23 @@ def test_render_shows_what_happens(name, arguments):
             env.reset()
     assert any((image != first).any() for image in seen)
     assert gym.make(f"sb3_reinforce/{name}", **arguments).unwrapped.render() is None
+
+
+def test_gymnasium_shows_them_in_a_window(monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = gym.make("sb3_reinforce/PixelCopter-v0", render_mode="human")
+    env.reset(seed=0)
+    env.step(1)
+    assert env.get_wrapper_attr("window").get_size() == (384, 384)
+    env.close()
+
+
+def test_a_window_without_pygame_is_one_line_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    env = gym.make("sb3_reinforce/PixelCopter-v0", render_mode="human")
+    with pytest.raises(gym.error.DependencyNotInstalled, match=r"^pygame is not installed, run `pip install .*`$"):
+        env.reset(seed=0)
 
 
 def test_expected_return_and_gradient_of_the_lecture():

@@ -2,9 +2,10 @@
 
 import gymnasium as gym
 
-from sb3_reinforce.envs import aliased_gridworld
+from sb3_reinforce.envs import aliased_gridworld, pixel_copter
 from sb3_reinforce.envs.aliased_gridworld import AliasedGridworldEnv
 from sb3_reinforce.envs.diamond_hill import DiamondHillEnv
+from sb3_reinforce.envs.pixel_copter import PixelCopterEnv
 from sb3_reinforce.envs.rock_paper_scissors import RockPaperScissorsEnv
 from sb3_reinforce.envs.t_maze import TMazeEnv
 
@@ -18,5 +19,10 @@ gym.register(
     id="sb3_reinforce/RockPaperScissors-v0", entry_point="sb3_reinforce.envs.rock_paper_scissors:RockPaperScissorsEnv"
 )
 gym.register(id="sb3_reinforce/TMaze-v0", entry_point="sb3_reinforce.envs.t_maze:TMazeEnv")
+gym.register(
+    id="sb3_reinforce/PixelCopter-v0",
+    entry_point="sb3_reinforce.envs.pixel_copter:PixelCopterEnv",
+    max_episode_steps=pixel_copter.TIME_LIMIT,
+)
 
-__all__ = ["AliasedGridworldEnv", "DiamondHillEnv", "RockPaperScissorsEnv", "TMazeEnv"]
+__all__ = ["AliasedGridworldEnv", "DiamondHillEnv", "PixelCopterEnv", "RockPaperScissorsEnv", "TMazeEnv"]
