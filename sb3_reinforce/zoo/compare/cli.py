@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import math
 import os
 import signal
@@ -16,15 +17,17 @@ import gymnasium as gym
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.compare.plan import (
     Settings,
+    Task,
     claim_folder,
     limit_episodes,
     list_tasks,
     make_contenders,
     read_entries,
 )
-from sb3_reinforce.zoo.compare.pool import Pool
+from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
+from sb3_reinforce.zoo.compare.run import PACKAGES, RESULT_FILE, describe_job
 from sb3_reinforce.zoo.errors import UsageError, UserError
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, describe_time_limit
 
@@ -75,7 +78,9 @@ def main(arguments: Sequence[str]) -> None:
         with filelock.FileLock(folder / ".lock", timeout=0):
             claim_folder(folder, settings)
             if not options.report_only:
-                failures = {str(task): reason for task, reason in train(folder, settings, options.jobs).items()}
+                is_timed = options.seconds is not None
+                pool = Pool(options.jobs, options.scheduler, options.gpus_per_run, options.retries, PACKAGES, is_timed)
+                failures = {str(task): reason for task, reason in train(folder, settings, pool).items()}
             results = read_results(folder, settings, thresholds)
             write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
     except filelock.Timeout as error:
@@ -88,27 +93,46 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{len(failures)} runs failed, and the same command does them again: {reasons}")
 
 
-def train(folder: Path, settings: Settings, jobs: int) -> dict[Any, str]:
+def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
     """
     Do the runs that are not done, and end them if this process is asked to end.
 
     :param folder: Folder of the comparison.
     :param settings: Its settings.
-    :param jobs: Runs at a time.
-    :return: Why runs failed, by run.
+    :param pool: Where they are done.
+    :return: Why runs failed, by run. They are done again by the next call.
     """
+    tasks = list_tasks(settings)
+    missing = [task for task in tasks if not (folder / task.folder / RESULT_FILE).exists()]
+    device = "cpu" if pool.gpus_per_run is None else "cuda"
+    jobs = {
+        Job(
+            str(task),
+            ("-m", "sb3_reinforce.zoo.compare.run"),
+            json.dumps(describe_job(settings, task, device)),
+            folder / task.folder,
+            RESULT_FILE,
+        ): task
+        for task in missing
+    }
+    failures: dict[Task, str] = {}
+
+    def note(job: Job, failure: str | None) -> None:
+        if failure is not None:
+            failures[jobs[job]] = failure
 
     def interrupt(signal_number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     earlier = signal.signal(signal.SIGTERM, interrupt)
     try:
-        return Pool(folder, jobs).run(list_tasks(settings))
+        pool.run(list(jobs), len(tasks) - len(missing), note)
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from the finished runs", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)
+    return failures
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -154,7 +178,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="REINFORCE with other hyperparameters as one more contender, such as --variant no-baseline baseline:None; may "
         "be given several times",
     )
-    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    place.add_argument("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster, such as tcp://host:8786")
+    parser.add_argument(
+        "--gpus-per-run", type=gpu_share, metavar="SHARE", help="train on GPUs: 1, or less to let runs share one; else on CPUs"
+    )
+    parser.add_argument(
+        "--retries", type=int, choices=range(10), default=1, metavar="N", help="how often a run that was killed is done again"
+    )
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs/compare"), help="folder of runs and report")
     parser.add_argument("--n-evaluations", type=positive_int, default=20, help="evaluations during each run")
     parser.add_argument("--eval-episodes", type=positive_int, default=10, help="episodes of each of these evaluations")
@@ -204,6 +236,20 @@ def positive_float(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {text}") from None
     if not 0.0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def gpu_share(text: str) -> float:
+    """
+    Read a part of a GPU from the command line.
+
+    :param text: The number.
+    :return: The number.
+    :raises argparse.ArgumentTypeError: If it is not above 0 and at most 1.
+    """
+    value = positive_float(text)
+    if value > 1.0:
+        raise argparse.ArgumentTypeError(f"must be at most 1, since a run trains on one GPU, not {text}")
     return value
 
 

@@ -1,7 +1,8 @@
 """
 One run of a comparison, in a process of its own: trains through RL Zoo, evaluates, and writes ``result.json`` at the end.
 
-The process reports its progress on standard output, one fraction a line, and ends when its standard input is closed.
+The process is told what to do by the first line of its standard input, reports its progress on standard output, one fraction
+a line, and ends when its standard input is closed.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, un
 
 from sb3_reinforce.masking import random_actions, split_observation
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, read_settings, write_text
+from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
 RESULT_FILE = "result.json"
@@ -200,7 +201,9 @@ class ComparisonCallback(BaseCallback):
         self.next_evaluation = (int(self.spent * n_evaluations) + 1) / n_evaluations
 
 
-def train(settings: Settings, task: Task, folder: Path, report_progress: Callable[[float], None]) -> dict[str, Any]:
+def train(
+    settings: Settings, task: Task, folder: Path, report_progress: Callable[[float], None], device: str = "cpu"
+) -> dict[str, Any]:
     """
     Train a contender, and evaluate its final policy and its best checkpoint.
 
@@ -208,11 +211,12 @@ def train(settings: Settings, task: Task, folder: Path, report_progress: Callabl
     :param task: The run.
     :param folder: Where the model goes.
     :param report_progress: Called with the part of the budget that is spent.
+    :param device: Where the policy is trained.
     :return: The result.
     """
     algo = settings.algorithms[task.contender]
     set_random_seed(task.seed)
-    manager = restore_manager(settings, task, folder)
+    manager = restore_manager(settings, task, folder, device)
     experiment = manager.setup_experiment()
     assert experiment is not None
     model, _ = experiment
@@ -236,25 +240,26 @@ def train(settings: Settings, task: Task, folder: Path, report_progress: Callabl
     best = {"steps": callback.evaluations[best_index]["steps"], **final}
     if best_index < len(callback.evaluations) - 1:
         evaluator.statistics = callback.best_statistics
-        best |= report_scores(evaluator, ALGOS[algo].load(callback.best_path, device="cpu"), settings)
+        best |= report_scores(evaluator, ALGOS[algo].load(callback.best_path, device=device), settings)
     evaluator.env.close()
     return {"steps": steps, "seconds": seconds, "evaluations": callback.evaluations, "final": final, "best": best}
 
 
-def restore_manager(settings: Settings, task: Task, folder: Path) -> ExperimentManager:
+def restore_manager(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> ExperimentManager:
     """
     Make RL Zoo's experiment manager with the hyperparameters that the comparison began with.
 
     :param settings: The settings of the comparison.
     :param task: The run of a contender.
     :param folder: Where the hyperparameters and the model go.
+    :param device: Where the policy is trained.
     :return: The manager.
     """
     register()
     config = folder / "hyperparameters.yml"
     write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.contender]}, width=1000))
     algo = settings.algorithms[task.contender]
-    return make_manager(
+    manager = make_manager(
         task.env_id,
         algo,
         str(config),
@@ -263,6 +268,8 @@ def restore_manager(settings: Settings, task: Task, folder: Path) -> ExperimentM
         settings.n_timesteps or 0,
         max_episode_steps=settings.time_limits.get(task.env_id),
     )
+    manager.device = device
+    return manager
 
 
 def create_eval_env(manager: ExperimentManager, settings: Settings) -> VecEnv:
@@ -342,10 +349,11 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
     return {"final": {"stochastic": scores}}
 
 
-def describe_system() -> dict[str, str]:
+def describe_system(device: str = "cpu") -> dict[str, str]:
     """
     Say what a run depends on beside its settings.
 
+    :param device: Where the policy was trained.
     :return: Versions of the packages that are installed, of Python, and the machine.
     """
     versions = {}
@@ -353,7 +361,8 @@ def describe_system() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     system, _ = get_system_info(print_info=False)
-    return versions | {"Python": system["Python"], "machine": f"{cpu_model()}, {os.cpu_count()} cores; {system['OS']}"}
+    gpu = "" if device == "cpu" else f"{th.cuda.get_device_name(device)}; "
+    return versions | {"Python": system["Python"], "machine": f"{cpu_model()}, {os.cpu_count()} cores; {gpu}{system['OS']}"}
 
 
 def cpu_model() -> str:
@@ -374,28 +383,47 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
+def describe_job(settings: Settings, task: Task, device: str) -> dict[str, Any]:
+    """
+    Tell the process of a run what it is to do.
+
+    :param settings: The settings of the comparison.
+    :param task: The run.
+    :param device: Where the policy is trained.
+    :return: What goes to its standard input, as JSON.
+    """
+    return {"settings": settings._asdict(), "task": task._asdict(), "device": device}
+
+
 def main(arguments: list[str]) -> None:
     """
     Do one run.
 
-    :param arguments: Folder of the comparison, environment, contender and seed.
+    :param arguments: Its folder.
     """
-    folder, env_id, contender, seed = arguments
+    folder = Path(*arguments)
+    instructions = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
     th.set_num_threads(1)
-    settings, task = read_settings(Path(folder)), Task(env_id, contender, int(seed))
+    settings, task, device = Settings(**instructions["settings"]), Task(**instructions["task"]), instructions["device"]
     progress = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        if contender == RANDOM:
-            result = score_random(settings, task, Path(folder) / task.folder)
+        if task.contender == RANDOM:
+            result = score_random(settings, task, folder)
         else:
 
             def report_progress(spent: float) -> None:
                 print(f"{min(spent, 1.0):.3f}", file=progress, flush=True)
 
-            result = train(settings, task, Path(folder) / task.folder, report_progress)
-    content = {"env": env_id, "contender": contender, "seed": int(seed), **result, "versions": describe_system()}
-    write_text(Path(folder) / task.folder / RESULT_FILE, json.dumps(content))
+            result = train(settings, task, folder, report_progress, device)
+    content = {
+        "env": task.env_id,
+        "contender": task.contender,
+        "seed": task.seed,
+        **result,
+        "versions": describe_system(device),
+    }
+    write_text(folder / RESULT_FILE, json.dumps(content))
 
 
 if __name__ == "__main__":
