@@ -1,6 +1,7 @@
 """The command ``sb3-reinforce compare`` as a user runs it, on tiny budgets, and its report in a browser."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from dask_cluster import Cluster
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
@@ -24,11 +26,11 @@ from stable_baselines3 import PPO
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
-from sb3_reinforce.zoo.compare import plan
+from sb3_reinforce.zoo.compare import plan, run
 from sb3_reinforce.zoo.compare.plan import Settings, Task
 from sb3_reinforce.zoo.compare.run import RESULT_FILE
 
-SMALL = ["--n-evaluations", "2", "--eval-episodes", "2", "--final-episodes", "3", "--jobs", "2"]
+SMALL = ["--n-evaluations", "2", "--eval-episodes", "2", "--final-episodes", "3"]
 #: What may differ between two runs of the same command.
 TIMES = ["seconds", "steps_per_second", "seconds_to_threshold"]
 
@@ -93,21 +95,41 @@ def test_finished_runs_are_not_trained_again(comparison, capsys):
     assert "seeds: [0] there, [0, 1] asked for" in capsys.readouterr().err
 
 
-def test_killed_and_started_again(tmp_path):
+#: A comparison that is made in several ways.
+TWO = ["--algos", "reinforce", "a2c", "-n", "600"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """The comparison made on this machine, without an interruption."""
+    folder = tmp_path_factory.mktemp("plain") / "comparison"
+    assert main(arguments(folder, *TWO)) == 0
+    return folder
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    """Check that two comparisons have the same results, times aside."""
+    for name, times in (("results.csv", TIMES), ("curves.csv", ["seconds"])):
+        tables = [pd.read_csv(path / name).drop(columns=times) for path in (first, second)]
+        pd.testing.assert_frame_equal(*tables)
+
+
+def test_killed_and_started_again(tmp_path, plain):
     """Kill the command by its process id between two results, and compare with the same command left alone."""
-    folder, others = tmp_path / "killed", ["--algos", "reinforce", "a2c", "-n", "600", "--jobs", "1"]
+    folder, others = tmp_path / "killed", [*TWO, "--jobs", "1"]
     command = [sys.executable, "-m", "sb3_reinforce", *arguments(folder, *others)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = folder / Task("CartPole-v1", "reinforce", 0).folder / RESULT_FILE
     second = folder / Task("CartPole-v1", "a2c", 0).folder
     deadline = time.monotonic() + 300
-    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+    children: list[psutil.Process] = []
+    while not (first.exists() and children) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert first.exists()
-    assert not (second / RESULT_FILE).exists()
+    assert not second.exists()
     assert children
     # A run must not go on without the command that wants it
     _, alive = psutil.wait_procs(children, timeout=60)
@@ -116,27 +138,35 @@ def test_killed_and_started_again(tmp_path):
     written = first.stat().st_mtime_ns
     assert main(arguments(folder, *others)) == 0
     assert first.stat().st_mtime_ns == written
-    assert main(arguments(tmp_path / "whole", *others)) == 0
-    tables = [pd.read_csv(path / "results.csv").drop(columns=TIMES) for path in (folder, tmp_path / "whole")]
-    pd.testing.assert_frame_equal(*tables)
+    assert_equal(folder, plain)
+
+
+def test_two_workers_in_two_folders_give_the_same(tmp_path, plain):
+    cluster = Cluster(tmp_path)
+    try:
+        folder = tmp_path / "comparison"
+        assert main(arguments(folder, *TWO, "--scheduler", cluster.address)) == 0
+    finally:
+        cluster.stop()
+    assert_equal(folder, plain)
+    files = [sorted(path.relative_to(root) for path in (root / "runs").rglob("*")) for root in (folder, plain)]
+    assert files[0] == files[1]
 
 
 def test_a_run_ends_when_nobody_waits_for_it(tmp_path):
     register()
     entries = plan.read_entries(["CartPole-v1"], [plan.Contender("ppo", "ppo")])
-    comparison = tmp_path / "comparison"
-    comparison.mkdir()
-    plan.claim_folder(comparison, Settings([0], 10_000_000, None, 1, 1, 1, entries, {"ppo": "ppo"}))
-    folder = comparison / Task("CartPole-v1", "ppo", 0).folder
-    folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "sb3_reinforce.zoo.compare.run", str(comparison), "CartPole-v1", "ppo", "0"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    settings = Settings([0], 10_000_000, None, 1, 1, 1, entries, {"ppo": "ppo"})
+    command = [sys.executable, "-m", "sb3_reinforce.zoo.compare.run", str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process.stdin.write(json.dumps(run.describe_job(settings, Task("CartPole-v1", "ppo", 0), "cpu")) + "\n")
+    process.stdin.flush()
     # Its first line of progress: it trains
     assert process.stdout.readline()
     assert process.poll() is None
     process.stdin.close()
     assert process.wait(timeout=60) == 1
-    assert not (folder / RESULT_FILE).exists()
+    assert not (tmp_path / RESULT_FILE).exists()
 
 
 def test_a_failed_run_does_not_sink_the_others(tmp_path, capsys):

@@ -5,7 +5,6 @@ import ast
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
     """
-    Do the runs that are not done, and end them if this process is asked to end.
+    Do the runs that are not done.
 
     :param folder: Folder of the comparison.
     :param settings: Its settings.
@@ -103,7 +102,6 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
     :return: Why runs failed, by run. They are done again by the next call.
     """
     tasks = list_tasks(settings)
-    missing = [task for task in tasks if not (folder / task.folder / RESULT_FILE).exists()]
     device = "cpu" if pool.gpus_per_run is None else "cuda"
     jobs = {
         Job(
@@ -113,7 +111,8 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
             folder / task.folder,
             RESULT_FILE,
         ): task
-        for task in missing
+        for task in tasks
+        if not (folder / task.folder / RESULT_FILE).exists()
     }
     failures: dict[Task, str] = {}
 
@@ -121,17 +120,11 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
         if failure is not None:
             failures[jobs[job]] = failure
 
-    def interrupt(signal_number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
     try:
-        pool.run(list(jobs), len(tasks) - len(missing), note)
+        pool.run(list(jobs), len(tasks) - len(jobs), note)
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from the finished runs", file=sys.stderr)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
     return failures
 
 

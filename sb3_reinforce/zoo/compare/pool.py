@@ -110,12 +110,17 @@ class Pool(NamedTuple):
         :param on_end: Called when a run has ended and its folder is there, with why it failed, None if it succeeded.
         :raises UserError: If there is no such scheduler, or its workers have other versions, before anything is done; if it is
             lost, or a folder cannot be written.
-        :raises KeyboardInterrupt: If the user interrupts. Whatever raises, the running processes are ended.
+        :raises KeyboardInterrupt: If the user interrupts, or somebody asks this process to end. Whatever raises, the running
+            processes are ended.
         """
         if not jobs:
             return
         topic = f"sb3-reinforce-{uuid.uuid4().hex}"
-        with self._connect() as (client, gpus), Progress(self.title, jobs, n_finished) as progress:
+        with (
+            interrupted_by_termination(),
+            self._connect() as (client, gpus),
+            Progress(self.title, jobs, n_finished) as progress,
+        ):
             client.subscribe_topic(topic, lambda event: progress.show(*event[1]))
             versions = installed_versions(self.packages)
             futures = {
@@ -284,6 +289,20 @@ class Progress:
         self._bar.update(self._n_finished + len(self._ended) + sum(self._spent.values()) - self._bar.n)
         running = ", ".join(self.jobs[index].name for index in sorted(self._spent))
         self._bar.set_postfix_str(f"running: {running or 'none'}", refresh=False)
+
+
+@contextlib.contextmanager
+def interrupted_by_termination() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: a stopped service must end its runs too."""
+
+    def interrupt(signal_number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def guard(job: Job, progress: tuple[str, int], versions: Mapping[str, str], gpus: Sequence[str]) -> Outcome:
