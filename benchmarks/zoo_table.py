@@ -18,15 +18,8 @@ import hashlib
 import io
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +28,6 @@ import yaml
 from common import (
     HYPERPARAMETERS,
     REPOSITORY,
-    code_hash,
-    git_commit,
     make_parser,
     markdown_table,
     positive_int,
@@ -47,18 +38,19 @@ from common import (
     write_text,
 )
 from tqdm import tqdm
+from zoo_run import RESULT
+
+from sb3_reinforce.zoo.compare.pool import Job, Pool
 
 NAME = "zoo_table"
-#: The command that trains; the flags of rl_zoo3.train follow.
-TRAIN_COMMAND = [sys.executable, "-m", "sb3_reinforce", "train"]
+#: What trains and evaluates.
+RUN_SCRIPT = REPOSITORY / "benchmarks" / "zoo_run.py"
 NOT_ENVIRONMENTS = ("default", "atari")
 
 SEEDS = list(range(5))
 #: Environments whose runs are so long that three seeds must do.
 SLOW_ENVIRONMENTS = ("BipedalWalker-v3", "Ant-v5", "Humanoid-v5")
 SLOW_SEEDS = SEEDS[:3]
-#: Added to a seed for its evaluation, so that the episodes are not those of the training.
-EVALUATION_SEED = 10_000
 
 
 class Published(NamedTuple):
@@ -149,10 +141,6 @@ class Task(NamedTuple):
         return self.env, self.seed, entry_hash(self.entry)
 
 
-class Crash(Exception):
-    """A run that did not finish."""
-
-
 def entry_hash(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -235,123 +223,39 @@ def append_run(path: Path, run: dict[str, Any]) -> None:
         file.write((b"\n" if line_is_open else b"") + json.dumps(run, allow_nan=False).encode() + b"\n")
 
 
-class Runner:
-    """Trains and evaluates in child processes, and ends them when it is interrupted."""
-
-    def __init__(self, options: argparse.Namespace, made_by: dict[str, Any]) -> None:
-        self.options = options
-        self.made_by = made_by
-        self.stopped = threading.Event()
-        self.lock = threading.Lock()
-        self.children: set[subprocess.Popen[str]] = set()
-
-    def stop(self) -> None:
-        """End what runs, and start nothing more."""
-        self.stopped.set()
-        with self.lock:
-            for child in self.children:
-                child.terminate()
-
-    def _call(self, command: Sequence[str], output: Path) -> None:
-        """Run a command whose output goes to a file."""
-        with output.open("w") as file:
-            with self.lock:
-                if self.stopped.is_set():
-                    raise Crash("interrupted")
-                # In a session of its own: at Ctrl-C, RL Zoo would save the unfinished model as if nothing had happened
-                child = subprocess.Popen(
-                    command,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    cwd=REPOSITORY,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    start_new_session=True,
-                )
-                self.children.add(child)
-            return_code = child.wait()
-        with self.lock:
-            self.children.discard(child)
-        if return_code != 0:
-            printed = output.read_text(errors="replace")
-            last_lines = " | ".join(" ".join(line.split()) for line in printed.strip().splitlines()[-3:])
-            raise Crash(without_machine_paths(f"{output.stem} ended with {return_code}: {last_lines}"))
-
-    def run(self, task: Task) -> dict[str, Any]:
-        """
-        Train and evaluate.
-
-        :raises Crash: If either does not finish.
-        """
-        folder = self.options.log_folder.resolve() / f"{task.env.replace('/', '-')}-seed{task.seed}-{entry_hash(task.entry)}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        # What is trained is what was hashed, whatever happens to the file in the meantime
-        config = folder / "hyperparams.yml"
-        write_text(config, yaml.safe_dump({task.env: task.entry}))
-        command = [*TRAIN_COMMAND, "--algo", "reinforce", "--env", task.env, "--seed", str(task.seed), "-f", str(folder)]
-        command += ["--conf-file", str(config), "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]
-        command += ["--vec-env", self.options.vec_env]
-        # Those of this run: the sources may change while the others are running
-        sources = {"git_commit": git_commit(), "code_hash": code_hash()}
-        start = time.perf_counter()
-        self._call(command, folder / "train.log")
-        training_seconds = time.perf_counter() - start
-
-        evaluate = [sys.executable, str(REPOSITORY / "benchmarks" / "evaluate_run.py"), "--log-folder", str(folder)]
-        evaluate += ["--env", task.env, "--episodes", str(self.options.episodes), "--seed", str(EVALUATION_SEED + task.seed)]
-        self._call(evaluate, folder / "evaluate.log")
-        evaluation = json.loads((folder / "evaluation.json").read_text())
-        if evaluation["trained_steps"] < int(task.entry["n_timesteps"]):
-            raise Crash(f"only {evaluation['trained_steps']:,} of {int(task.entry['n_timesteps']):,} steps were trained")
-        return {
-            "env": task.env,
-            "seed": task.seed,
-            "entry_hash": entry_hash(task.entry),
-            "entry": json_entry(task.entry),
-            "mean": float(np.mean(evaluation["scores"])),
-            "std_over_episodes": float(np.std(evaluation["scores"])),
-            "training_seconds": training_seconds,
-            "vec_env": self.options.vec_env,
-            **evaluation,
-            "provenance": self.made_by | sources,
-        }
+def make_job(task: Task, options: argparse.Namespace) -> Job:
+    """Say what a run is to do, and in which folder it is kept."""
+    instructions = {"env": task.env, "seed": task.seed, "entry": task.entry}
+    instructions |= {"vec_env": options.vec_env, "episodes": options.episodes}
+    name = f"{task.env.replace('/', '-')}-seed{task.seed}-{entry_hash(task.entry)}"
+    folder = options.log_folder.resolve() / name
+    return Job(f"{task.env} seed {task.seed}", (str(RUN_SCRIPT),), json.dumps(instructions), folder, RESULT)
 
 
 def run_tasks(tasks: list[Task], options: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str], bool]:
     """Run what is not finished, and return the crashes and whether it was interrupted."""
     runs_path = options.results_dir / f"{NAME}_runs.jsonl"
     finished = read_runs(runs_path)
-    missing = [task for task in tasks if task.key not in finished]
-    runner, crashes, interrupted = Runner(options, made_by), [], False
-    with (
-        tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc=NAME, unit="run") as progress,
-        ThreadPoolExecutor(options.jobs) as pool,
-    ):
-        try:
-            futures = {pool.submit(runner.run, task): task for task in missing}
-            for future in as_completed(futures):
-                task = futures[future]
-                try:
-                    run = future.result()
-                except Exception as error:
-                    crashes.append(f"{task.env} seed {task.seed}: {without_machine_paths(str(error))}")
-                    tqdm.write(f"CRASHED {crashes[-1]}")
-                else:
-                    append_run(runs_path, run)
-                    write_table(options, made_by, crashes)
-                    tqdm.write(f"{task.env} seed {task.seed}: {run['mean']:.1f} in {run['training_seconds']:.0f} s")
-                progress.update()
-        except KeyboardInterrupt:
-            interrupted = True
-            runner.stop()
-            pool.shutdown(cancel_futures=True)
-        except BaseException:
-            # Whatever cannot be written down must not be trained first
-            runner.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return crashes, interrupted
+    jobs = {make_job(task, options): task for task in tasks if task.key not in finished}
+    crashes = []
+
+    def note(job: Job, failure: str | None) -> None:
+        task = jobs[job]
+        if failure is not None:
+            crashes.append(without_machine_paths(f"{job.name}: {failure}"))
+            return
+        run = json.loads((job.folder / RESULT).read_text())
+        known = {"env": task.env, "seed": task.seed, "entry_hash": task.key[2], "entry": json_entry(task.entry)}
+        provenance_of_run = made_by | run.pop("sources")
+        append_run(runs_path, known | run | {"provenance": provenance_of_run})
+        write_table(options, made_by, crashes)
+        tqdm.write(f"{job.name}: {run['mean']:.1f} in {run['training_seconds']:.0f} s")
+
+    try:
+        Pool(options.jobs, title=NAME).run(list(jobs), len(tasks) - len(jobs), note)
+    except KeyboardInterrupt:
+        return crashes, True
+    return crashes, False
 
 
 def reaches(means: Sequence[float], published: Published) -> bool:
@@ -491,10 +395,6 @@ def choose_tasks(
     return sorted(tasks, key=lambda task: task.seed)
 
 
-def interrupt(signal_number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     tasks = choose_tasks(plan_rows(options.hyperparams, options.n_timesteps), options.env, options.conf, options.seeds)
@@ -505,6 +405,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # A stopped service must end its trainings too
-    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main(sys.argv[1:]))

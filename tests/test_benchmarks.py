@@ -232,22 +232,41 @@ def zoo_table(tmp_path):
     return importlib.import_module("zoo_table"), ["--hyperparams", hyperparams, "--log-folder", tmp_path / "logs"]
 
 
+#: Notes what was trained; environments whose file is there do not finish.
+STAND_IN = """
+import json, pathlib, sys
+order, notes = json.loads(sys.stdin.readline()), pathlib.Path({notes!r})
+with open(notes / "trained", "a") as file:
+    file.write(json.dumps([order["env"], order["seed"]]) + "\\n")
+if (notes / order["env"]).exists():
+    sys.exit({failure!r})
+run = {{"mean": 100.0 + order["seed"], "training_seconds": 1.0, "sources": {{}}}}
+pathlib.Path(sys.argv[1], "run.json").write_text(json.dumps(run))
+"""
+
+
+class FakeRuns:
+    """Replaces training by a list of what was trained."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.script = folder / "stand_in.py"
+        self.script.write_text(STAND_IN.format(notes=str(folder), failure=f"{REPOSITORY}/somewhere failed"))
+
+    def pop_trained(self):
+        """What was trained since the last call."""
+        path = self.folder / "trained"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [tuple(json.loads(line)) for line in lines]
+
+
 @pytest.fixture
-def fake_runs(zoo_table, monkeypatch):
-    """Replaces training by a list of what was trained; environments in ``crashing`` do not finish."""
-    trained, crashing = [], set()
-
-    def run(runner, task):
-        trained.append((task.env, task.seed))
-        if task.env in crashing:
-            raise RuntimeError(f"{REPOSITORY}/somewhere failed")
-        return {
-            **{"env": task.env, "seed": task.seed, "entry_hash": task.key[2], "mean": 100.0 + task.seed},
-            **{"training_seconds": 1.0, "provenance": runner.made_by},
-        }
-
-    monkeypatch.setattr(zoo_table[0].Runner, "run", run)
-    return trained, crashing
+def fake_runs(tmp_path, zoo_table, monkeypatch):
+    (tmp_path / "fake").mkdir()
+    fake_runs = FakeRuns(tmp_path / "fake")
+    monkeypatch.setattr(zoo_table[0], "RUN_SCRIPT", fake_runs.script)
+    return fake_runs
 
 
 def rows_of(results_dir):
@@ -264,7 +283,7 @@ def test_zoo_table_trains_and_evaluates_through_rl_zoo(tmp_path, zoo_table, monk
     assert run["trained_steps"] >= 60
     # CartPole pays 1 for each step: the scores are not normalised
     assert run["scores"] == run["lengths"] and len(run["scores"]) == 2
-    assert "Loading running average" in next((tmp_path / "logs").rglob("evaluate.log")).read_text()
+    assert "Loading running average" in next((tmp_path / "logs").rglob("output.log")).read_text()
     row = rows_of(results_dir)["CartPole-v1"]
     assert (row["n_seeds"], row["mean"], row["reached"]) == (1, run["mean"], False)
     last = (results_dir / "zoo_table.md").read_text().rstrip().splitlines()[-1]
@@ -273,12 +292,11 @@ def test_zoo_table_trains_and_evaluates_through_rl_zoo(tmp_path, zoo_table, monk
 
 
 def test_zoo_table_never_repeats_a_finished_run(tmp_path, zoo_table, fake_runs):
-    trained, _ = fake_runs
     results_dir = tmp_path / "results"
     assert run_in_process("zoo_table", results_dir, "--jobs", 1, *zoo_table[1]) == 0
     # One run of each environment first, and three of those that are slow
     expected = [(seed, env) for seed in range(5) for env in ("CartPole-v1", "Ant-v5") if env == "CartPole-v1" or seed < 3]
-    assert trained == [(env, seed) for seed, env in expected]
+    assert fake_runs.pop_trained() == [(env, seed) for seed, env in expected]
     row = rows_of(results_dir)["CartPole-v1"]
     assert (row["n_seeds"], row["mean"], row["std"]) == (5, 102.0, pytest.approx(2.5**0.5))
     assert rows_of(results_dir)["Hopper-v5"]["mean"] is None
@@ -289,22 +307,19 @@ def test_zoo_table_never_repeats_a_finished_run(tmp_path, zoo_table, fake_runs):
     # A line that the end of the machine cut is as if it were not there
     runs_path = results_dir / "zoo_table_runs.jsonl"
     runs_path.write_text("\n".join(runs_path.read_text().splitlines())[:-20])
-    trained.clear()
     run_in_process("zoo_table", results_dir, *zoo_table[1])
-    assert trained == [("CartPole-v1", 4)]
+    assert fake_runs.pop_trained() == [("CartPole-v1", 4)]
     assert rows_of(results_dir)["CartPole-v1"]["n_seeds"] == 5
 
-    trained.clear()
     run_in_process("zoo_table", results_dir, "--env", "Ant-v5", "--seeds", 0, 3, *zoo_table[1])
-    assert trained == [("Ant-v5", 3)]
+    assert fake_runs.pop_trained() == [("Ant-v5", 3)]
 
     # Another entry is another experiment
-    trained.clear()
     run_in_process("zoo_table", results_dir, "--n-timesteps", 70, "--seeds", 0, "--env", "Ant-v5", *zoo_table[1])
-    assert trained == [("Ant-v5", 0)]
+    assert fake_runs.pop_trained() == [("Ant-v5", 0)]
     assert rows_of(results_dir)["CartPole-v1"]["mean"] is None
     run_in_process("zoo_table", results_dir, "--table-only", *zoo_table[1])
-    assert trained == [("Ant-v5", 0)]
+    assert fake_runs.pop_trained() == []
     assert rows_of(results_dir)["CartPole-v1"]["n_seeds"] == 5
 
 
@@ -314,7 +329,7 @@ def test_zoo_table_has_a_row_for_a_shorter_training(tmp_path, zoo_table, fake_ru
     monkeypatch.setattr(zoo_table[0], "SHORTER", {"CartPole-v1": (20, published)})
     arguments = ["--seeds", 3, "--env", "CartPole-v1", *zoo_table[1]]
     run_in_process("zoo_table", results_dir, *arguments)
-    assert fake_runs[0] == [("CartPole-v1", 3)] * 2
+    assert fake_runs.pop_trained() == [("CartPole-v1", 3)] * 2
     shorter, own = [row for row in read_results(results_dir, "zoo_table")["rows"] if row["env"] == "CartPole-v1"]
     assert (shorter["steps"], shorter["published"], shorter["reached"]) == (20, "somebody 103 (20)", True)
     assert (own["steps"], own["target"], own["reached"]) == (60, 500.0, False)
@@ -322,9 +337,8 @@ def test_zoo_table_has_a_row_for_a_shorter_training(tmp_path, zoo_table, fake_ru
     assert len({run["entry_hash"] for run in read_results(results_dir, "zoo_table")["runs"]}) == 2
 
     # Another number of steps for all of them leaves nothing shorter
-    fake_runs[0].clear()
     run_in_process("zoo_table", results_dir, "--n-timesteps", 70, *arguments)
-    assert fake_runs[0] == [("CartPole-v1", 3)]
+    assert fake_runs.pop_trained() == [("CartPole-v1", 3)]
 
 
 def test_zoo_table_has_configurations_side_by_side(tmp_path, zoo_table, fake_runs):
@@ -368,47 +382,48 @@ def test_zoo_table_still_knows_the_runs_of_the_textbooks_entries():
 
 
 def test_zoo_table_reports_a_crash_and_goes_on(tmp_path, zoo_table, fake_runs):
-    trained, crashing = fake_runs
     results_dir = tmp_path / "results"
-    crashing.add("CartPole-v1")
+    (fake_runs.folder / "CartPole-v1").touch()
     assert run_in_process("zoo_table", results_dir, "--seeds", 0, *zoo_table[1]) == 1
-    assert sorted(trained) == [("Ant-v5", 0), ("CartPole-v1", 0)]
+    assert sorted(fake_runs.pop_trained()) == [("Ant-v5", 0), ("CartPole-v1", 0)]
     assert rows_of(results_dir)["Ant-v5"]["n_seeds"] == 1
-    assert "- CartPole-v1 seed 0: somewhere failed" in (results_dir / "zoo_table.md").read_text()
+    assert "- CartPole-v1 seed 0: exit status 1: somewhere failed" in (results_dir / "zoo_table.md").read_text()
 
-    crashing.clear()
-    trained.clear()
+    (fake_runs.folder / "CartPole-v1").unlink()
     assert run_in_process("zoo_table", results_dir, "--seeds", 0, *zoo_table[1]) == 0
-    assert trained == [("CartPole-v1", 0)]
+    assert fake_runs.pop_trained() == [("CartPole-v1", 0)]
     assert "Crashed" not in (results_dir / "zoo_table.md").read_text()
 
 
-def test_zoo_table_ends_its_trainings_when_interrupted(tmp_path, zoo_table):
-    endless = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_zoo_table_ends_its_trainings_when_interrupted(tmp_path, zoo_table, how):
+    note = tmp_path / "process"
+    endless = tmp_path / "endless.py"
+    endless.write_text(
+        f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(f'{{os.getpid()}}.'); time.sleep(600)"
+    )
     # As in a terminal: where the tests run in the background of a shell, their children would ignore the signal
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    program += f"import sys, zoo_table; zoo_table.TRAIN_COMMAND = [sys.executable, '-c', {endless!r}]; "
+    program += f"import sys, zoo_table; zoo_table.RUN_SCRIPT = {str(endless)!r}; "
     program += "sys.exit(zoo_table.main(sys.argv[1:]))"
     arguments = ["--results-dir", tmp_path / "results", "--seeds", 0, 1, "--env", "CartPole-v1", "--jobs", 1, *zoo_table[1]]
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(BENCHMARKS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))},
     )
     try:
         deadline = time.monotonic() + 60
-        logs = []
-        while not (logs and logs[0].read_text().endswith("\n")):
+        while not (note.exists() and note.read_text().endswith(".")):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
-            logs = list((tmp_path / "logs").rglob("train.log"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         assert process.wait(timeout=60) == 130
     finally:
         process.kill()
     with pytest.raises(ProcessLookupError):
-        os.kill(int(logs[0].read_text()), 0)
+        os.kill(int(note.read_text()[:-1]), 0)
     assert not (tmp_path / "results" / "zoo_table_runs.jsonl").exists()
     assert rows_of(tmp_path / "results")["CartPole-v1"]["mean"] is None
 
