@@ -230,7 +230,19 @@ def test_bad_arguments(capsys, monkeypatch, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["-n", "1.5"], ["--seconds", "inf"], ["--jobs", "many"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["--seeds", "0"],
+            ["-n", "1.5"],
+            ["--seconds", "inf"],
+            ["--jobs", "many"],
+            ["--jobs", "2", "--scheduler", "tcp://a:1"],
+        ),
+        *(["--gpus-per-run", "0"], ["--gpus-per-run", "2"], ["--retries", "-1"]),
+    ],
+)
 def test_bad_numbers(arguments):
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--env", "CartPole-v1", *arguments])

@@ -352,12 +352,15 @@ def test_a_lost_scheduler_ends_the_command_and_the_runs(notes, cluster):
     [
         ("tcp://127.0.0.1:1", "--scheduler tcp://127.0.0.1:1: Timed out"),
         ("tcp://nowhere.invalid:8786", "--scheduler tcp://nowhere.invalid:8786: "),
-        ("http://127.0.0.1:1", "--scheduler http://127.0.0.1:1: "),
-        ("tls://127.0.0.1:1", "--scheduler tls://127.0.0.1:1: "),
+        ("http://127.0.0.1:1", "--scheduler http://127.0.0.1:1: unknown address scheme"),
+        ("nowhere", "--scheduler nowhere: missing port number"),
+        ("tls://127.0.0.1:1", "--scheduler tls://127.0.0.1:1: TLS expects"),
     ],
 )
 def test_a_scheduler_that_cannot_be_reached(notes, monkeypatch, address, message):
     monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
+    # None that would try to close what was never open when it is collected, and print a traceback
+    monkeypatch.setattr(pool, "Client", None)
     with pytest.raises(UserError, match=message) as error_info:
         do(Pool(scheduler=address), [notes.job("a")])
     assert "\n" not in str(error_info.value)
@@ -379,7 +382,8 @@ class StubClient:
         machine = {"packages": pool.installed_versions(packages)}
         return {"scheduler": machine, "workers": dict.fromkeys(self.workers, machine)}
 
-    def scheduler_info(self):
+    def scheduler_info(self, n_workers):
+        assert n_workers == -1
         return {"workers": {name: {"resources": resources} for name, resources in self.workers.items()}}
 
     def run(self, function):

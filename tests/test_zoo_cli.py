@@ -383,13 +383,15 @@ def test_a_time_limit_is_a_number_of_steps(capsys, limit):
     [
         ("rl_zoo3.enjoy", ["enjoy"], 'pip install "sb3-reinforce[zoo]"'),
         ("seaborn", ["plot-train", "-a", "x", "-e", "x", "-f", "x"], 'pip install "sb3-reinforce[zoo]"'),
+        ("distributed", ["compare", "--env", "CartPole-v1"], 'pip install "sb3-reinforce[zoo]"'),
         ("envpool", ["train", "--vec-env", "envpool"], 'pip install "sb3-reinforce[envpool]"'),
         ("wandb", ["train", "--track"], "pip install wandb"),
         ("my_envs", ["train", "--gym-packages", "my_envs"], "pip install my_envs"),
     ],
 )
 def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, module, args, message):
-    for name in [name for name in sys.modules if name.startswith("rl_zoo3.plots")]:
+    ours = ("sb3_reinforce.zoo.compare.cli", "sb3_reinforce.zoo.compare.pool")
+    for name in [name for name in sys.modules if name.startswith("rl_zoo3.plots") or name in ours]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     assert message in fails(capsys, *args)

@@ -90,6 +90,8 @@ EXTRA_MODULES = {
         "tensorboard",
         "jinja2",
         "filelock",
+        "dask",
+        "distributed",
     ),
 }
 

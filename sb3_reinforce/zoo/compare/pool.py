@@ -4,6 +4,7 @@ Runs side by side, each in a process of its own, by Dask: on the cores of this m
 What a worker does is to guard one child process, and to send back what it leaves, so that no folder has to be shared.
 """
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -25,7 +26,9 @@ import dask
 import torch as th
 from dask.typing import Key
 from distributed import Client, Future, LocalCluster, Worker, as_completed, get_worker
+from distributed.comm import connect
 from distributed.core import Status
+from distributed.security import Security
 from distributed.versions import get_versions
 from tqdm import tqdm
 
@@ -195,10 +198,11 @@ class Pool(NamedTuple):
                 yield client, gpus
         else:
             try:
-                client = Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-            except (OSError, ValueError, TypeError) as error:
+                # A client that could not be made would take its time to give up, and then say so in a traceback
+                asyncio.run(reach(self.scheduler))
+            except (OSError, ValueError, TypeError, RuntimeError) as error:
                 raise UserError(f"--scheduler {self.scheduler}: {' '.join(str(error).split())}") from error
-            with client:
+            with Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client:
                 self._check_cluster(client)
                 yield client, []
 
@@ -217,7 +221,7 @@ class Pool(NamedTuple):
         ]
         if problems:
             raise UserError(f"--scheduler {self.scheduler}: other versions than here: {'; '.join(problems)}")
-        workers = client.scheduler_info()["workers"].values()
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if not workers:
             print(f"{self.scheduler} has no worker yet: the runs wait for one", file=sys.stderr)
         elif self.gpus_per_run is not None and all(GPU not in worker["resources"] for worker in workers):
@@ -289,6 +293,20 @@ class Progress:
         self._bar.update(self._n_finished + len(self._ended) + sum(self._spent.values()) - self._bar.n)
         running = ", ".join(self.jobs[index].name for index in sorted(self._spent))
         self._bar.set_postfix_str(f"running: {running or 'none'}", refresh=False)
+
+
+async def reach(address: str) -> None:
+    """
+    Check that there is a scheduler, which lets this process in.
+
+    :param address: Its address.
+    :raises OSError: If there is none, or it wants other certificates.
+    :raises ValueError: If this is no address.
+    :raises TypeError: If this process has no certificates where they are needed.
+    :raises RuntimeError: If this process must not connect without certificates.
+    """
+    comm = await connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 @contextlib.contextmanager
