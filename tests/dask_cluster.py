@@ -19,7 +19,7 @@ def wait_until(condition, timeout: float = TIMEOUT) -> None:
 
 class Cluster:
     """
-    A scheduler and two workers of one thread, in processes of their own and in folders of their own.
+    A scheduler and two workers of one thread, in processes of their own and in folders of their own; one says it has a GPU.
 
     :param folder: Where these folders are.
     """
@@ -41,7 +41,7 @@ class Cluster:
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", "."]
         new = [name for name in ("left", "right") if not self.is_running(name)]
         for name in new:
-            self.start_process(name, self.address, *options)
+            self.start_process(name, self.address, *options, *(["--resources", "GPU=1"] if name == "right" else []))
         for name in new:
             wait_until(lambda name=name: "Registered to" in self.log(name).read_text())
 

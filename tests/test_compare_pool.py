@@ -133,6 +133,20 @@ def test_a_run_that_fails_is_told_of_and_not_repeated(notes, capsys):
     assert "FAILED bad: exit status 1: bad luck" in capsys.readouterr().err
 
 
+def test_a_report_that_comes_after_the_end_counts_nothing(notes):
+    with pool.Progress("runs", [notes.job("a"), notes.job("b")], 3) as progress:
+        progress.show(0, 0.5)
+        progress.show(1, 0.25)
+        assert progress._bar.n == 3.75
+        assert progress._bar.postfix == "running: a, b"
+        progress.end(0, None)
+        progress.show(0, 0.9)
+        # A run that began anew
+        progress.show(1, 0.0)
+        assert progress._bar.n == 4.0
+        assert progress._bar.postfix == "running: b"
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_run_that_is_killed_is_done_again_but_not_without_end(notes, retries):
     failures = do(
@@ -267,6 +281,12 @@ def test_workers_need_no_folder_in_common(notes, cluster):
     assert all(Path(current[index]) in Path(scratch[index]).parents for index in range(2))
     # Nothing is left where they worked
     assert not any(Path(folder).exists() for folder in scratch)
+
+
+def test_runs_that_need_a_gpu_go_where_one_is(notes, cluster):
+    jobs = [notes.job(name) for name in "abc"]
+    assert do(Pool(scheduler=cluster.address, gpus_per_run=1.0), jobs) == dict.fromkeys("abc")
+    assert {notes.processes(name, of_parent=True)[0] for name in "abc"} == {cluster.processes["right"].pid}
 
 
 def test_workers_with_other_versions_are_refused(notes, cluster, monkeypatch):

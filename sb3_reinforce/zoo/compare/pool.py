@@ -26,7 +26,7 @@ import dask
 import torch as th
 from dask.typing import Key
 from distributed import Client, Future, LocalCluster, Worker, as_completed, get_worker
-from distributed.comm import connect
+from distributed.comm.core import connect
 from distributed.core import Status
 from distributed.security import Security
 from distributed.versions import get_versions
