@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> None:
             claim_folder(folder, settings)
             if not options.report_only:
                 is_timed = options.seconds is not None
-                pool = Pool(options.jobs, options.scheduler, options.gpus_per_run, options.retries, PACKAGES, is_timed)
+                jobs = options.jobs or os.cpu_count() or 1
+                pool = Pool(jobs, options.scheduler, options.gpus_per_run, options.retries, PACKAGES, is_timed)
                 failures = {str(task): reason for task, reason in train(folder, settings, pool).items()}
             results = read_results(folder, settings, thresholds)
             write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
@@ -172,7 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
         "be given several times",
     )
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    place.add_argument("--jobs", type=positive_int, help="runs at a time, one thread each; all cores if not given")
     place.add_argument("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster, such as tcp://host:8786")
     parser.add_argument(
         "--gpus-per-run", type=gpu_share, metavar="SHARE", help="train on GPUs: 1, or less to let runs share one; else on CPUs"

@@ -178,14 +178,13 @@ class Pool(NamedTuple):
         if self.scheduler is None:
             gpus = [] if self.gpus_per_run is None else list_gpus()[: self.jobs]
             n_workers = max(1, len(gpus))
-            per_gpu = self.jobs if self.gpus_per_run is None else int(1 / self.gpus_per_run)
             with (
                 # Watching what threads do is for those who compute in them
                 dask.config.set({"distributed.worker.profile.enabled": False}),
                 LocalCluster(
                     processes=False,
                     n_workers=n_workers,
-                    threads_per_worker=min(per_gpu, self.jobs // n_workers),
+                    threads_per_worker=self.jobs // n_workers,
                     memory_limit=0,
                     resources={GPU: 1} if gpus else {},
                     silence_logs=logging.CRITICAL + 1,
