@@ -32,9 +32,9 @@ from distributed.security import Security
 from distributed.versions import get_versions
 from tqdm import tqdm
 
+from sb3_reinforce.zoo.compare.failures import LOG_FILE, explain_failure
 from sb3_reinforce.zoo.errors import UserError
 
-LOG_FILE = "output.log"
 #: The resource that workers with a GPU declare, as ``dask cuda worker`` and Dask's own documentation call it.
 GPU = "GPU"
 #: Seconds to wait for a scheduler.
@@ -165,6 +165,8 @@ class Pool(NamedTuple):
         except OtherVersions as error:
             raise UserError(f"--scheduler {self.scheduler}: {error}") from error
         except Exception as error:
+            # What an earlier attempt printed does not explain this one
+            shutil.rmtree(job.folder, ignore_errors=True)
             return " ".join(str(error).split())
         try:
             unpack(outcome.archive, job.folder)
@@ -368,11 +370,11 @@ def guard(job: Job, progress: tuple[str, int], versions: Mapping[str, str], gpus
                 finally:
                     child.kill()
                     reader.join()
-        printed = (folder / LOG_FILE).read_text(errors="replace").strip().splitlines()
-        last_line = printed[-1] if printed else "nothing printed"
+        if (folder / job.result_file).exists():
+            return Outcome(pack(folder), None)
+        failure = explain_failure(child.returncode, (folder / LOG_FILE).read_text(errors="replace"))
         if child.returncode < 0:
-            raise RunKilled(f"killed by {signal.Signals(-child.returncode).name}: {last_line}")
-        failure = None if (folder / job.result_file).exists() else f"exit status {child.returncode}: {last_line}"
+            raise RunKilled(failure)
         return Outcome(pack(folder), failure)
 
 
