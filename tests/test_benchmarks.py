@@ -349,14 +349,13 @@ def test_zoo_table_has_configurations_side_by_side(tmp_path, zoo_table, fake_run
     flag, hyperparams, *others = zoo_table[1]
     arguments = ["--seeds", 0, flag, hyperparams, other, *others]
     run_in_process("zoo_table", results_dir, "--conf", "tiny-adam", *arguments)
-    assert sorted(fake_runs[0]) == [("Ant-v5", 0), ("CartPole-v1", 0)]
+    assert sorted(fake_runs.pop_trained()) == [("Ant-v5", 0), ("CartPole-v1", 0)]
     rows = {(row["env"], row["conf"]): row["n_seeds"] for row in read_results(results_dir, "zoo_table")["rows"]}
     # What both have in common is not trained twice
     assert [rows["CartPole-v1", conf] for conf in ("tiny", "tiny-adam")] == [1, 1]
     assert [rows["Ant-v5", conf] for conf in ("tiny", "tiny-adam")] == [0, 1]
-    fake_runs[0].clear()
     run_in_process("zoo_table", results_dir, *arguments)
-    assert fake_runs[0] == [("Ant-v5", 0)]
+    assert fake_runs.pop_trained() == [("Ant-v5", 0)]
     assert "Targets reached: tiny 0 of 17, tiny-adam 0 of 17." in (results_dir / "zoo_table.md").read_text()
     with pytest.raises(SystemExit, match="No entry for adam; there is: tiny, tiny-adam"):
         run_in_process("zoo_table", results_dir, "--conf", "adam", *arguments)
