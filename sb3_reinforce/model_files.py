@@ -40,11 +40,11 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
     :param arguments: Those that the loaded model is to have instead of its own.
     :raises ValueError: Says what the file holds, and what to do.
     """
-    saved = _saved_attributes(path)
+    saved = saved_attributes(path)
     name = path if isinstance(path, str | pathlib.Path) else "The file"
     # An attribute that no other algorithm has
     if "return_type" not in saved:
-        algorithm = _algorithm_of(saved)
+        algorithm = algorithm_of(saved)
         raise ValueError(
             f"{name} holds no model of REINFORCE but one of {algorithm}: load it with {algorithm}.load, or train a new model"
         )
@@ -62,8 +62,13 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
             )
 
 
-def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
-    """Read the attributes of a saved model as JSON: what was pickled stays closed."""
+def saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
+    """
+    Read the attributes of a saved model as JSON: what was pickled stays closed.
+
+    :param path: Of a saved model, as ``load`` takes it.
+    :return: The attributes by name; what is no JSON as a description.
+    """
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
@@ -74,8 +79,14 @@ def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[s
     return attributes
 
 
-def _algorithm_of(saved: Mapping[str, Any]) -> str:
-    """SB3 does not save the name of an algorithm. On-policy ones share their policies, the others give it to a module."""
+def algorithm_of(saved: Mapping[str, Any]) -> str:
+    """
+    Guess what trained a model. SB3 does not save the name; on-policy algorithms share their policies, the others give their
+    name to a module.
+
+    :param saved: Attributes of a saved model that is not of ``REINFORCE``.
+    :return: The name.
+    """
     if "gae_lambda" in saved:
         telltales = {"clip_range": "PPO", "line_search_shrinking_factor": "TRPO"}
         return next((algorithm for attribute, algorithm in telltales.items() if attribute in saved), "A2C")
