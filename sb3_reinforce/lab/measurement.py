@@ -1,0 +1,624 @@
+"""What the gradient of each estimator is worth on the very same episodes."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import update_learning_rate
+
+from sb3_reinforce import returns
+from sb3_reinforce.buffers import EpisodeBatch
+from sb3_reinforce.estimators import StepWeights
+from sb3_reinforce.lab import statistics
+from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
+from sb3_reinforce.lab.gradients import (
+    FloatArray,
+    Rows,
+    ScoreReader,
+    compression,
+    group_gradients,
+    steps_of,
+    take_episodes,
+)
+from sb3_reinforce.lab.lineup import (
+    BEST_CONSTANT,
+    MODEL_CRITIC,
+    OWN,
+    REFITTED_CRITIC,
+    Contender,
+    choose,
+    has_critic,
+    make_lineup,
+)
+from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
+from sb3_reinforce.lab.statistics import Interval
+from sb3_reinforce.policy_step import clipped_norm, clone_tensors, compute_gradient, divergence_from_now
+from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.returns import Array, IntArray
+
+#: How often the episodes are dealt into batches: at the user's batch size, of which most is said, and at all others.
+N_DEALS_AT_BATCH_SIZE = 8
+N_DEALS = 2
+#: Batches whose step is tried out.
+N_STEPS_TRIED = 8
+N_CLOUD_DOTS = 200
+#: Numbers of episodes at which is shown what fewer would have said, and how often that is tried.
+FEWER_EPISODES = (50, 100, 200, 500)
+N_SUBSAMPLES = 60
+#: What the figure shows of the clouds, the batches and the trust, as far as it was measured.
+FEATURED = ("to-go", "to-go-critic", "to-go-constant", "to-go-refit")
+UNKNOWN = Interval(np.nan, np.nan, np.nan)
+
+
+class Prepared(NamedTuple):
+    """
+    A contender with what it is computed from.
+
+    :param contender: The estimator.
+    :param rewards: Of each step, shape ``(n_steps,)``.
+    :param values: Of each step, shape ``(n_steps,)``; None without a critic.
+    :param ent_coef: Coefficient of the entropy bonus of its loss.
+    """
+
+    contender: Contender
+    rewards: Array
+    values: Array | None
+    ent_coef: float
+
+    def weigh(self, steps: IntArray, episode_lengths: IntArray) -> StepWeights:
+        """
+        Compute the weights of the steps of a batch.
+
+        :param steps: Indices of the steps, shape ``(n_steps,)``.
+        :param episode_lengths: Of the episodes of the batch.
+        :return: The weights.
+        """
+        values = None if self.values is None else self.values[steps]
+        return self.contender.estimator(self.rewards[steps], values, episode_lengths)
+
+
+class Result(NamedTuple):
+    """
+    What the gradient of an estimator is worth.
+
+    :param contender: The estimator.
+    :param signal: Estimate of the squared norm of its expected gradient. Below zero: not distinguishable from zero.
+    :param noise: Trace of the covariance of its gradient from one episode. Of an estimator that sees its batch: of a batch of
+        ``batch_size`` episodes, times that number.
+    :param ratio: Signal-to-noise ratio of one episode.
+    :param cosines: Mean cosine of two disjoint batches by batch size.
+    :param bias: Squared distance of its expected gradient from that of ``reference``, relative to the latter's squared norm;
+        after the best scaling where it has a scale of its own. NaN for the reference itself.
+    :param reference: Key of the unbiased estimator of the same target that it is compared with.
+    :param backwards: Share of updates with ``batch_size`` episodes that point against the mean gradient of other episodes.
+    :param kl: Mean KL divergence that one step of the model makes with this gradient, in nats.
+    :param fewer: What fewer episodes would have said about the ratio: quantiles of subsamples by their number.
+    :param cloud: Updates along the mean gradient of other episodes and along the strongest noise, in units of the gradient's
+        length, shape ``(n_dots, 2)``.
+    """
+
+    contender: Contender
+    signal: float
+    noise: float
+    ratio: Interval
+    cosines: dict[int, float]
+    bias: Interval
+    reference: str
+    backwards: float
+    kl: float
+    fewer: dict[int, Interval]
+    cloud: FloatArray | None
+
+    @property
+    def episodes(self) -> Interval:
+        """Episodes until the signal equals the noise: the gradient noise scale."""
+        return statistics.invert(self.ratio)
+
+
+class Measurement(NamedTuple):
+    """
+    What was measured of a model.
+
+    :param label: What the model is called, such as a stage of its training.
+    :param model_class: Its algorithm.
+    :param returns: Of the episodes, undiscounted, shape ``(n_episodes,)``.
+    :param n_steps: Steps of all episodes.
+    :param gamma: Discount factor.
+    :param batch_size: Episodes of an update.
+    :param batch_note: Where that number comes from.
+    :param n_parameters: Of the actor.
+    :param is_compressed: Whether gradients were compressed, since they are long.
+    :param results: By key of the estimator, in the order of the report.
+    :param target_cosine: Cosine of the customary and the discounted gradient; NaN with ``gamma=1``, where they are the same.
+    """
+
+    label: str
+    model_class: str
+    returns: Array
+    n_steps: int
+    gamma: float
+    batch_size: int
+    batch_note: str
+    n_parameters: int
+    is_compressed: bool
+    results: dict[str, Result]
+    target_cosine: Interval
+
+
+def measure(
+    model: OnPolicyAlgorithm,
+    env: GymEnv,
+    n_episodes: int = 500,
+    batch_size: int | None = None,
+    estimators: Sequence[str] = ("lecture",),
+    gamma: float | None = None,
+    seed: int = 0,
+    label: str = "model",
+    progress_bar: bool = False,
+) -> Measurement:
+    """
+    Collect episodes once, and measure what the gradient of each estimator is worth on them.
+
+    The model is left as it is: its parameters, their gradients, its generators, its environment, its statistics.
+
+    :param model: A model of REINFORCE, A2C or PPO.
+    :param env: An environment that is not the model's own, wrapped as that was; it is seeded and reset.
+    :param n_episodes: Episodes to collect, at least 20. 200 to 500 tell estimators with a baseline apart.
+    :param batch_size: Episodes of an update, at most half of them; None for what the model does.
+    :param estimators: ``["lecture"]``, ``["all"]``, or names of the table in docs/laboratory.md.
+    :param gamma: Discount factor of the estimators; None for that of the model.
+    :param seed: Of the environment, the actions, and the resampling.
+    :param label: What the model is called.
+    :param progress_bar: Whether to show one (needs tqdm).
+    :return: The results.
+    :raises ValueError: If an argument is out of its range, the model has no actor or no critic that is needed, environment and
+        model do not fit, or an episode does not end.
+    """
+    check_model(model, n_episodes)
+    check_batch_size(batch_size, n_episodes)
+    contenders = choose(make_lineup(model, model.gamma if gamma is None else gamma), list(estimators), model)
+    episodes = collect(model, env, n_episodes, seed, progress_bar)
+    return measure_episodes(episodes, contenders, batch_size, seed, label, progress_bar)
+
+
+def check_batch_size(batch_size: int | None, n_episodes: int) -> None:
+    """
+    Check the number of episodes of an update.
+
+    :param batch_size: None for that of the model.
+    :param n_episodes: Episodes to collect.
+    :raises ValueError: If there are not two batches.
+    """
+    if batch_size is not None and not 1 <= batch_size <= n_episodes // 2:
+        raise ValueError(
+            f"batch_size must be from 1 to half of the {n_episodes} episodes, since two batches are compared, not {batch_size}"
+        )
+
+
+def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: EpisodeBatch) -> tuple[int, str]:
+    """
+    Find how many episodes an update of a model has.
+
+    :param model: The model.
+    :param batch_size: What the user wants, None for what the model does.
+    :param batch: Collected episodes, which say how long one is.
+    :return: The number, and where it comes from.
+    """
+    most = len(batch.episode_lengths) // 2
+    if batch_size is not None:
+        return batch_size, "as asked for"
+    own = getattr(model, "n_episodes", None)
+    note = f"n_episodes={own}"
+    if own is None:
+        steps = int(model.n_steps) * model.n_envs
+        own = max(1, round(steps / float(batch.episode_lengths.mean())))
+        note = f"{steps:,} steps per update"
+    return (own, note) if own <= most else (most, f"{note} would be {own} episodes, more than half of those collected")
+
+
+def measure_episodes(
+    episodes: Episodes,
+    contenders: Sequence[Contender],
+    batch_size: int | None = None,
+    seed: int = 0,
+    label: str = "model",
+    progress_bar: bool = False,
+) -> Measurement:
+    """
+    Measure what the gradient of each estimator is worth on episodes that are there.
+
+    :param episodes: See ``collect``.
+    :param contenders: See ``choose``.
+    :param batch_size: Episodes of an update, at most half of them; None for what the model does.
+    :param seed: Of the resampling.
+    :param label: What the model is called.
+    :param progress_bar: Whether to show one (needs tqdm).
+    :return: The results.
+    :raises ValueError: If an argument is out of its range.
+    """
+    n_episodes = len(episodes.batch.episode_lengths)
+    check_batch_size(batch_size, n_episodes)
+    size, note = choose_batch_size(episodes.model, batch_size, episodes.batch)
+    laboratory = _Laboratory(episodes, contenders, size, np.random.default_rng(seed))
+    half = n_episodes // 2
+    sizes = sorted({size, half, *(4**power for power in range(half.bit_length()) if 4**power < half)})
+    n_deals = {other: N_DEALS_AT_BATCH_SIZE if other == size else N_DEALS for other in sizes}
+    with progress(progress_bar, label, sum(n_deals.values()) + len(contenders)) as bar:
+        for other, n in n_deals.items():
+            for _ in range(n):
+                laboratory.deal(other)
+                if bar is not None:
+                    bar.update()
+        results = {}
+        for contender in contenders:
+            results[contender.key] = laboratory.result(contender)
+            if bar is not None:
+                bar.update()
+    return Measurement(
+        label=label,
+        model_class=type(episodes.model).__name__,
+        returns=episodes.returns,
+        n_steps=len(episodes.batch.actions),
+        gamma=contenders[0].estimator.gamma,
+        batch_size=size,
+        batch_note=note,
+        n_parameters=laboratory.n_parameters,
+        is_compressed=laboratory.is_compressed,
+        results=results,
+        target_cosine=laboratory.target_cosine(),
+    )
+
+
+def prepare(episodes: Episodes, contenders: Sequence[Contender], folds: list[IntArray], seed: int) -> list[Prepared]:
+    """
+    Compute the rewards and values that each contender is computed from.
+
+    :param episodes: The episodes.
+    :param contenders: The estimators.
+    :param folds: Indices of the episodes of each fold, for critics that are fitted anew.
+    :param seed: Of these critics.
+    :return: For each contender. The values of the best constant are zeros: it is found once gradients are known.
+    """
+    model, reader, batch, _ = episodes
+    critics: dict[str | None, Array] = {}
+    if has_critic(model):
+        critics[MODEL_CRITIC] = reader.baseline_values(batch.observations)
+    if any(contender.critic == REFITTED_CRITIC for contender in contenders):
+        gamma = next(contender.estimator.gamma for contender in contenders if contender.critic == REFITTED_CRITIC)
+        targets = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
+        critics[REFITTED_CRITIC] = crossfitted_values(reader, batch, targets, folds, seed)
+    critics[BEST_CONSTANT] = np.zeros(len(batch.rewards))
+    ent_coef = float(
+        model.ent_coef_schedule(model._current_progress_remaining) if isinstance(model, REINFORCE) else model.ent_coef
+    )
+
+    prepared = []
+    for contender in contenders:
+        rewards, bonus = batch.rewards, 0.0
+        if contender.key == OWN:
+            rewards, bonus = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef), ent_coef
+            if getattr(model, "entropy_in_return", False):
+                bonus = 0.0
+        prepared.append(Prepared(contender, rewards, critics.get(contender.critic), bonus))
+    return prepared
+
+
+def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float) -> Array:
+    """
+    Compute the rewards that a model itself would learn from.
+
+    :param episodes: The episodes.
+    :param values: Of its critic, None if it has none.
+    :param ent_coef: Coefficient of its entropy bonus.
+    :return: With the entropy and with what followed a time limit, where the model adds them; shape ``(n_steps,)``.
+    """
+    model, reader, batch, _ = episodes
+    rewards = batch.rewards
+    if getattr(model, "entropy_in_return", False):
+        rewards = rewards - ent_coef * reader.log_probs(batch)
+    if values is None or batch.final_observations is None or not bootstraps_at_time_limit(model):
+        return rewards
+    if isinstance(model, REINFORCE) and model._n_updates == 0:
+        return rewards
+    rewards = rewards.copy()
+    rewards[batch.cut_steps] += model.gamma * reader.values(batch.final_observations)
+    return rewards
+
+
+class _Laboratory:
+    """Holds the gradients of single episodes, and what batches of them said."""
+
+    def __init__(self, episodes: Episodes, contenders: Sequence[Contender], batch_size: int, rng: np.random.Generator) -> None:
+        self.episodes = episodes
+        self.batch_size = batch_size
+        self.rng = rng
+        self.n = len(episodes.batch.episode_lengths)
+        self.folds = [np.sort(fold) for fold in np.array_split(rng.permutation(self.n), N_FOLDS)]
+        self.scores = ScoreReader(episodes.reader)
+        self.compress: Callable[[FloatArray], FloatArray] | None = None
+
+        lineup = make_lineup(episodes.model, contenders[0].estimator.gamma)
+        # What others are compared with is needed in any case
+        needed = {contender.key: contender for contender in (*contenders, lineup["to-go"], lineup["to-go-constant"])}
+        if any(contender.target != "customary" for contender in contenders):
+            critic = "weighted-critic" if has_critic(episodes.model) else "weighted"
+            key = "weighted-refit" if "to-go-refit" in needed else critic
+            needed[key] = lineup[key]
+        prepared = prepare(episodes, list(needed.values()), self.folds, int(rng.integers(2**31)))
+        self.prepared = {own.contender.key: own for own in prepared}
+        self.seeing = [own for own in prepared if own.contender.sees_batch]
+        self.gradients = self._episode_gradients([own for own in prepared if not own.contender.sees_batch])
+
+        self.counts = statistics.resamples(self.n, statistics.N_RESAMPLES, rng)
+        self.products = {key: statistics.inner_products(gradients) for key, gradients in self.gradients.items()}
+        self.moments = {key: statistics.signal_and_noise(products) for key, products in self.products.items()}
+        self.replicates = {
+            key: statistics.bootstrap_signal_and_noise(products, self.counts) for key, products in self.products.items()
+        }
+        self.references = {target: self._choose_reference(target) for target in ("customary", "discounted")}
+        self.cosines: dict[str, dict[int, list[float]]] = {key: {} for key in self.prepared}
+        self.backwards: dict[str, list[float]] = {key: [] for key in self.prepared}
+        #: Of estimators that see their batch: estimates and replicates of each deal
+        self.dealt: dict[str, list[dict[str, Any]]] = {own.contender.key: [] for own in self.seeing}
+
+    def _gradients(self, prepared: Sequence[Prepared], groups: IntArray) -> FloatArray:
+        """Compute the gradients of groups of episodes, and below them the sums of their scores."""
+
+        def rows_of(own: EpisodeBatch, steps: IntArray) -> Rows:
+            weighed = [one.weigh(steps, own.episode_lengths) for one in prepared]
+            weights = [step_weights.weights / step_weights.n_averaged for step_weights in weighed]
+            bonuses = [one.ent_coef / by.n_averaged for one, by in zip(prepared, weighed, strict=True)]
+            return np.stack([*weights, np.ones(len(steps))]), [*bonuses, 0.0]
+
+        gradients: FloatArray | None = None
+        for index, rows in enumerate(group_gradients(self.scores, self.episodes.batch, groups, rows_of)):
+            if gradients is None:
+                self.n_parameters = rows.shape[1]
+                if self.compress is None:
+                    self.compress = compression(self.n_parameters, self.rng)
+                gradients = np.empty((len(rows), len(groups), self.compress(rows).shape[1]), dtype=rows.dtype)
+            assert self.compress is not None
+            gradients[:, index] = self.compress(rows)
+        assert gradients is not None
+        self.is_compressed = gradients.shape[2] < self.n_parameters
+        return gradients
+
+    def _episode_gradients(self, prepared: Sequence[Prepared]) -> dict[str, FloatArray]:
+        """Compute the gradient of every episode for the estimators that do not see its batch."""
+        *gradients, scores = self._gradients(prepared, np.arange(self.n)[:, None])
+        for one, own in zip(prepared, gradients, strict=True):
+            if one.contender.critic == BEST_CONSTANT:
+                own -= self._best_constants(own, scores)[:, None].astype(own.dtype) * scores
+        return {one.contender.key: own for one, own in zip(prepared, gradients, strict=True)}
+
+    def _best_constants(self, gradients: FloatArray, scores: FloatArray) -> Array:
+        """Find the constant baseline with the smallest variance (Greensmith et al. 2004, section 4), of other episodes."""
+        constants = np.empty(self.n)
+        for index, fold in enumerate(self.folds):
+            others = np.concatenate([part for other, part in enumerate(self.folds) if other != index])
+            norm = float(np.sum(scores[others].astype(np.float64) ** 2))
+            constants[fold] = np.sum(gradients[others].astype(np.float64) * scores[others]) / norm if norm > 0.0 else 0.0
+        return constants
+
+    def _choose_reference(self, target: str) -> str | None:
+        """Find the unbiased estimator of a target that is best known."""
+        unbiased = [
+            key
+            for key in self.gradients
+            if self.prepared[key].contender.is_unbiased and self.prepared[key].contender.target == target
+        ]
+
+        def ratio(key: str) -> float:
+            signal, noise = self.moments[key]
+            return signal / noise if noise > 0.0 else np.inf
+
+        return max(unbiased, key=ratio, default=None)
+
+    def reference_of(self, contender: Contender) -> str:
+        """Find what a contender is compared with."""
+        reference = self.references[contender.target]
+        assert reference is not None
+        return reference
+
+    def deal(self, size: int) -> None:
+        """Deal the episodes into batches, and note what the gradients of the batches say."""
+        groups = self.rng.permutation(self.n)[: self.n // size * size].reshape(-1, size)
+        kept = {}
+        # Of a single episode there is nothing to see but itself
+        seen = self._batch_gradients(groups) if self.seeing and (size > 1 or size == self.batch_size) else {}
+        for key in self.prepared:
+            if key in self.gradients:
+                # In the order of the deal even if a batch is one episode: others are compared with it
+                gradients = self.gradients[key][groups].mean(axis=1) if size > 1 else self.gradients[key][groups[:, 0]]
+            elif key in seen:
+                gradients = seen[key]
+            else:
+                continue
+            self.cosines[key].setdefault(size, []).append(statistics.mean_cosine(statistics.inner_products(gradients)))
+            if size == self.batch_size:
+                kept[key] = gradients
+        if kept:
+            self._note_batches(groups, kept)
+
+    def _batch_gradients(self, groups: IntArray) -> dict[str, FloatArray]:
+        """Compute the gradients of batches for the estimators that see them."""
+        *gradients, _ = self._gradients(self.seeing, groups)
+        return {one.contender.key: own for one, own in zip(self.seeing, gradients, strict=True)}
+
+    def _note_batches(self, groups: IntArray, batches: dict[str, FloatArray]) -> None:
+        """Note what batches of the user's size say beside how they agree."""
+        half = len(groups) // 2
+        counts = statistics.resamples(len(groups), statistics.N_RESAMPLES // N_DEALS_AT_BATCH_SIZE, self.rng)
+        for key, gradients in batches.items():
+            contender = self.prepared[key].contender
+            reference = self.reference_of(contender)
+            # The direction comes from other episodes than the updates that are compared with it
+            for updates in (np.arange(half), np.arange(half, len(groups))):
+                others = np.setdiff1d(np.arange(self.n), groups[updates])
+                direction = self.gradients[reference][others].mean(axis=0)
+                self.backwards[key].append(statistics.share_backwards(gradients[updates], direction))
+            if contender.sees_batch:
+                products = statistics.inner_products(gradients)
+                signal, noise = statistics.signal_and_noise(products)
+                signals, noises = statistics.bootstrap_signal_and_noise(products, counts)
+                note = {"signal": signal, "noise": noise, "signals": signals, "noises": noises}
+                self.dealt[key].append(note | self._bias(contender, gradients, batches[reference], counts))
+
+    def _bias(self, contender: Contender, gradients: FloatArray, reference: FloatArray, counts: Array) -> dict[str, Any]:
+        """Compare the gradients of an estimator with those of an unbiased one from the same episodes."""
+        scale = 1.0
+        if not contender.keeps_scale:
+            cross = statistics.mean_over_pairs(statistics.inner_products(gradients, reference))
+            scale = statistics.best_scale(cross, statistics.mean_over_pairs(statistics.inner_products(gradients)))
+        difference = statistics.inner_products(scale * gradients - reference)
+        products = statistics.inner_products(reference)
+        return {
+            "difference": statistics.mean_over_pairs(difference),
+            "reference": statistics.mean_over_pairs(products),
+            "differences": statistics.bootstrap_mean_over_pairs(difference, counts),
+            "references": statistics.bootstrap_mean_over_pairs(products, counts),
+        }
+
+    def result(self, contender: Contender) -> Result:
+        """Sum up what was noted of an estimator."""
+        key, reference = contender.key, self.reference_of(contender)
+        fewer: dict[int, Interval] = {}
+        if contender.sees_batch:
+            notes, size = self.dealt[key], self.batch_size
+            merged: dict[str, Any] = {
+                name: np.concatenate([note[name] for note in notes])
+                if name.endswith("s")
+                else np.mean([note[name] for note in notes])
+                for name in notes[0]
+            }
+        else:
+            size = 1
+            (signal, noise), (signals, noises) = self.moments[key], self.replicates[key]
+            merged = {"signal": signal, "noise": noise, "signals": signals, "noises": noises}
+            if key != reference:
+                merged |= self._bias(contender, self.gradients[key], self.gradients[reference], self.counts)
+            if key in FEATURED:
+                fewer = self._fewer(self.products[key])
+        bias = UNKNOWN
+        if key != reference:
+            bias = statistics.relative(merged["difference"], merged["reference"], merged["differences"], merged["references"])
+        signal, noise = float(merged["signal"]), float(merged["noise"])
+        return Result(
+            contender=contender,
+            signal=signal,
+            noise=noise * size,
+            ratio=statistics.signal_to_noise(signal, noise, merged["signals"], merged["noises"], size),
+            cosines={size: float(np.mean(cosines)) for size, cosines in self.cosines[key].items()},
+            bias=bias,
+            reference=reference,
+            backwards=float(np.mean(self.backwards[key])),
+            kl=self._divergence(self.prepared[key]),
+            fewer=fewer,
+            cloud=self._cloud(key, reference) if key in FEATURED else None,
+        )
+
+    def _fewer(self, products: Array) -> dict[int, Interval]:
+        """Estimate the ratio from parts of the episodes."""
+        found = {}
+        for size in sorted({size for size in FEWER_EPISODES if size < self.n} | {self.n}):
+            if size == self.n:
+                continue
+            ratios = []
+            for _ in range(N_SUBSAMPLES):
+                chosen = self.rng.choice(self.n, size, replace=False)
+                signal, noise = statistics.signal_and_noise(products[np.ix_(chosen, chosen)])
+                ratios.append(signal / noise if noise > 0.0 else np.inf)
+            found[size] = statistics.interval(float(np.median(ratios)), np.array(ratios))
+        return found
+
+    def _cloud(self, key: str, reference: str) -> FloatArray:
+        """Draw updates from one half of the episodes, and look at them from the mean gradient of the other half."""
+        mine, other = np.array_split(self.rng.permutation(self.n), 2)
+        direction = self.gradients[reference][other].mean(axis=0).astype(np.float64)
+        length = np.linalg.norm(direction)
+        signal = self.moments[reference][0]
+        # The mean of half of the episodes is longer than what it estimates
+        unit, scale = direction / length, np.sqrt(signal) if signal > 0.0 else length
+
+        noisiest = self.gradients["to-go"][other].astype(np.float64)
+        noisiest = noisiest - noisiest.mean(axis=0)
+        noisiest -= (noisiest @ unit)[:, None] * unit
+        _, vectors = np.linalg.eigh(noisiest @ noisiest.T)
+        noise_direction = vectors[:, -1] @ noisiest
+        noise_direction /= np.linalg.norm(noise_direction) or 1.0
+
+        updates = np.stack(
+            [
+                self.gradients[key][self.rng.choice(mine, self.batch_size, replace=False)].mean(axis=0)
+                for _ in range(N_CLOUD_DOTS)
+            ]
+        )
+        return np.stack([updates @ unit, updates @ noise_direction], axis=1) / scale
+
+    def _divergence(self, prepared: Prepared) -> float:
+        """Try out the step that the model would take with this gradient."""
+        groups = self.rng.permutation(self.n)[: self.n // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
+        batch = self.episodes.batch
+        divergences = []
+        for group in groups[:N_STEPS_TRIED]:
+            steps = steps_of(batch.episode_lengths, group)
+            own = take_episodes(batch, group)
+            divergences.append(
+                divergence_of_step(self.episodes, own, prepared.weigh(steps, own.episode_lengths), prepared.ent_coef)
+            )
+        return float(np.mean(divergences))
+
+    def target_cosine(self) -> Interval:
+        """Compare the customary with the discounted gradient."""
+        customary, discounted = self.references["customary"], self.references["discounted"]
+        if customary is None or discounted is None:
+            return UNKNOWN
+        cross = statistics.inner_products(self.gradients[customary], self.gradients[discounted])
+
+        def cosine(dot: Array, first: Array, second: Array) -> Array:
+            return np.where((first > 0.0) & (second > 0.0), dot / np.sqrt(np.abs(first * second)), np.nan)
+
+        estimates = (statistics.mean_over_pairs(cross), self.moments[customary][0], self.moments[discounted][0])
+        value = cosine(*(np.array(estimate) for estimate in estimates))
+        replicates = cosine(
+            statistics.bootstrap_mean_over_pairs(cross, self.counts),
+            self.replicates[customary][0],
+            self.replicates[discounted][0],
+        )
+        return statistics.interval(float(value), replicates)
+
+
+def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float) -> float:
+    """
+    Let the stand-in of a model take its step with a gradient, measure how far its policy moves, and take the step back.
+
+    :param episodes: Have the stand-in, whose settings, optimizer and step size at this point of its training are used.
+    :param batch: The episodes of the update.
+    :param step_weights: Of their steps.
+    :param ent_coef: Coefficient of the entropy bonus.
+    :return: Mean KL divergence from the old to the new policy over the steps of the batch, in nats.
+    """
+    model, reader = episodes.model, episodes.reader
+    policy = model.policy
+    steps = reader.thinned(len(batch.actions), None)
+    before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
+    update_learning_rate(policy.optimizer, model.lr_schedule(model._current_progress_remaining))
+    divergence = divergence_from_now(reader, batch, steps)
+    try:
+        if isinstance(model, REINFORCE):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="A natural step was skipped")
+                model._policy_step(reader, batch, step_weights, ent_coef)
+        else:
+            clipped_norm(compute_gradient(reader, batch, step_weights, ent_coef), model.max_grad_norm)
+            policy.optimizer.step()
+        with th.no_grad():
+            return float(divergence())
+    finally:
+        policy.load_state_dict(before[0])
+        policy.optimizer.load_state_dict(before[1])
+        policy.optimizer.zero_grad()

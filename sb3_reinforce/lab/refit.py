@@ -1,0 +1,88 @@
+"""A critic fitted anew on the collected episodes: what a well-fitted baseline could be worth."""
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import BaseModel
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_reinforce.buffers import EpisodeBatch, map_observation
+from sb3_reinforce.lab.gradients import steps_of
+from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.returns import Array, IntArray, time_steps
+
+N_GRADIENT_STEPS = 600
+N_FOLDS = 2
+BATCH_SIZE = 512
+LEARNING_RATE = 3e-3
+
+
+def crossfitted_values(reader: BatchReader, batch: EpisodeBatch, targets: Array, folds: list[IntArray], seed: int) -> Array:
+    """
+    Fit V(s, t) to the returns of some episodes and evaluate it on the others, so that no return is part of its own baseline.
+
+    The time is an input, as far as the longest episode: with a time limit the value of a state depends on how much is left.
+
+    :param reader: Of the policy, whose features (for a flat observation the observation itself) are the other input.
+    :param batch: The episodes.
+    :param targets: Return of each step, shape ``(n_steps,)``.
+    :param folds: Indices of the episodes of each fold; together they are all episodes.
+    :param seed: Of the weights and the minibatches.
+    :return: Shape ``(n_steps,)``.
+    """
+    inputs = critic_inputs(reader, batch)
+    values = np.empty(len(targets))
+    for fold, episodes in enumerate(folds):
+        others = np.concatenate([part for index, part in enumerate(folds) if index != fold])
+        own, rest = steps_of(batch.episode_lengths, episodes), steps_of(batch.episode_lengths, others)
+        values[own] = fit(inputs[rest], targets[rest], inputs[own], seed + fold)
+    return values
+
+
+def critic_inputs(reader: BatchReader, batch: EpisodeBatch) -> th.Tensor:
+    """
+    Make the input of the critic.
+
+    :param reader: Of the policy.
+    :param batch: The episodes.
+    :return: Features and time, shape ``(n_steps, n_features + 1)``.
+    """
+    policy = reader.policy
+    extractor = getattr(policy, "pi_features_extractor", policy.features_extractor)
+    parts = []
+    with th.no_grad():
+        for piece in reader.pieces(len(batch.actions)):
+            observations = map_observation(lambda obs: obs[piece], batch.observations)  # noqa: B023
+            parts.append(BaseModel.extract_features(policy, observations, extractor).flatten(1).float().cpu())
+    times = th.as_tensor(time_steps(batch.episode_lengths), dtype=th.float32)[:, None]
+    return th.cat([th.cat(parts), times], dim=1)
+
+
+def fit(inputs: th.Tensor, targets: Array, new_inputs: th.Tensor, seed: int) -> Array:
+    """
+    Fit a small network by mean squared error.
+
+    :param inputs: Shape ``(n_steps, n_features)``.
+    :param targets: Shape ``(n_steps,)``.
+    :param new_inputs: Where it is evaluated, shape ``(n_new, n_features)``.
+    :param seed: Of the weights and the minibatches.
+    :return: Shape ``(n_new,)``.
+    """
+    mean, deviation = float(targets.mean()), float(targets.std()) or 1.0
+    scaled = th.as_tensor((targets - mean) / deviation, dtype=th.float32)
+    centre, spread = inputs.mean(dim=0), inputs.std(dim=0) + 1e-6
+    inputs, new_inputs = (inputs - centre) / spread, (new_inputs - centre) / spread
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(inputs.shape[1], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        optimizer = th.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+        schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, N_GRADIENT_STEPS)
+        for _ in range(N_GRADIENT_STEPS):
+            chosen = th.randint(len(inputs), (min(BATCH_SIZE, len(inputs)),))
+            optimizer.zero_grad()
+            F.mse_loss(network(inputs[chosen]).flatten(), scaled[chosen]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        with th.no_grad():
+            values: Array = network(new_inputs).flatten().double().numpy()
+    return values * deviation + mean
