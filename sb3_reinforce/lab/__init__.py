@@ -1,0 +1,22 @@
+"""
+The gradient laboratory: what each estimator's gradient is worth, measured on the very same episodes of a model.
+
+``measure`` returns the numbers, ``sb3_reinforce.lab.report.write_report`` makes a report of them (it needs the extra "zoo").
+"""
+
+from sb3_reinforce.lab.callback import NoiseScaleCallback
+from sb3_reinforce.lab.cloning import Cloning, Demonstrations, clone, demonstrate
+from sb3_reinforce.lab.measurement import Measurement, Result, measure
+from sb3_reinforce.lab.statistics import Interval
+
+__all__ = [
+    "Cloning",
+    "Demonstrations",
+    "Interval",
+    "Measurement",
+    "NoiseScaleCallback",
+    "Result",
+    "clone",
+    "demonstrate",
+    "measure",
+]
