@@ -65,6 +65,10 @@ COMMANDS = {
         "Every algorithm needs at least two runs in every environment.",
     ),
     "compare": Command("sb3_reinforce.zoo.compare.cli:main", "train algorithms side by side, and write a report"),
+    "gradients": Command(
+        "sb3_reinforce.zoo.gradients:main",
+        "measure what the gradients of a model are worth, and write a report",
+    ),
     "benchmark": Command(
         "sb3_reinforce.zoo.commands:benchmark",
         "evaluate all trained agents of a folder",

@@ -1,0 +1,299 @@
+"""The command line of ``sb3-reinforce gradients``."""
+
+import argparse
+import contextlib
+import copy
+import io
+import pickle
+import re
+import shlex
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium as gym
+import yaml
+from rl_zoo3.utils import ALGOS, create_test_env, get_latest_run_id, get_saved_hyperparams
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import get_system_info
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+
+import sb3_reinforce
+from sb3_reinforce.lab.collect import check_environment, check_model
+from sb3_reinforce.lab.lineup import choose, make_lineup
+from sb3_reinforce.lab.measurement import check_batch_size, measure
+from sb3_reinforce.model_files import algorithm_of, saved_attributes
+from sb3_reinforce.zoo import ALGORITHM, register
+from sb3_reinforce.zoo.errors import UsageError, UserError
+
+NAME = "gradients"
+N_ENVS = 8
+UNTRAINED = "untrained"
+#: How SB3's CheckpointCallback calls a model, and its statistics with save_vecnormalize.
+CHECKPOINT, CHECKPOINT_STATISTICS = re.compile(r"(.*)_(\d+)_steps\.zip"), "{}_vecnormalize_{}_steps.pkl"
+
+
+class Stage(NamedTuple):
+    """
+    A model to be measured.
+
+    :param label: What it is called.
+    :param model: The model.
+    :param env: An environment of its own, wrapped as in its training.
+    """
+
+    label: str
+    model: OnPolicyAlgorithm
+    env: VecEnv
+
+
+def main(arguments: Sequence[str]) -> None:
+    """
+    Measure what the gradients of a model are worth, and write a report.
+
+    :param arguments: Command line.
+    :raises UserError: If a model or an environment cannot be had, before episodes are collected.
+    :raises ValueError: If an argument is out of its range, or a model cannot be measured.
+    """
+    register()
+    options = make_parser().parse_args(arguments)
+    if options.algo not in ALGOS:
+        raise UsageError(f"unknown algorithm {options.algo!r}, choose from {', '.join(sorted(ALGOS))}")
+    if options.gamma is not None and not 0.0 <= options.gamma <= 1.0:
+        raise UsageError(f"--gamma {options.gamma}: must be in [0, 1]")
+    try:
+        gym.spec(options.env)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise UserError(f"--env {options.env}: {error}") from error
+    check_batch_size(options.batch, options.episodes)
+    folder = options.output or Path("logs", NAME, options.env.replace("/", "-"))
+
+    stages = make_stages(options)
+    for stage in stages:
+        check_model(stage.model, options.episodes)
+        check_environment(stage.model, stage.env)
+        gamma = stage.model.gamma if options.gamma is None else options.gamma
+        choose(make_lineup(stage.model, gamma), options.estimators, stage.model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {folder}: {error.strerror}") from error
+    measurements = []
+    for stage in stages:
+        measurements.append(
+            measure(
+                stage.model,
+                stage.env,
+                options.episodes,
+                options.batch,
+                options.estimators,
+                options.gamma,
+                options.seed,
+                stage.label,
+                progress_bar=True,
+            )
+        )
+        stage.env.close()
+    # Once the gradients are out of memory
+    from sb3_reinforce.lab.report import write_report
+
+    system, _ = get_system_info(print_info=False)
+    command = shlex.join(["sb3-reinforce", "gradients", *arguments])
+    origin = [("command", command), ("sb3-reinforce", sb3_reinforce.__version__), *system.items()]
+    print(write_report(folder, options.env, measurements, origin))
+    print(f"Report: {folder / NAME}.html")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser.
+
+    :return: The parser.
+    """
+    parser = argparse.ArgumentParser(
+        "sb3-reinforce gradients",
+        description="Collect episodes of a model once, and show what the gradient of each estimator is worth on them. Several "
+        "models, such as the checkpoints of a training (train --save-freq), come into one report.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--env", required=True, metavar="ID", help="environment")
+    parser.add_argument("--algo", default=ALGORITHM, help="algorithm of the models: reinforce, a2c or ppo")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument(
+        "-f",
+        "--folder",
+        type=Path,
+        metavar="LOGS",
+        help="measure the latest agent in this folder of runs (logs, if nothing is said)",
+    )
+    models.add_argument(
+        "--model", type=Path, nargs="+", default=[], metavar="FILE", help="measure these models, in the order of the training"
+    )
+    parser.add_argument(
+        "--untrained", action="store_true", help="measure a model before its training too, or alone if no other is asked for"
+    )
+    parser.add_argument("--episodes", type=positive_int, default=500, help="episodes to collect of each model, at least 20")
+    parser.add_argument(
+        "--batch", type=positive_int, metavar="N", help="episodes of an update; by default what the model does"
+    )
+    parser.add_argument(
+        "--estimators", nargs="+", default=["lecture"], metavar="NAME", help="lecture, all, or names (docs/laboratory.md)"
+    )
+    parser.add_argument("--gamma", type=float, help="discount factor of the estimators; by default that of the model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of environments, actions and resampling")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=f"folder of the report; by default logs/{NAME}/ID")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """
+    Read a number from the command line.
+
+    :param text: Such as ``500``.
+    :return: The number.
+    :raises argparse.ArgumentTypeError: If it is no integer above 0.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer above 0, not {text}")
+    return int(text)
+
+
+def make_stages(options: argparse.Namespace) -> list[Stage]:
+    """
+    Load or make the models that are asked for.
+
+    :param options: Command line.
+    :return: The models in the order of the report.
+    :raises UserError: If one cannot be had.
+    """
+    paths = list(options.model)
+    if options.folder is not None or not (paths or options.untrained):
+        paths.append(find_agent(options.folder or Path("logs"), options.algo, options.env))
+    stages = [make_untrained(options)] if options.untrained else []
+    return stages + [load_stage(path, options) for path in paths]
+
+
+def find_agent(folder: Path, algo: str, env_id: str) -> Path:
+    """
+    Find the latest agent in RL Zoo's folders.
+
+    :param folder: Folder of runs.
+    :param algo: The algorithm.
+    :param env_id: The environment.
+    :return: Path of the model.
+    :raises UserError: If there is none.
+    """
+    name = env_id.replace("/", "-")
+    run_id = get_latest_run_id(str(folder / algo), name)
+    path = folder / algo / f"{name}_{run_id}" / f"{name}.zip"
+    if not path.is_file():
+        raise UserError(f"-f {folder}: there is no agent of {algo} on {env_id} in it; --model FILE or --untrained need none")
+    return path
+
+
+def load_stage(path: Path, options: argparse.Namespace) -> Stage:
+    """
+    Load a model, and make an environment as that of its training.
+
+    :param path: The model.
+    :param options: Command line.
+    :return: The model and its environment.
+    :raises UserError: If there is no such model of the algorithm, or no such environment.
+    """
+    if not path.is_file():
+        raise UserError(f"--model {path}: there is no such file")
+    try:
+        saved = saved_attributes(path)
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"--model {path}: is no model of SB3: {error}") from error
+    algo = ALGORITHM if "return_type" in saved else algorithm_of(saved).lower()
+    if algo != options.algo:
+        raise UserError(f"--model {path}: holds a model of {algo}, and --algo is {options.algo}")
+    model = ALGOS[options.algo].load(path, device="cpu")
+    env = create_env(options.env, path, options.seed)
+    label = f"{model.num_timesteps:,} steps" if model.num_timesteps else UNTRAINED
+    return Stage(label, model, env)  # type: ignore[arg-type]
+
+
+def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
+    """
+    Make an environment as RL Zoo does for an agent: with its wrappers, arguments and statistics.
+
+    :param env_id: The environment.
+    :param path: The model.
+    :param seed: Its seed.
+    :return: The environment; rewards are normalised as in the training, for the critic was fitted on such.
+    :raises UserError: If it cannot be made.
+    """
+    name = env_id.replace("/", "-")
+    folder = path.parent / name
+    hyperparams, stats_path = get_saved_hyperparams(str(folder))
+    arguments = (
+        yaml.load((folder / "args.yml").read_text(), Loader=yaml.UnsafeLoader) if (folder / "args.yml").is_file() else {}
+    )
+    env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **(arguments.get("env_kwargs") or {})}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            env = create_test_env(
+                env_id,
+                N_ENVS,
+                stats_path,
+                seed,
+                should_render=False,
+                hyperparams=copy.deepcopy(hyperparams),
+                env_kwargs=env_kwargs,
+                vec_env_cls=DummyVecEnv,
+            )
+    except (gym.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
+        raise UserError(f"--env {env_id}: cannot be made as for {path}: {error}") from error
+    normalize = unwrap_vec_normalize(env)
+    if normalize is not None:
+        saved = find_statistics(path, folder / "vecnormalize.pkl")
+        normalize.norm_reward, normalize.obs_rms, normalize.ret_rms = saved.norm_reward, saved.obs_rms, saved.ret_rms
+    return env
+
+
+def find_statistics(path: Path, of_run: Path) -> VecNormalize:
+    """
+    Find the statistics that a model saw the world through.
+
+    :param path: The model.
+    :param of_run: The statistics at the end of its run.
+    :return: Those that were saved with it, or with a warning those of the run.
+    """
+    chosen = of_run
+    if (checkpoint := CHECKPOINT.fullmatch(path.name)) is not None:
+        chosen = path.with_name(CHECKPOINT_STATISTICS.format(*checkpoint.groups()))
+        if not chosen.is_file():
+            note = f"{chosen.name} is missing, so it is measured with the statistics of the end of its run"
+            print(f"{path}: {note}", file=sys.stderr)
+            chosen = of_run
+    statistics: VecNormalize = pickle.loads(chosen.read_bytes())
+    return statistics
+
+
+def make_untrained(options: argparse.Namespace) -> Stage:
+    """
+    Make a model with RL Zoo's hyperparameters, or this package's for REINFORCE.
+
+    :param options: Command line.
+    :return: The model and its environment.
+    :raises UserError: If there are none, or they cannot be used.
+    """
+    # It brings Optuna into memory, which no trained model needs
+    from sb3_reinforce.zoo.compare.plan import make_manager
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        manager = make_manager(options.env, options.algo, None, options.seed, folder)
+        experiment = manager.setup_experiment()
+        assert experiment is not None
+        model, _ = experiment
+        manager.eval_env_kwargs = manager.env_kwargs
+        env = manager.create_envs(N_ENVS, eval_env=True)
+        normalize, trained = unwrap_vec_normalize(env), unwrap_vec_normalize(model.get_env())  # type: ignore[arg-type]
+        if normalize is not None and trained is not None:
+            normalize.norm_reward = trained.norm_reward
+    return Stage(UNTRAINED, model, env)  # type: ignore[arg-type]

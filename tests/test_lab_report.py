@@ -1,0 +1,239 @@
+"""The command ``sb3-reinforce gradients`` as a user runs it, what its report claims, and the report in a browser."""
+
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from stable_baselines3 import A2C, DQN
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.lab import refit
+from sb3_reinforce.lab.headline import describe, write_bias, write_episodes
+from sb3_reinforce.lab.lineup import LECTURE, make_lineup
+from sb3_reinforce.lab.measurement import Measurement, Result
+from sb3_reinforce.lab.statistics import Interval
+from sb3_reinforce.zoo.cli import main
+from sb3_reinforce.zoo.gradients import make_parser, make_stages
+
+SMALL = ["--env", "CartPole-v1", "--episodes", "40"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_refit():
+    """A fifth of the fit is enough for what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refit, "N_GRADIENT_STEPS", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=8, device="cpu").learn(400)
+    model.save(folder / "early.zip")
+    model.learn(2000, reset_num_timesteps=False).save(folder / "late.zip")
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").save(folder / "a2c.zip")
+    DQN("MlpPolicy", "CartPole-v1", device="cpu").save(folder / "dqn.zip")
+    REINFORCE("MlpPolicy", "CartPole-v1", baseline=None, device="cpu").save(folder / "bare.zip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(models):
+    folder = models / "report"
+    names = [str(models / "early.zip"), str(models / "late.zip")]
+    assert main(["gradients", *SMALL, "--untrained", "--model", *names, "-o", str(folder)]) == 0
+    return folder
+
+
+def test_all_files_are_there(report):
+    assert {path.name for path in report.iterdir()} == {f"gradients.{end}" for end in ("html", "md", "csv", "png", "svg")}
+    table = pd.read_csv(report / "gradients.csv")
+    # The entry for CartPole-v1, which the untrained model has, has no critic
+    assert table["model"][0] == "untrained"
+    for label in table["model"].unique()[1:]:
+        assert tuple(table[table["model"] == label]["estimator"]) == LECTURE
+    assert (table["n_episodes"] == 40).all()
+    assert table["kl"].gt(0).all()
+    markdown = (report / "gradients.md").read_text()
+    assert "sb3-reinforce gradients --env CartPole-v1" in markdown
+    assert all(label in markdown for label in ("reward-to-go", "critic fitted anew", "this model's own settings"))
+    html = (report / "gradients.html").read_text()
+    assert "http" not in html.replace("http://www.w3.org", "")
+
+
+def test_the_same_command_writes_the_same_table(models, tmp_path):
+    for name in ("first", "second"):
+        arguments = [*SMALL, "--model", str(models / "late.zip"), "--estimators", "to-go", "to-go-loo", "--seed", "3"]
+        assert main(["gradients", *arguments, "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "first/gradients.csv").read_bytes() == (tmp_path / "second/gradients.csv").read_bytes()
+    assert (tmp_path / "first/gradients.svg").read_bytes() == (tmp_path / "second/gradients.svg").read_bytes()
+
+
+def test_other_algorithms(models, tmp_path):
+    arguments = [*SMALL, "--model", str(models / "a2c.zip"), "--algo", "a2c", "--batch", "4", "-o", str(tmp_path)]
+    assert main(["gradients", *arguments, "--estimators", "to-go-critic", "own"]) == 0
+    table = pd.read_csv(tmp_path / "gradients.csv")
+    assert list(table["algorithm"].unique()) == ["A2C"]
+    assert (table["batch_size"] == 4).all()
+
+
+def test_runs_of_the_zoo_keep_their_statistics(tmp_path):
+    config = tmp_path / "entry.yml"
+    config.write_text("Pendulum-v1: {n_envs: 2, n_timesteps: 1000, policy: MlpPolicy, n_steps: 200, normalize: true}")
+    logs = str(tmp_path / "logs")
+    train = ["train", "--env", "Pendulum-v1", "-f", logs, "--conf-file", str(config), "--eval-freq", "-1", "-n", "600"]
+    assert main(train) == 0
+    (stage,) = make_stages(make_parser().parse_args(["--env", "Pendulum-v1", "-f", logs]))
+    normalize = unwrap_vec_normalize(stage.env)
+    assert normalize.norm_reward
+    assert normalize.norm_obs
+    assert not normalize.training
+    assert normalize.obs_rms.count > 600
+    assert stage.label == "800 steps"
+    stage.env.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere.zip"], "--model nowhere.zip: there is no such file"),
+        (["--model", "MODELS/notes.txt"], "notes.txt: is no model of SB3"),
+        (["--model", "MODELS/a2c.zip"], "a2c.zip: holds a model of a2c, and --algo is reinforce"),
+        (["--model", "MODELS/late.zip", "--algo", "a2c"], "late.zip: holds a model of reinforce, and --algo is a2c"),
+        (["--model", "MODELS/dqn.zip", "--algo", "dqn"], "model: DQN has no stochastic actor"),
+        (["-f", "MODELS"], "there is no agent of reinforce on CartPole-v1 in it"),
+        (["--untrained", "--algo", "nonsense"], "unknown algorithm 'nonsense'"),
+        (["--untrained", "--gamma", "1.5"], "--gamma 1.5: must be in [0, 1]"),
+        (["--untrained", "--batch", "21"], "batch_size must be from 1 to half of the 40 episodes"),
+        (["--untrained", "--episodes", "19"], "n_episodes must be at least 20, not 19"),
+        (["--untrained", "--estimators", "nonsense"], "estimators: there is no 'nonsense'"),
+        (["--model", "MODELS/bare.zip", "--estimators", "to-go-critic"], "'to-go-critic' needs a critic"),
+        (["--untrained", "--env", "Nonsense-v1"], "--env Nonsense-v1: "),
+        (["--model", "MODELS/late.zip", "--env", "Acrobot-v1"], "env: is not one that the model can act in"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_collected(models, monkeypatch, capsys, arguments, message):
+    (models / "notes.txt").write_text("no model")
+    monkeypatch.chdir(models)
+    monkeypatch.setattr("sb3_reinforce.lab.measurement.collect", lambda *_: pytest.fail("collected"))
+    arguments = [word.replace("MODELS", str(models)) for word in arguments]
+    assert main(["gradients", *SMALL, *arguments, "-o", str(models / "never")]) in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert len(lines) == 1
+    assert not (models / "never").exists()
+
+
+@pytest.mark.parametrize("word", ["0", "-3", "many", "2.5"])
+def test_numbers_of_the_command_line(word, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--env", "CartPole-v1", "--episodes", word])
+    assert "must be an integer above 0" in capsys.readouterr().err
+
+
+# What is claimed
+
+
+def made_up(ratios: dict[str, tuple[float, float, float]], batch_size: int = 16) -> Measurement:
+    """A measurement with these signal-to-noise ratios of one episode."""
+    lineup = make_lineup(REINFORCE("MlpPolicy", "CartPole-v1", device="cpu"), 0.99)
+    results = {
+        key: Result(lineup[key], 1.0, 1.0, Interval(*ratio), {}, Interval(0, 0, 0), "to-go", 0.0, 0.01, {}, None)
+        for key, ratio in ratios.items()
+    }
+    returns = np.full(100, 60.0)
+    return Measurement(
+        "early", "REINFORCE", returns, 6000, 0.99, batch_size, "as asked for", 10, False, results, Interval(1, 1, 1)
+    )
+
+
+def test_a_difference_is_claimed_only_where_intervals_are_apart():
+    apart = made_up({"to-go": (0.02, 0.01, 0.03), "to-go-critic": (0.1, 0.05, 0.2), "own": (0.1, 0.05, 0.2)})
+    text = " ".join(describe(apart))
+    assert "With this model's critic 10 [5.0, 20] episodes are enough, with reward-to-go alone it takes 50 [33, 100]." in text
+    overlapping = made_up({"to-go": (0.02, 0.01, 0.06), "to-go-critic": (0.1, 0.05, 0.2), "own": (0.1, 0.05, 0.2)})
+    text = " ".join(describe(overlapping))
+    assert "No difference between this model's critic and reward-to-go alone is claimed" in text
+    assert "are enough" not in text
+
+
+def test_a_critic_that_harms_is_not_praised():
+    harmful = made_up({"to-go": (0.1, 0.08, 0.2), "to-go-critic": (0.02, 0.01, 0.03)})
+    text = " ".join(describe(harmful))
+    assert "With reward-to-go alone 10 [5.0, 12] episodes are enough, with this model's critic it takes" in text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "batch_size", "words"),
+    [
+        ((0.1, 0.08, 0.2), 16, "ample"),
+        ((0.1, 0.05, 0.2), 16, "about what its batch of 16 episodes has"),
+        ((0.01, 0.008, 0.02), 16, "is noisier than that, which is often still efficient"),
+        ((0.01, -0.01, 0.02), 16, "not distinguishable from zero; more than 50 are needed"),
+        (
+            (0.01, -0.01, 0.2),
+            16,
+            "with 100 episodes the gradient of the model's own estimator is not distinguishable from zero.",
+        ),
+        ((-0.01, -0.02, -0.005), 16, "not distinguishable from zero"),
+        ((0.5, 0.3, 0.9), 1, "its batch of 1 episode is"),
+    ],
+)
+def test_what_is_said_of_the_batch(ratio, batch_size, words):
+    text = describe(made_up({"own": ratio}, batch_size))[0]
+    assert words in text
+    if ratio[1] <= 0.0:
+        assert "ample" not in text
+        assert "episodes until the signal equals the noise, and" not in text
+
+
+def test_numbers_in_words():
+    assert write_episodes(Interval(8.94, 7.31, 1078.2)) == "8.9 [7.3, 1,078]"
+    assert write_episodes(Interval(692.0, 126.0, math.inf)) == "692 [126, unbounded]"
+    assert write_episodes(Interval(math.inf, 126.0, math.inf)) == "unresolved (above 126)"
+    assert write_bias(Interval(0.04, 0.01, 0.09)) == "20 % [10 %, 30 %]"
+    assert write_bias(Interval(-0.01, -0.05, 0.01)) == "none seen (below 10 %)"
+    assert write_bias(Interval(0.3, -math.inf, math.inf)) == "unresolved"
+    assert write_bias(Interval(math.nan, math.nan, math.nan)) == "the reference"
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chrome = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    driver = shutil.which("chromedriver")
+    if chrome is None or driver is None:
+        pytest.skip("no Chromium and ChromeDriver on this machine (.ci/run installs them)")
+    options = Options()
+    options.binary_location = chrome
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_in_a_browser(report, browser, width):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get((report / "gradients.html").as_uri())
+    assert browser.execute_script("return window.innerWidth") == width
+    assert browser.title == "What gradients are worth on CartPole-v1"
+    loaded = browser.execute_script("return [...document.images].map(image => image.complete && image.naturalWidth > 0)")
+    assert loaded == [True] * 4
+    # Nothing sticks out: wide tables scroll in their own box
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    widths = browser.execute_script("return [...document.images].map(image => image.clientWidth)")
+    assert min(widths) >= 300
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")] == []
