@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from made_up_runs import write_result
@@ -487,3 +488,34 @@ def test_masks_never_repeats_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.setattr(masks, "run", lambda options, env_id, contender, seed: {**first[0], "contender": contender})
     run_in_process("masks", tmp_path, "--seeds", 0, *tiny)
     assert len(read_results(tmp_path, "masks", figure=True)["runs"]) == 2
+
+
+def test_laboratory(tmp_path, monkeypatch):
+    from sb3_reinforce.lab import refit
+
+    monkeypatch.setattr(refit, "N_GRADIENT_STEPS", 20)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--env", "CartPole-v1", "--n-timesteps", "1500", "--episodes", "40", "--batch", "8"]
+    run_in_process("laboratory", tmp_path / "results", *arguments)
+    folder = tmp_path / "results/laboratory/CartPole-v1"
+    names = {"provenance.json", *(f"gradients.{suffix}" for suffix in ("html", "md", "csv", "png", "svg"))}
+    assert {path.name for path in folder.iterdir()} == names
+    table = pd.read_csv(folder / "gradients.csv")
+    assert table["model"][0] == "untrained"
+    assert 2 <= table["model"].nunique() <= 4
+    assert (table.groupby("model")["estimator"].apply(set).map(lambda keys: "to-go-critic" in keys)).all()
+    assert str(tmp_path) not in (folder / "gradients.md").read_text()
+    content = json.loads((folder / "provenance.json").read_text())
+    stages = importlib.import_module("laboratory").choose_stages({int(s): r for s, r in content["training_returns"].items()})
+    assert stages == sorted(set(stages))
+    # Nothing is done twice
+    before = (folder / "gradients.html").stat().st_mtime_ns
+    run_in_process("laboratory", tmp_path / "results", *arguments)
+    assert (folder / "gradients.html").stat().st_mtime_ns == before
+
+
+def test_stages_are_chosen_by_how_far_training_has_come():
+    choose_stages = importlib.import_module("laboratory").choose_stages
+    assert choose_stages({100: 20.0, 200: 60.0, 300: 260.0, 400: 450.0, 500: 500.0}) == [200, 300, 400]
+    # A training that falls back does not make the stages go back
+    assert choose_stages({100: 20.0, 200: 400.0, 300: 60.0, 400: 500.0}) == [300, 400]
