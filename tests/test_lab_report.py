@@ -174,7 +174,7 @@ def test_a_critic_that_harms_is_not_praised():
     ("ratio", "batch_size", "words"),
     [
         ((0.1, 0.08, 0.2), 16, "ample"),
-        ((0.1, 0.05, 0.2), 16, "about what its batch of 16 episodes has"),
+        ((0.1, 0.05, 0.2), 16, "whether its batch of 16 episodes is as large lies within the uncertainty"),
         ((0.01, 0.008, 0.02), 16, "is noisier than that, which is often still efficient"),
         ((0.01, -0.01, 0.02), 16, "not distinguishable from zero; more than 50 are needed"),
         (

@@ -131,7 +131,7 @@ def describe_batch(measurement: Measurement, result: Result, what: str) -> str:
         return f"{needs}, and {batch} is ample: more buy little"
     if size < episodes.low:
         return f"{needs}, and {batch} is noisier than that, which is often still efficient"
-    return f"{needs}, about what {batch} has"
+    return f"{needs}, and whether {batch} is as large lies within the uncertainty"
 
 
 def describe_pair(first: Result, second: Result, first_name: str, second_name: str) -> str:
