@@ -215,7 +215,8 @@ def collect_episodes(
                     rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
                     model._update_info_buffer([info], dones[env_idx : env_idx + 1])
                     n_episodes += 1
-                    counts[env_idx] = quota.admits(start_step=n_steps)
+                    # At the bound no episode can start any more
+                    counts[env_idx] = n_steps < max_steps and quota.admits(start_step=n_steps)
                     n_running += counts[env_idx] - 1
 
     for env_idx in np.flatnonzero(counts).tolist():

@@ -252,6 +252,13 @@ def test_fewer_episodes_than_environments_are_warned_of_once():
     assert len([warning for warning in caught if "n_episodes" in str(warning.message)]) == 1
 
 
+def test_no_episode_starts_at_the_bound():
+    model = make_model(fixed_length_envs([5], [10]), n_steps=100, max_rollout_steps=10, baseline="leave_one_out")
+    model.learn(20)
+    assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [5, 5, 10]
+    assert model.logger.name_to_value["rollout/episodes"] == 3
+
+
 def test_cut_episodes_are_bootstrapped_even_without_time_limits(monkeypatch):
     model = make_model(fixed_length_envs([10**9]), n_steps=1, max_rollout_steps=2, gamma=0.5, bootstrap_at_time_limit=False)
     value_after_first_update(model)
