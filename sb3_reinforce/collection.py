@@ -208,6 +208,7 @@ def collect_episodes(
 
         # A quarter of the time of dones.any() on a few environments
         if np.count_nonzero(dones):
+            sample_actions.forget(dones)
             for env_idx in np.flatnonzero(dones).tolist():
                 if counts[env_idx]:
                     info = infos[env_idx]

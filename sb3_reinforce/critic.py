@@ -1,20 +1,19 @@
 """Fitting the learned baseline."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
+from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.reading import NOT_LEARNED, BatchReader
 from sb3_reinforce.returns import Array
 
 
 def fit_critic(
     reader: BatchReader,
-    observations: PyTorchObs,
+    batch: EpisodeBatch,
     rewards_to_go: Array,
     actor_parameters: Sequence[th.nn.Parameter],
     rng: np.random.Generator,
@@ -29,10 +28,10 @@ def fit_critic(
     Parameters shared with the actor are left alone: the policy moves along its own gradient only.
 
     :param reader: Of the policy that the critic belongs to.
-    :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
+    :param batch: The episodes.
     :param rewards_to_go: Shape ``(n_steps,)``.
     :param actor_parameters: Those that the policy's own step moves.
-    :param rng: Draws the order of the steps where they are taken in minibatches.
+    :param rng: Draws the minibatches.
     :param epochs: Passes over the steps.
     :param batch_size: Steps per gradient step; None for all.
     :param vf_coef: Factor of the loss.
@@ -44,19 +43,16 @@ def fit_critic(
     shared = {id(parameter) for parameter in actor_parameters}
     parameters = [p for p in policy.parameters() if p.requires_grad and id(p) not in shared]
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
-    n_steps = len(targets)
-    batch_size = min(batch_size or n_steps, n_steps)
 
     losses = []
     for _ in range(epochs):
-        order = th.as_tensor(rng.permutation(n_steps), device=policy.device) if batch_size < n_steps else None
-        for start in range(0, n_steps, batch_size):
+        for pieces in reader.minibatches(batch, batch_size, rng):
             policy.optimizer.zero_grad()
-            size = min(batch_size, n_steps - start)
+            targets_of_pieces = [targets[piece] for piece in pieces]
+            size = sum(map(len, targets_of_pieces))
             value_loss = 0.0
-            for piece in reader.pieces(size):
-                chosen: Any = piece if order is None else order[start:][piece]
-                piece_loss = F.mse_loss(reader.values_of(observations, chosen), targets[chosen], reduction="sum") / size
+            for piece, piece_targets in zip(pieces, targets_of_pieces, strict=True):
+                piece_loss = F.mse_loss(reader.values_of(batch, piece), piece_targets, reduction="sum") / size
                 (vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
                 value_loss += piece_loss.item()
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()

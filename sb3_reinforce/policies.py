@@ -4,9 +4,11 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+#: Policies with memory, which need sb3-contrib.
+RECURRENT_POLICIES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
 
 
 class ZeroValue(nn.Module):
@@ -22,19 +24,31 @@ class ZeroValue(nn.Module):
         return latent_vf.new_zeros((len(latent_vf), 1))
 
 
-def remove_critic(policy: ActorCriticPolicy, learning_rate: float) -> None:
+def has_memory(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether a policy acts on what it saw before, with an LSTM as in sb3-contrib.
+
+    :param policy: Any actor-critic policy.
+    :return: Whether it does.
+    """
+    return hasattr(policy, "lstm_actor")
+
+
+def remove_critic(policy: ActorCriticPolicy) -> None:
     """
     Take every parameter that only the value function uses out of a policy and out of its optimizer.
 
     ``predict_values`` then returns zeros, and ``forward`` and ``evaluate_actions`` go on working.
 
     :param policy: Changed in place.
-    :param learning_rate: Of the new optimizer.
     """
     policy.value_net = ZeroValue()  # type: ignore[assignment]
     policy.mlp_extractor.value_net = nn.Sequential()
+    if has_memory(policy):
+        policy.lstm_critic, policy.critic = None, nn.Sequential()  # type: ignore[assignment]
     policy.share_features_extractor = True
     policy.vf_features_extractor = policy.pi_features_extractor
+    learning_rate = policy.optimizer.param_groups[0]["lr"]
     policy.optimizer = policy.optimizer_class(policy.parameters(), lr=learning_rate, **policy.optimizer_kwargs)  # type: ignore[call-arg]
 
 
@@ -76,12 +90,9 @@ class OptionalCriticMixin:
         if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
         super().__init__(*args, **kwargs)
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)  # type: ignore[misc]
-        if not self.use_critic:
+        if not use_critic:
             assert isinstance(self, ActorCriticPolicy)
-            remove_critic(self, lr_schedule(1))
+            remove_critic(self)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "use_critic": self.use_critic}  # type: ignore[misc]
@@ -97,3 +108,23 @@ class CnnPolicy(OptionalCriticMixin, ActorCriticCnnPolicy):
 
 class MultiInputPolicy(OptionalCriticMixin, MultiInputActorCriticPolicy):
     """SB3's ``MultiInputActorCriticPolicy`` with the additional argument ``use_critic``."""
+
+
+def import_recurrent_policy(name: str) -> type[ActorCriticPolicy]:
+    """
+    Import a policy with memory.
+
+    :param name: One of ``RECURRENT_POLICIES``.
+    :return: The class.
+    :raises ModuleNotFoundError: If sb3-contrib is not installed; says what to install.
+    """
+    try:
+        from sb3_reinforce import recurrent
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "sb3_contrib":
+            raise
+        raise ModuleNotFoundError(
+            f'{name} needs sb3-contrib: pip install "sb3-reinforce[lstm]"', name="sb3_contrib"
+        ) from error
+    policy_class: type[ActorCriticPolicy] = getattr(recurrent, name)
+    return policy_class

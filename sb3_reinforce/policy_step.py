@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.natural_gradient import conjugate_gradient, fisher_product, step_of_size
-from sb3_reinforce.reading import NOT_LEARNED, BatchReader
+from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 
 #: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
 #: a bound at the target itself would shorten every second step.
@@ -55,7 +55,7 @@ def compute_gradient(reader: BatchReader, batch: EpisodeBatch, step_weights: Ste
 
     policy.optimizer.zero_grad()
     policy_loss = entropy = 0.0
-    for piece in reader.pieces(n_steps):
+    for piece in reader.pieces(batch):
         log_prob, piece_entropy = reader.log_prob_and_entropy(batch, piece)
         piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
         loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
@@ -125,7 +125,7 @@ def natural_step(
     if not ascent.any():
         return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
 
-    steps = reader.thinned(len(batch.actions), fisher_max_steps)
+    steps = reader.thinned(batch, fisher_max_steps)
     mean_kl = divergence_from_now(reader, batch, steps)
     product = fisher_product(mean_kl(), parameters, cg_damping)
     direction = conjugate_gradient(product, ascent, cg_max_steps)
@@ -151,7 +151,7 @@ def natural_step(
     )
 
 
-def divergence_from_now(reader: BatchReader, batch: EpisodeBatch, steps: slice) -> Callable[[], th.Tensor]:
+def divergence_from_now(reader: BatchReader, batch: EpisodeBatch, steps: Steps) -> Callable[[], th.Tensor]:
     """
     Measure how far the policy has moved since this call.
 

@@ -8,10 +8,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.masking import masked
+from sb3_reinforce.policies import has_memory
 from sb3_reinforce.returns import Array
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
@@ -32,24 +32,46 @@ class BatchReader:
         self.policy = policy
         self.micro_batch_size = micro_batch_size
 
-    def pieces(self, n_steps: int) -> Iterator[slice]:
+    def pieces(self, batch: EpisodeBatch) -> Iterator[slice]:
         """
-        Cut steps into micro-batches.
+        Cut a batch into micro-batches.
 
-        :param n_steps: Number of steps.
-        :return: Slices that together cover each of them once.
+        :param batch: The episodes.
+        :return: Slices that together cover each of its steps once.
         """
+        return self._slices(len(batch.actions))
+
+    def _slices(self, n_steps: int) -> Iterator[slice]:
         size = self.micro_batch_size or n_steps
         return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
 
-    def thinned(self, n_steps: int, max_steps: int | None) -> slice:
+    def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
+        """
+        Divide a batch at random.
+
+        :param batch: The episodes.
+        :param size: Steps of a minibatch; None for all.
+        :param rng: Draws the order, unless one minibatch holds all.
+        :return: The micro-batches of each minibatch.
+        """
+        n_steps = len(batch.actions)
+        if size is None or size >= n_steps:
+            yield list(self.pieces(batch))
+            return
+        order = th.as_tensor(rng.permutation(n_steps), device=self.policy.device)
+        for start in range(0, n_steps, size):
+            chosen = order[start : start + size]
+            yield [chosen[piece] for piece in self._slices(len(chosen))]
+
+    def thinned(self, batch: EpisodeBatch, max_steps: int | None) -> Steps:
         """
         Choose evenly spread steps, of which a mean over the batch can be estimated, within one micro-batch.
 
-        :param n_steps: Number of steps.
+        :param batch: The episodes.
         :param max_steps: At most so many are chosen; None for no such bound.
         :return: Every k-th step.
         """
+        n_steps = len(batch.actions)
         bound = min(max_steps or n_steps, self.micro_batch_size or n_steps)
         return slice(0, n_steps, -(-n_steps // bound))
 
@@ -98,54 +120,82 @@ class BatchReader:
         :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
-        return self._in_pieces(len(batch.actions), lambda piece: self.log_prob_and_entropy(batch, piece)[0])
+        return self._in_pieces(batch, lambda piece: self.log_prob_and_entropy(batch, piece)[0])
 
-    def values(self, observations: PyTorchObs) -> Array:
+    def values(self, batch: EpisodeBatch) -> Array:
         """
-        Compute the critic's values.
+        Compute the critic's value of every observation that was acted on.
 
-        :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
+        :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
-        return self._in_pieces(_n_steps(observations), lambda piece: self.values_of(observations, piece))
+        return self._in_pieces(batch, lambda piece: self.values_of(batch, piece))
 
-    def baseline_values(self, observations: PyTorchObs) -> Array:
+    def baseline_values(self, batch: EpisodeBatch) -> Array:
         """
         Compute the values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that.
 
-        :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
+        :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
         policy_class = type(self.policy)
         if policy_class.forward is ActorCriticPolicy.forward or (
             policy_class.predict_values is not ActorCriticPolicy.predict_values
         ):
-            return self.values(observations)
+            return self.values(batch)
 
         def values_of_forward(piece: slice) -> th.Tensor:
-            values: th.Tensor = self.policy(map_observation(lambda obs: obs[piece], observations), deterministic=True)[1]
+            observations = map_observation(lambda obs: obs[piece], batch.observations)
+            values: th.Tensor = self.policy(observations, deterministic=True)[1]
             return values.flatten()
 
-        return self._in_pieces(_n_steps(observations), values_of_forward)
+        return self._in_pieces(batch, values_of_forward)
 
-    def values_of(self, observations: PyTorchObs, steps: Steps) -> th.Tensor:
+    def final_values(self, batch: EpisodeBatch) -> Array:
+        """
+        Compute the critic's values of what followed cut episodes.
+
+        :param batch: The episodes, at least one of them cut.
+        :return: Shape ``(n_cuts,)``.
+        """
+        assert batch.final_observations is not None
+        finals = batch._replace(observations=batch.final_observations)
+        results = np.empty(len(batch.cut_steps), dtype=np.float64)
+        with th.no_grad():
+            for piece in self._slices(len(results)):
+                results[piece] = self.values_of(finals, piece).cpu().numpy()
+        return results
+
+    def values_of(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
         """
         Compute the critic's values, differentiable.
 
-        :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
-        :param steps: Which of them.
+        :param batch: The episodes.
+        :param steps: Which of its steps.
         :return: Shape ``(len(steps),)``.
         """
-        return self.policy.predict_values(map_observation(lambda obs: obs[steps], observations)).flatten()
+        return self.policy.predict_values(map_observation(lambda obs: obs[steps], batch.observations)).flatten()
 
-    def _in_pieces(self, n_steps: int, function: Callable[[slice], th.Tensor]) -> Array:
+    def _in_pieces(self, batch: EpisodeBatch, function: Callable[[slice], th.Tensor]) -> Array:
         """Fill an array piece by piece: a list of tensors would scatter small blocks over the freed memory of large ones."""
-        results = np.empty(n_steps, dtype=np.float64)
+        results = np.empty(len(batch.actions), dtype=np.float64)
         with th.no_grad():
-            for piece in self.pieces(n_steps):
+            for piece in self.pieces(batch):
                 results[piece] = function(piece).cpu().numpy()
         return results
 
 
-def _n_steps(observations: PyTorchObs) -> int:
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+def make_reader(policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> BatchReader:
+    """
+    Choose the reader that a policy needs.
+
+    :param policy: In evaluation mode.
+    :param micro_batch_size: See ``BatchReader``.
+    :return: One that reads whole episodes if the policy has memory.
+    """
+    if has_memory(policy):
+        # sb3-contrib need not be installed
+        from sb3_reinforce.recurrent import EpisodeReader
+
+        return EpisodeReader(policy, micro_batch_size)
+    return BatchReader(policy, micro_batch_size)

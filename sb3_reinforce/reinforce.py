@@ -33,16 +33,18 @@ from sb3_reinforce.estimators import Estimator, StepWeights
 from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, masks_for, split_observation, unmasked_space
 from sb3_reinforce.model_files import check_model_file, written_whole
 from sb3_reinforce.policies import (
+    RECURRENT_POLICIES,
     CnnPolicy,
     MlpPolicy,
     MultiInputPolicy,
     OptionalCriticMixin,
     averaged_model,
+    import_recurrent_policy,
     remove_critic,
     reset_noise_apart,
 )
 from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step, unchanged_by_failure
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.returns import Array
 from sb3_reinforce.weighing import WeighedRollout, weigh_rollout
 
@@ -65,7 +67,8 @@ class REINFORCE(OnPolicyAlgorithm):
     is finished and used whole. With ``n_episodes`` the episode mean is unbiased; with ``n_steps`` the number of
     episodes is random, and the mean is a ratio estimate with a bias of order 1 / (number of episodes).
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class;
+        with memory: MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy, which need sb3-contrib)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. Ten times PPO's default or more is
         usual: there is one gradient step per rollout.
@@ -114,7 +117,7 @@ class REINFORCE(OnPolicyAlgorithm):
         & Juditsky 1992): ``predict`` answers with ``averaged_policy``, while ``policy`` acts and learns. 0.8 averages over
         the last five updates or so. None: they are the same.
     :param micro_batch_size: Compute gradients in pieces of so many steps and add them up: the same gradient in bounded
-        memory. None for one piece.
+        memory. None for one piece. With memory the pieces are made of whole episodes, and a longer episode is one piece.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
         and treated as at a time limit, with a warning. None for 50,000 steps beyond the budget, where an episode of
         ``n_episodes`` is taken to last 1,000 steps, and for less where ``learn`` would otherwise overshoot (see there).
@@ -350,7 +353,7 @@ class REINFORCE(OnPolicyAlgorithm):
             **policy_kwargs,
         )
         if not needs_critic and not critic_choice:
-            remove_critic(self.policy, self.lr_schedule(1))
+            remove_critic(self.policy)
         self.policy = self.policy.to(self.device)
         if self.policy_averaging is not None:
             self.policy_average = averaged_model(self.policy, self.policy_averaging)
@@ -359,6 +362,11 @@ class REINFORCE(OnPolicyAlgorithm):
     def averaged_policy(self) -> ActorCriticPolicy:
         """The policy with which ``predict`` answers: the moving average over updates, or ``policy`` itself without one."""
         return self.policy if self.policy_averaging is None else self.policy_average.module  # type: ignore[return-value]
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in RECURRENT_POLICIES:
+            return import_recurrent_policy(policy_name)
+        return super()._get_policy_from_name(policy_name)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -426,7 +434,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 raise RuntimeError(f"The policy that {name} is of has been updated: ask for it in on_rollout_end")
             batch = buffer.whole_episodes()
             if name == "log_probs":
-                buffer.kept(name, lambda: BatchReader(self.policy, self.micro_batch_size).log_probs(batch))
+                buffer.kept(name, lambda: make_reader(self.policy, self.micro_batch_size).log_probs(batch))
             else:
                 self._weigh(buffer, batch)
 
@@ -501,7 +509,8 @@ class REINFORCE(OnPolicyAlgorithm):
     def _update(self, batch: EpisodeBatch) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.policy.optimizer)
-        reader = BatchReader(self.policy, self.micro_batch_size)
+        reader = make_reader(self.policy, self.micro_batch_size)
+        self._check_micro_batches(reader, batch)
 
         values, step_weights = self._weigh(self.rollout_buffer, batch)
         if self.estimator.compares_episodes and len(batch.episode_lengths) == 1:
@@ -528,8 +537,17 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _weigh(self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch) -> WeighedRollout:
         entropy_reward = self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
-        reader = BatchReader(self.policy, self.micro_batch_size)
+        reader = make_reader(self.policy, self.micro_batch_size)
         return weigh_rollout(buffer, batch, reader, self.estimator, entropy_reward, critic_is_fitted=self._n_updates > 0)
+
+    def _check_micro_batches(self, reader: BatchReader, batch: EpisodeBatch) -> None:
+        largest = max(piece.stop - piece.start for piece in reader.pieces(batch))
+        if self.micro_batch_size is not None and largest > self.micro_batch_size:
+            self._warn_once(
+                "micro_batch_size",
+                f"A policy with memory reads whole episodes, and one of {largest} steps is longer than micro_batch_size="
+                f"{self.micro_batch_size}: it was read at once. Raise micro_batch_size if the memory allows it.",
+            )
 
     def _policy_step(
         self, reader: BatchReader, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float
@@ -562,7 +580,7 @@ class REINFORCE(OnPolicyAlgorithm):
         update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
         value_loss = fit_critic(
             reader,
-            batch.observations,
+            batch,
             rewards_to_go,
             actor_parameters,
             self._rng,

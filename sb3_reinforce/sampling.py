@@ -26,7 +26,7 @@ from torch import nn
 
 from sb3_reinforce.buffers import NumpyObs
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import MlpPolicy, MultiInputPolicy
+from sb3_reinforce.policies import MlpPolicy, MultiInputPolicy, has_memory
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 #: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
@@ -49,24 +49,41 @@ class ActionSampler(Protocol):
         :return: Shape ``(n_envs, *action_shape)``, neither clipped nor rescaled.
         """
 
+    def forget(self, dones: NumpyArray) -> None:
+        """
+        Forget what was seen in episodes that ended.
+
+        :param dones: Shape ``(n_envs,)``.
+        """
+
 
 def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> ActionSampler:
     """
     Choose the fastest exact way to sample from a policy, for as long as its parameters do not change.
 
     :param policy: In evaluation mode.
-    :param n_envs: Number of environments.
+    :param n_envs: Number of environments, all at the start of an episode.
     :param rng: Source of all randomness, except for policies with a distribution of their own, which use PyTorch's.
     :return: NumPy actor and draw for a standard MLP; PyTorch actor and NumPy draw for any feature extractor or network
         under SB3's own distributions; the policy's own distribution object for everything else (gSDE, overridden methods).
     """
+    if has_memory(policy):
+        # sb3-contrib need not be installed
+        from sb3_reinforce.recurrent import make_recurrent_sampler
+
+        return make_recurrent_sampler(policy, n_envs, rng)
     if not has_standard_distribution(policy):
         return DistributionSampler(policy)
     actor = NumpyMlpActor(policy, n_envs) if is_standard_mlp(policy) else TorchActor(policy)
     return ParameterSampler(actor, make_draw(policy, n_envs, rng))
 
 
-class DistributionSampler:
+class _WithoutMemory:
+    def forget(self, dones: NumpyArray) -> None:
+        """See ``ActionSampler``: there is nothing to forget."""
+
+
+class DistributionSampler(_WithoutMemory):
     """
     Samples from the policy's own distribution object.
 
@@ -85,7 +102,7 @@ class DistributionSampler:
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
 
 
-class ParameterSampler:
+class ParameterSampler(_WithoutMemory):
     """
     Samples from distribution parameters, without a distribution object.
 
@@ -140,6 +157,27 @@ class NumpyMlpActor:
         flatten = make_flatten(policy)
         assert flatten is not None
         self.flatten = flatten
+        self.layers = NumpyLayers(policy, n_envs)
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """
+        Compute the distribution parameters.
+
+        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
+        """
+        return self.layers(self.flatten(observations))
+
+
+class NumpyLayers:
+    """
+    The fully connected layers of a policy's actor in NumPy, on a copy of the policy's weights.
+
+    :param policy: A policy for which ``has_numpy_layers`` holds.
+    :param n_envs: Number of environments.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int) -> None:
         layers = [*policy.mlp_extractor.policy_net, policy.action_net]
         activations: dict[type[nn.Module], Callable[[NumpyArray, NumpyArray], Any]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
         # Results go into buffers and biases are as large as they are: both spare NumPy half the time of such small arrays
@@ -153,14 +191,13 @@ class NumpyMlpActor:
             for linear, activation in zip(layers[::2], [*layers[1::2], None], strict=True)
         ]
 
-    def __call__(self, observations: NumpyObs) -> NumpyArray:
+    def __call__(self, latent: NumpyArray) -> NumpyArray:
         """
         Compute the distribution parameters.
 
-        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :param latent: What the first layer is given, shape ``(n_envs, n_features)``.
         :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
         """
-        latent = self.flatten(observations)
         for weight, bias, output, activation in self.layers:
             latent = np.dot(latent, weight, output)
             np.add(latent, bias, output)
@@ -264,11 +301,12 @@ def make_draw(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) 
     return lambda logits: (logits + next(gumbel)).argmax(axis=1)
 
 
-def has_standard_distribution(policy: ActorCriticPolicy) -> bool:
+def has_standard_distribution(policy: ActorCriticPolicy, base: type[ActorCriticPolicy] = ActorCriticPolicy) -> bool:
     """
     Tell whether a policy's distribution is one of SB3's, with the parameters that ``action_net`` computes.
 
     :param policy: Any actor-critic policy.
+    :param base: The class whose methods compute them.
     :return: False for gSDE, and as soon as a method on the way to the distribution is overridden.
     """
     methods = ("get_distribution", "_get_action_dist_from_latent")
@@ -276,7 +314,7 @@ def has_standard_distribution(policy: ActorCriticPolicy) -> bool:
         type(policy.action_dist)
         in (CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution, BernoulliDistribution)
         and type(policy.action_net) is nn.Linear
-        and all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in methods)
+        and all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
         and not any(name in vars(policy) for name in methods)
     )
 
@@ -286,11 +324,21 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
     Tell whether NumPy can stand in for a policy's actor.
 
     :param policy: A policy for which ``has_standard_distribution`` holds.
-    :return: True if it is exactly SB3's policy for flat observations, or a Dict of them: float32 on the CPU, Linear layers
-        with Tanh or ReLU between them, no hooks.
+    :return: True if it is exactly SB3's policy for flat observations, or a Dict of them, and ``has_numpy_layers`` holds.
     """
     standard = (ActorCriticPolicy, MlpPolicy, MultiInputActorCriticPolicy, MultiInputPolicy)
-    if type(policy) not in standard or type(policy.mlp_extractor) is not MlpExtractor:
+    return type(policy) in standard and has_numpy_layers(policy)
+
+
+def has_numpy_layers(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether NumPy can compute what a policy's actor does to observations, and to the outputs of an LSTM if it has one.
+
+    :param policy: A policy for which ``has_standard_distribution`` holds.
+    :return: True if it is float32 on the CPU, with flat observations, or a Dict of them, Linear layers with Tanh or ReLU
+        between them, no hooks.
+    """
+    if type(policy.mlp_extractor) is not MlpExtractor:
         return False
     layers = [*policy.mlp_extractor.policy_net, policy.action_net]
     return (

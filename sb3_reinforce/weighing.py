@@ -47,11 +47,10 @@ def weigh_rollout(
         rewards = rewards - entropy_reward * buffer.kept("log_probs", lambda: reader.log_probs(batch))
     values = None
     if estimator.baseline == "value":
-        values = buffer.kept("values", lambda: reader.baseline_values(batch.observations))
-        final_observations = batch.final_observations
-        if final_observations is not None and critic_is_fitted:
+        values = buffer.kept("values", lambda: reader.baseline_values(batch))
+        if batch.final_observations is not None and critic_is_fitted:
             rewards = rewards.copy()
-            final_values = buffer.kept("final_values", lambda: reader.values(final_observations))
+            final_values = buffer.kept("final_values", lambda: reader.final_values(batch))
             rewards[batch.cut_steps] += estimator.gamma * final_values
     step_weights = estimator(rewards, values, batch.episode_lengths)
     buffer.keep(

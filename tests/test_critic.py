@@ -1,5 +1,7 @@
 """Fitting the learned baseline, against a slow and obvious loop."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch as th
@@ -31,7 +33,7 @@ def test_every_minibatch_is_a_step_on_its_own_mean(batch_size, micro_batch_size)
     policy, slow = make_policy(), make_policy()
     loss = fit_critic(
         BatchReader(policy, micro_batch_size),
-        observations,
+        SimpleNamespace(observations=observations, actions=th.zeros(10, 1)),
         targets,
         [*policy.action_net.parameters()],
         np.random.default_rng(2),

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -81,7 +82,7 @@ def test_the_models_fisher_matrix_is_the_enumerated_one():
     store(model, PATHS)
     batch, reader = model.rollout_buffer.whole_episodes(), BatchReader(model.policy)
     net = model.policy.action_net
-    divergence = policy_step.divergence_from_now(reader, batch, reader.thinned(len(batch.actions), None))
+    divergence = policy_step.divergence_from_now(reader, batch, reader.thinned(batch, None))
     product = fisher_product(divergence(), [net.weight, net.bias])
     matrix = np.stack([product(row).numpy() for row in th.eye(6)])
     order = [0, 1, 4, 2, 3, 5]  # weights and bias of each logit beside each other
@@ -229,7 +230,7 @@ def test_learning_rate_and_clipping_do_not_matter_to_the_policy():
 
 @given(n_steps=st.integers(1, 500), max_steps=st.none() | st.integers(1, 600), micro=st.none() | st.integers(1, 600))
 def test_the_steps_behind_the_fisher_matrix_are_spread_and_bounded(n_steps, max_steps, micro):
-    chosen = list(range(n_steps))[BatchReader(None, micro).thinned(n_steps, max_steps)]
+    chosen = list(range(n_steps))[BatchReader(None, micro).thinned(SimpleNamespace(actions=range(n_steps)), max_steps)]
     bound = min(max_steps or n_steps, micro or n_steps)
     assert 1 <= len(chosen) <= bound
     assert len({later - earlier for earlier, later in itertools.pairwise(chosen)}) <= 1

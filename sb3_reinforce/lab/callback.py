@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, ScoreReader, steps_of, take_episodes
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.reading import make_reader
 from sb3_reinforce.reinforce import REINFORCE
 
 
@@ -61,7 +61,7 @@ class NoiseScaleCallback(BaseCallback):
         # Of two episodes the mean product is that of a single pair: noisy, but as unbiased as any
         if n_episodes < 2:
             return
-        reader = BatchReader(model.policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
+        reader = make_reader(model.policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
         # The update finds them in the buffer, and does not compute them again
         weights = model._weigh(model.rollout_buffer, batch).step_weights.weights
         scores = ScoreReader(reader)

@@ -21,7 +21,7 @@ from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.lab.collect import check_environment, frozen
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
 from sb3_reinforce.policy_step import clone_tensors, compute_gradient
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.reading import make_reader
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import Array, IntArray
 
@@ -161,7 +161,7 @@ def clone(
     judges, pupils = take_episodes(batch, order[:n_held_out]), order[n_held_out:]
     policy = model.policy
     policy.set_training_mode(False)
-    reader = BatchReader(policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
+    reader = make_reader(policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
     optimizer: th.optim.Optimizer | None = None
     best, best_epoch = clone_tensors(policy.state_dict()), 0
     log_probs = [float(reader.log_probs(judges).mean())]

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
 from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import Array
 
@@ -208,7 +208,7 @@ def collect(
     if len(returns) < n_episodes:
         returns = np.add.reduceat(batch.rewards, np.cumsum(batch.episode_lengths) - batch.episode_lengths)
     micro_batch_size = min(getattr(model, "micro_batch_size", None) or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE)
-    return Episodes(stand_in, BatchReader(stand_in.policy, micro_batch_size), batch, returns)
+    return Episodes(stand_in, make_reader(stand_in.policy, micro_batch_size), batch, returns)
 
 
 @contextlib.contextmanager

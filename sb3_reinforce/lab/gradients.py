@@ -89,7 +89,7 @@ class ScoreReader:
         """
         if self._parameters is None:
             candidates = [parameter for parameter in self.reader.policy.parameters() if parameter.requires_grad]
-            log_prob, _ = self.reader.log_prob_and_entropy(batch, next(iter(self.reader.pieces(len(batch.actions)))))
+            log_prob, _ = self.reader.log_prob_and_entropy(batch, next(iter(self.reader.pieces(batch))))
             gradients = th.autograd.grad(log_prob.sum(), candidates, allow_unused=True)
             self._parameters = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
         return self._parameters
@@ -108,7 +108,7 @@ class ScoreReader:
         """
         parameters = self.parameters(batch)
         total: th.Tensor | None = None
-        for piece in self.reader.pieces(len(batch.actions)):
+        for piece in self.reader.pieces(batch):
             log_prob, entropy = self.reader.log_prob_and_entropy(batch, piece)
             outputs, seeds = [log_prob], [_rows(weights[:, piece], log_prob)]
             if entropy_weights is not None and any(entropy_weights):

@@ -286,7 +286,7 @@ def prepare(episodes: Episodes, contenders: Sequence[Contender], folds: list[Int
     model, reader, batch, _ = episodes
     critics: dict[str | None, Array] = {}
     if has_critic(model):
-        critics[MODEL_CRITIC] = reader.baseline_values(batch.observations)
+        critics[MODEL_CRITIC] = reader.baseline_values(batch)
     if any(contender.critic == REFITTED_CRITIC for contender in contenders):
         gamma = next(contender.estimator.gamma for contender in contenders if contender.critic == REFITTED_CRITIC)
         targets = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
@@ -325,7 +325,7 @@ def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float) -> Ar
     if isinstance(model, REINFORCE) and model._n_updates == 0:
         return rewards
     rewards = rewards.copy()
-    rewards[batch.cut_steps] += model.gamma * reader.values(batch.final_observations)
+    rewards[batch.cut_steps] += model.gamma * reader.final_values(batch)
     return rewards
 
 
@@ -604,7 +604,7 @@ def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: St
     """
     model, reader = episodes.model, episodes.reader
     policy = model.policy
-    steps = reader.thinned(len(batch.actions), None)
+    steps = reader.thinned(batch, None)
     before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
     update_learning_rate(policy.optimizer, model.lr_schedule(model._current_progress_remaining))
     divergence = divergence_from_now(reader, batch, steps)

@@ -51,7 +51,7 @@ def critic_inputs(reader: BatchReader, batch: EpisodeBatch) -> th.Tensor:
     extractor = getattr(policy, "pi_features_extractor", policy.features_extractor)
     parts = []
     with th.no_grad():
-        for piece in reader.pieces(len(batch.actions)):
+        for piece in reader.pieces(batch):
             observations = map_observation(lambda obs: obs[piece], batch.observations)  # noqa: B023
             parts.append(BaseModel.extract_features(policy, observations, extractor).flatten(1).float().cpu())
     times = th.as_tensor(time_steps(batch.episode_lengths), dtype=th.float32)[:, None]
