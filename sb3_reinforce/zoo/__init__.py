@@ -7,13 +7,16 @@ Importing this package imports nothing of RL Zoo; its functions do.
 from pathlib import Path
 
 ALGORITHM = "reinforce"
+#: The same class with hyperparameters of its own, whose policies have memory.
+RECURRENT_ALGORITHM = "reinforce_lstm"
+ALGORITHMS = (ALGORITHM, RECURRENT_ALGORITHM)
 
-__all__ = ["ALGORITHM", "hyperparams_path", "register", "shipped_configurations"]
+__all__ = ["ALGORITHM", "ALGORITHMS", "RECURRENT_ALGORITHM", "hyperparams_path", "register", "shipped_configurations"]
 
 
 def register() -> None:
     """
-    Make ``reinforce`` an algorithm of RL Zoo in this process, with its search space.
+    Make ``reinforce`` and ``reinforce_lstm`` algorithms of RL Zoo in this process, with their search spaces.
 
     To be called before RL Zoo parses a command line or an ``ExperimentManager`` is made. May be called again.
 
@@ -23,21 +26,25 @@ def register() -> None:
     from rl_zoo3.utils import ALGOS
 
     from sb3_reinforce import REINFORCE
-    from sb3_reinforce.zoo.search import convert_reinforce_params, sample_reinforce_params
+    from sb3_reinforce.zoo import search
 
-    ALGOS[ALGORITHM] = REINFORCE
-    HYPERPARAMS_SAMPLER[ALGORITHM] = sample_reinforce_params
-    HYPERPARAMS_CONVERTER[ALGORITHM] = convert_reinforce_params
+    for algorithm in ALGORITHMS:
+        ALGOS[algorithm] = REINFORCE
+    HYPERPARAMS_SAMPLER[ALGORITHM] = search.sample_reinforce_params
+    HYPERPARAMS_CONVERTER[ALGORITHM] = search.convert_reinforce_params
+    HYPERPARAMS_SAMPLER[RECURRENT_ALGORITHM] = search.sample_reinforce_lstm_params
+    HYPERPARAMS_CONVERTER[RECURRENT_ALGORITHM] = search.convert_reinforce_lstm_params
 
 
-def hyperparams_path() -> Path:
+def hyperparams_path(algorithm: str = ALGORITHM) -> Path:
     """
     Find the hyperparameters of REINFORCE, to be given to RL Zoo as ``config``.
 
-    :return: Path of ``reinforce.yml``.
+    :param algorithm: One of ``ALGORITHMS``.
+    :return: Path of its file, such as ``reinforce.yml``.
     :raises FileNotFoundError: If the installation is incomplete.
     """
-    return find_resource("hyperparams/reinforce.yml")
+    return find_resource(f"hyperparams/{algorithm}.yml")
 
 
 def shipped_configurations(algorithm: str) -> dict[str, Path]:
@@ -50,7 +57,7 @@ def shipped_configurations(algorithm: str) -> dict[str, Path]:
     """
     prefix = f"{algorithm}_"
     paths = sorted(hyperparams_path().parent.glob(f"{prefix}*.yml"))
-    return {path.stem.removeprefix(prefix): path for path in paths}
+    return {path.stem.removeprefix(prefix): path for path in paths if path.stem not in ALGORITHMS}
 
 
 def find_resource(name: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from sb3_reinforce.zoo import ALGORITHM, find_resource, hyperparams_path, register
+from sb3_reinforce.zoo import ALGORITHM, ALGORITHMS, find_resource, hyperparams_path, register
 from sb3_reinforce.zoo.errors import UsageError, UserError
 
 #: Before the user's own arguments, which overrule it.
@@ -498,7 +498,7 @@ def default_folder(args: list[str]) -> list[str]:
     :return: Arguments to come before the user's: RL Zoo's default is a folder of agents from the Hub, where REINFORCE has
         none.
     """
-    return [*DEFAULT_ALGORITHM, *(["--folder", "logs"] if chosen_algorithm(args) == ALGORITHM else [])]
+    return [*DEFAULT_ALGORITHM, *(["--folder", "logs"] if chosen_algorithm(args) in ALGORITHMS else [])]
 
 
 def has_display() -> bool:

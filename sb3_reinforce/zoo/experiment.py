@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
-from sb3_reinforce.zoo import ALGORITHM, hyperparams_path, shipped_configurations
+from sb3_reinforce.zoo import ALGORITHMS, hyperparams_path, shipped_configurations
 from sb3_reinforce.zoo.config import check_code, check_file, check_hyperparameters, check_module
 from sb3_reinforce.zoo.errors import UserError
 
@@ -59,8 +59,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self.use_envpool = kwargs.get("vec_env_type") == "envpool"
         super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
         config = kwargs.get("config")
-        if config is None and self.algo == ALGORITHM:
-            self.config = str(hyperparams_path())
+        if config is None and self.algo in ALGORITHMS:
+            self.config = str(hyperparams_path(self.algo))
         elif config in (shipped := shipped_configurations(self.algo)):
             self.config = str(shipped[config])
         # What is saved with the run, where enjoy looks for the first
@@ -119,11 +119,11 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         env_id = self.env_name.gym_id
         if not self.config.endswith((".yml", ".yaml")):
             check_module(self.config, shipped_configurations(self.algo))
-        if self.algo == ALGORITHM and self.config.endswith((".yml", ".yaml")):
+        if self.algo in ALGORITHMS and self.config.endswith((".yml", ".yaml")):
             check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         check_code(hyperparams, self.config, env_id)
-        if self.algo == ALGORITHM:
+        if self.algo in ALGORITHMS:
             check_hyperparameters(hyperparams, self.config, env_id, overrides=self.custom_hyperparams or ())
         self._entry = copy.deepcopy(dict(saved_hyperparams))
         return hyperparams, saved_hyperparams

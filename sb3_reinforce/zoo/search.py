@@ -8,6 +8,8 @@ from torch import nn
 from sb3_reinforce.arguments import make_schedule
 
 NET_ARCHS: dict[str, list[int]] = {"small": [64], "medium": [64, 64], "large": [256, 256]}
+#: What the critic of a policy with memory remembers with. Not the actor's LSTM: that needs a shared feature extractor.
+CRITIC_LSTMS: dict[str, dict[str, bool]] = {"own": {}, "none": {"enable_critic_lstm": False}}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -91,3 +93,42 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         **{name.removesuffix("_pow"): 2**value if name.endswith("_pow") else value for name, value in kwargs.items()},
         "policy_kwargs": policy_kwargs,
     }
+
+
+def sample_reinforce_lstm_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Choose the constructor arguments of a trial for policies with memory: those of ``sample_reinforce_params``, and the LSTM.
+
+    :param trial: The trial of Optuna.
+    :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
+    :param n_envs: See ``sample_reinforce_params``.
+    :param additional_args: See ``sample_reinforce_params``.
+    :return: Arguments of ``REINFORCE``.
+    """
+    kwargs = sample_reinforce_params(trial, n_actions, n_envs, additional_args)
+    lstm = {
+        "lstm_hidden_size_pow": trial.suggest_int("lstm_hidden_size_pow", 4, 8),
+        "critic_lstm": trial.suggest_categorical("critic_lstm", list(CRITIC_LSTMS)),
+    }
+    kwargs["policy_kwargs"].update(_lstm_arguments(lstm))
+    return kwargs
+
+
+def convert_reinforce_lstm_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn what Optuna stored of a trial into what stands in a configuration file.
+
+    :param sampled_params: ``trial.params``.
+    :return: Arguments of ``REINFORCE``, with schedules in RL Zoo's notation.
+    """
+    params = dict(sampled_params)
+    lstm = {name: params.pop(name) for name in ("lstm_hidden_size_pow", "critic_lstm")}
+    kwargs = convert_reinforce_params(params)
+    kwargs["policy_kwargs"].update(_lstm_arguments(lstm))
+    return kwargs
+
+
+def _lstm_arguments(params: dict[str, Any]) -> dict[str, Any]:
+    return {"lstm_hidden_size": 2 ** params["lstm_hidden_size_pow"], **CRITIC_LSTMS[params["critic_lstm"]]}
