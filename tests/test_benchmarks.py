@@ -193,6 +193,22 @@ def test_time_to_threshold(tmp_path):
     assert "not reached in 50 steps" in table and "| > " in table
 
 
+def test_memory_tasks_resume(tmp_path):
+    # A process of its own, since RL Zoo patches gymnasium on import
+    tiny = ["--task", "CartPoleNoVel-v1", "--seeds", 0, "--max-steps", 100, "--eval-episodes", 1]
+    run_script("memory_tasks", tmp_path, *tiny, "--contender", "memory", "recurrent_ppo_same_units")
+    before = read_results(tmp_path, "memory_tasks", figure=True)["runs"]
+    assert [run["contender"] for run in before.values()] == ["memory", "recurrent_ppo_same_units"]
+    for run in before.values():
+        assert run["steps"] >= 100 and run["curve"][-1][2] == run["score"] and not run["reached"]
+    run_script("memory_tasks", tmp_path, *tiny, "--contender", "memory", "mlp")
+    after = read_results(tmp_path, "memory_tasks", figure=True)["runs"]
+    assert {key: after[key] for key in before} == before and len(after) == 3
+    run_script("memory_tasks", tmp_path, "--speed", "--steps", 100, "--n-steps", 8, "--rounds", 1)
+    speed = read_results(tmp_path, "memory_tasks", figure=True)["speed"]
+    assert len(speed["rows"]) == 3 and all(row["steps_per_second"] > 0 for row in speed["rows"].values())
+
+
 def test_cartpole_defaults_keeps_finished_seeds_of_the_same_code(tmp_path, monkeypatch):
     cartpole_defaults = importlib.import_module("cartpole_defaults")
     tiny = ["--timesteps", 64, "--episodes", 1]
