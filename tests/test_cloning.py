@@ -85,6 +85,12 @@ def test_a_clone_does_what_the_expert_does(demonstrations):
     assert model._n_updates > 0
 
 
+def test_a_policy_with_memory_is_cloned(demonstrations):
+    model = REINFORCE("MlpLstmPolicy", "CartPole-v1", seed=0, device="cpu", policy_kwargs={"lstm_hidden_size": 16})
+    cloning = clone(model, *demonstrations[:3], epochs=6, batch_size=600, learning_rate=1e-2)
+    assert cloning.log_probs[cloning.best_epoch] > cloning.log_probs[0] + 0.1
+
+
 def test_the_best_policy_is_kept(demonstrations):
     # A step size that breaks everything: the policy before the fit is the best
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, device="cpu")

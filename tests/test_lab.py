@@ -28,7 +28,7 @@ from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
 from sb3_reinforce.lab.gradients import ScoreReader, compression, group_gradients, steps_of, take_episodes
 from sb3_reinforce.lab.lineup import OWN, choose, make_lineup
 from sb3_reinforce.lab.measurement import measure_episodes, prepare
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.returns import rewards_to_go
 
 DIAMOND_HILL = "sb3_reinforce/DiamondHill-v0"
@@ -236,7 +236,7 @@ def test_own_rewards_go_on_after_a_time_limit():
     episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [3, 5], "truncate": True}), 20)
     own, bare = prepare(episodes, [make_lineup(model, GAMMA)[key] for key in (OWN, "to-go-critic")], [], 0)
     ends = np.cumsum(episodes.batch.episode_lengths) - 1
-    finals = episodes.reader.values(episodes.batch.final_observations)
+    finals = episodes.reader.final_values(episodes.batch)
     np.testing.assert_allclose(own.rewards[ends] - bare.rewards[ends], GAMMA * finals, rtol=1e-6)
     assert np.array_equal(np.delete(own.rewards, ends), np.delete(bare.rewards, ends))
 
@@ -278,7 +278,9 @@ def test_policies_that_cannot_be_batched_are_looped_over():
     np.testing.assert_allclose(rows, singles, atol=1e-12)
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", "sde", "cnn", "dict", "masks", "masks in the observation"])
+@pytest.mark.parametrize(
+    "policy", ["MlpPolicy", "sde", "cnn", "dict", "masks", "masks in the observation", "memory", "memory and masks"]
+)
 def test_batched_rows_are_those_of_single_passes(policy):
     model, env = a_model(policy)
     episodes = collect(model, env, 20)
@@ -286,18 +288,22 @@ def test_batched_rows_are_those_of_single_passes(policy):
     weights = np.random.default_rng(0).normal(size=(3, len(batch.rewards)))
     scores = ScoreReader(episodes.reader)
     rows = scores(batch, weights, [0.0, 0.5, 0.0])
-    assert scores.is_batched
-    if policy.startswith("masks"):
+    assert scores.is_batched != policy.startswith("memory")
+    if "masks" in policy:
         allowed = batch.action_masks[np.arange(len(batch.actions)), batch.actions.flatten().long()]
         assert allowed.all() and not batch.action_masks.all()
     episodes.model.policy.optimizer.zero_grad()
-    log_prob, entropy = BatchReader(episodes.model.policy).log_prob_and_entropy(batch, slice(0, len(batch.rewards)))
+    log_prob, entropy = make_reader(episodes.model.policy).log_prob_and_entropy(batch, slice(0, len(batch.rewards)))
     (log_prob @ th.as_tensor(weights[1], dtype=th.float32) + 0.5 * entropy.sum()).backward()
     expected = np.concatenate([parameter.grad.numpy().flatten() for parameter in scores.parameters(batch)])
     np.testing.assert_allclose(rows[1], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def a_model(policy):
+    if policy.startswith("memory"):
+        env, use_masking = (CueEnv, True) if "masks" in policy else (DIAMOND_HILL, False)
+        kwargs = {"use_masking": use_masking, "policy_kwargs": {"lstm_hidden_size": 8}}
+        return REINFORCE("MlpLstmPolicy", make_vec_env(env, 1), seed=0, n_episodes=4, **kwargs), make_vec_env(env, 2)
     if policy == "masks":
         model = REINFORCE("MlpPolicy", CueEnv(), seed=0, n_episodes=4, use_masking=True)
         return model, make_vec_env(CueEnv, 2)
@@ -317,6 +323,15 @@ def a_model(policy):
         return REINFORCE("CnnPolicy", FakeImageEnv(**kwargs), seed=0, n_episodes=2), env
     env = make_vec_env(SimpleMultiObsEnv, 2, env_kwargs={"random_start": True})
     return REINFORCE("MultiInputPolicy", SimpleMultiObsEnv(), seed=0, n_episodes=2), env
+
+
+def test_policies_with_memory_are_measured(tmp_path):
+    model, env = a_model("memory")
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    measurement = measure(model, env, n_episodes=40, batch_size=4)
+    assert {"to-go", "to-go-critic", "to-go-refit"} & set(measurement.results)
+    assert all(th.equal(old, new) for old, new in zip(before, model.policy.parameters(), strict=True))
+    model.learn(40, callback=NoiseScaleCallback(every=1))
 
 
 def test_taken_episodes_keep_their_cuts():
