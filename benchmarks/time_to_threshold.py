@@ -1,8 +1,8 @@
 """
 Seconds and environment steps until the mean of the last 100 training episodes reaches a threshold.
 
-PPO and A2C run with RL Zoo's tuned hyperparameters, REINFORCE with its entry in hyperparams/reinforce.yml, or with the
-defaults of the class if it has none. RL Zoo itself builds environments and models of all three. They run in turn for
+PPO and A2C run with RL Zoo's tuned hyperparameters, REINFORCE with its entry in hyperparams/reinforce_adam.yml, the
+textbook's step, or with the defaults of the class if it has none. RL Zoo itself builds environments and models of all three. They run in turn for
 each seed in one process. The clock starts when `learn` is called and stops in a callback at the threshold.
 
     python benchmarks/time_to_threshold.py
@@ -111,8 +111,9 @@ class StopAtThreshold(BaseCallback):
 
 def reinforce_config(env_id: str, max_steps: int, folder: Path) -> tuple[Path, str]:
     """Return the file with REINFORCE's hyperparameters for RL Zoo, and where they come from."""
-    if HYPERPARAMETERS.exists() and env_id in yaml.safe_load(HYPERPARAMETERS.read_text()):
-        return HYPERPARAMETERS, "hyperparams/reinforce.yml"
+    config = HYPERPARAMETERS.with_name("reinforce_adam.yml")
+    if env_id in yaml.safe_load(config.read_text()):
+        return config, "hyperparams/reinforce_adam.yml"
     defaults = folder / "defaults.yml"
     defaults.write_text(yaml.safe_dump({env_id: {"policy": "MlpPolicy", "n_timesteps": max_steps}}))
     return defaults, "defaults of the class"
