@@ -1,6 +1,8 @@
 """All worlds are proper gymnasium environments, and DiamondHill is the one of the lecture."""
 
+import doctest
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -50,6 +52,11 @@ def test_render_shows_what_happens(name, arguments):
             env.reset()
     assert any((image != first).any() for image in seen)
     assert gym.make(f"sb3_reinforce/{name}", **arguments).unwrapped.render() is None
+
+
+def test_the_numbers_of_the_docs():
+    results = doctest.testfile(str(Path(__file__).parents[1] / "docs" / "worlds.md"), module_relative=False)
+    assert results.failed == 0 < results.attempted
 
 
 def test_gymnasium_shows_them_in_a_window(monkeypatch):
