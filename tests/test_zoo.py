@@ -22,7 +22,7 @@ from torch import nn
 
 from sb3_reinforce import REINFORCE, vec_env
 from sb3_reinforce.vec_env.base import EngineVecEnv
-from sb3_reinforce.zoo import find_resource, hyperparams_path, register, shipped_configurations
+from sb3_reinforce.zoo import ALGORITHMS, find_resource, hyperparams_path, register, shipped_configurations
 from sb3_reinforce.zoo.config import (
     IMPORTED,
     check_code,
@@ -86,11 +86,11 @@ def write_config(folder: Path, text: str) -> str:
 
 
 def test_register_adds_to_the_same_dicts_and_may_be_repeated():
-    before = {name: algo for name, algo in ALGOS.items() if name != "reinforce"}
+    before = {name: algo for name, algo in ALGOS.items() if name not in ALGORITHMS}
     register()
     register()
     assert ALGOS["reinforce"] is rl_zoo3.exp_manager.ALGOS["reinforce"] is REINFORCE
-    assert {name: algo for name, algo in ALGOS.items() if name != "reinforce"} == before
+    assert {name: algo for name, algo in ALGOS.items() if name not in ALGORITHMS} == before
     assert HYPERPARAMS_SAMPLER["reinforce"] is sample_reinforce_params
     assert HYPERPARAMS_CONVERTER["reinforce"] is convert_reinforce_params
 
