@@ -340,7 +340,7 @@ def test_unknown_names_are_explained_in_one_line(capsys):
 def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
     (tmp_path / "mine.yml").write_text("default: {policy: MlpPolicy, n_timesteps: 100, learning_rate: [1]}")
     error = fails(capsys, "train", "--env", "CartPole-v1", "--conf-file", "mine.yml")
-    assert error == "sb3-reinforce: error: mine.yml, CartPole-v1, learning_rate: must be a number, not [1]\n"
+    assert error == "sb3-reinforce: error: mine.yml, CartPole-v1, learning_rate: must be a number or text, not [1]\n"
     assert not (tmp_path / "logs").exists()
 
 
