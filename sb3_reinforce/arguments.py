@@ -85,6 +85,43 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be {NUMERIC_ARGUMENTS[name].words}, not {value!r}")
 
 
+def check_budget(
+    n_steps: int | None, n_episodes: int | None, n_envs: int | None, n_ranks: int, comparing_baseline: str | None
+) -> str | None:
+    """
+    Check that the budget of a rollout makes sense.
+
+    :param n_steps: Of each environment.
+    :param n_episodes: Of all environments of all ranks.
+    :param n_envs: Environments of each rank; None where a model has none.
+    :param n_ranks: Processes that train together.
+    :param comparing_baseline: The baseline, if it compares episodes with each other.
+    :return: A warning about steps that will not be used; None if all is well.
+    :raises ValueError: If there are two budgets, fewer episodes than ranks, or none to compare an episode with.
+    """
+    if n_steps is not None and n_episodes is not None:
+        raise ValueError(
+            f"n_steps={n_steps} and n_episodes={n_episodes} are both set, but only one can rule the rollout: "
+            "drop n_steps to count episodes, or n_episodes to count steps (None drops it)"
+        )
+    if n_episodes is not None and n_episodes < n_ranks:
+        raise ValueError(f"n_episodes={n_episodes} is below the number of ranks, {n_ranks}: raise it, or start fewer ranks")
+    n_all_envs = None if n_envs is None else n_envs * n_ranks
+    if comparing_baseline is not None and (n_episodes == 1 or (n_steps == 1 and n_all_envs == 1)):
+        raise ValueError(
+            f"baseline={comparing_baseline!r} compares episodes with each other, but an update has only one: "
+            "raise n_episodes or n_steps, or choose another baseline"
+        )
+    if n_episodes is None or n_all_envs is None or n_episodes >= n_all_envs:
+        return None
+    unused = n_all_envs - n_episodes
+    return (
+        f"n_episodes={n_episodes} is below the number of environments, {n_all_envs}: in every rollout at least "
+        f"{unused} of {n_all_envs} steps ({unused / n_all_envs:.0%}) are not used. Raise n_episodes to "
+        f"{n_all_envs}, or use fewer environments."
+    )
+
+
 def make_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
     """
     Turn a coefficient into a function of the progress remaining (from 1 to 0).

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
 
+from sb3_reinforce.ranks import Part
 from sb3_reinforce.returns import Array, IntArray
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
@@ -53,6 +54,7 @@ class EpisodeBatch(NamedTuple):
     :param final_observations: What followed those steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
     :param locate: Turns the index of a step into ``(environment index, step of the rollout)``, for error messages.
     :param action_masks: Shape ``(n_steps, n_options)``, True for what was allowed; None without masks.
+    :param part: Where these episodes are among those of all ranks.
     """
 
     observations: PyTorchObs
@@ -63,6 +65,19 @@ class EpisodeBatch(NamedTuple):
     final_observations: PyTorchObs | None
     locate: Callable[[int], tuple[int, int]]
     action_masks: th.Tensor | None = None
+    part: Part = Part()
+
+    def of_all_ranks(self) -> "EpisodeBatch":
+        """
+        Lay out the episodes of all ranks.
+
+        :return: A batch that knows how long they are, and nothing of what is in them; with one rank itself.
+        """
+        episode_lengths = self.part.episode_lengths
+        if episode_lengths is None:
+            return self
+        actions = self.actions.new_empty((int(episode_lengths.sum()), 0))
+        return self._replace(actions=actions, episode_lengths=episode_lengths, part=Part())
 
 
 class _WholeEpisodes:

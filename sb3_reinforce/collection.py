@@ -79,11 +79,12 @@ def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int, 
     return bound if n_left is None else max(1, min(bound, n_left // n_envs))
 
 
-def steps_left(model: OnPolicyAlgorithm, time_limit: int | None) -> int | None:
+def steps_left(model: OnPolicyAlgorithm, n_envs: int, time_limit: int | None) -> int | None:
     """
     Tell how many steps ``learn`` may still take: whole episodes overshoot its budget, but not by any length.
 
     :param model: Knows its budget, and the steps that it has taken.
+    :param n_envs: Number of environments, those of all ranks.
     :param time_limit: Of an episode, None if there is none.
     :return: What is left, over all environments, of the larger of twice the budget, and the budget and one episode of
         each environment; None if the budget is used up, or training was not started by ``learn``.
@@ -91,7 +92,7 @@ def steps_left(model: OnPolicyAlgorithm, time_limit: int | None) -> int | None:
     if model.num_timesteps >= model._total_timesteps:
         return None
     budget, taken = (steps - model._num_timesteps_at_start for steps in (model._total_timesteps, model.num_timesteps))
-    return max(2 * budget, budget + model.n_envs * (time_limit or 0)) - taken
+    return max(2 * budget, budget + n_envs * (time_limit or 0)) - taken
 
 
 def find_time_limit(env: VecEnv) -> int | None:
@@ -112,6 +113,24 @@ def find_time_limit(env: VecEnv) -> int | None:
     except Exception:  # What other people's vectorised environments raise is anybody's guess
         return None
     return limit
+
+
+def explain_cut(max_steps: int, n_cut: int, has_critic: bool) -> str:
+    """
+    Say that a rollout was bounded, and what to do.
+
+    :param max_steps: The bound.
+    :param n_cut: Episodes that it cut.
+    :param has_critic: Whether the returns could be closed with a value.
+    :return: A warning.
+    """
+    closing = "the value of its last observation" if has_critic else "what it had earned until then"
+    return (
+        f"A rollout reached max_rollout_steps={max_steps} steps per environment with {n_cut} episodes still "
+        f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
+        "raise max_rollout_steps, whose default also depends on the total_timesteps of learn; if they never end, wrap "
+        "the environment in gymnasium.wrappers.TimeLimit."
+    )
 
 
 def make_action_transform(model: OnPolicyAlgorithm) -> Any:

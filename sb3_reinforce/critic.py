@@ -1,5 +1,6 @@
 """Fitting the learned baseline."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_reinforce.buffers import EpisodeBatch
-from sb3_reinforce.reading import NOT_LEARNED, BatchReader
+from sb3_reinforce.ranks import count_steps
+from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 from sb3_reinforce.returns import Array
 
 
@@ -31,30 +33,38 @@ def fit_critic(
     :param batch: The episodes.
     :param rewards_to_go: Shape ``(n_steps,)``.
     :param actor_parameters: Those that the policy's own step moves.
-    :param rng: Draws the minibatches.
+    :param rng: Draws the minibatches, from the episodes of all ranks; on all ranks alike.
     :param epochs: Passes over the steps.
     :param batch_size: Steps per gradient step; None for all.
     :param vf_coef: Factor of the loss.
     :param max_grad_norm: The maximum norm of the critic's gradient.
     :return: Mean of the losses, before ``vf_coef``.
     :raises ValueError: If a gradient is NaN or infinite.
+    :raises RankError: If another rank is gone.
     """
     policy = reader.policy
     shared = {id(parameter) for parameter in actor_parameters}
     parameters = [p for p in policy.parameters() if p.requires_grad and id(p) not in shared]
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
+    all_episodes = batch.of_all_ranks()
+
+    def accumulate(pieces: Sequence[Steps], size: int) -> tuple[float]:
+        value_loss = 0.0
+        for piece in pieces:
+            if len(targets[piece]) > 0:
+                piece_loss = F.mse_loss(reader.values_of(batch, piece), targets[piece], reduction="sum") / size
+                (vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+                value_loss += piece_loss.item()
+        return (value_loss,)
 
     losses = []
     for _ in range(epochs):
-        for pieces in reader.minibatches(batch, batch_size, rng):
+        for pieces in reader.minibatches(all_episodes, batch_size, rng):
             policy.optimizer.zero_grad()
-            targets_of_pieces = [targets[piece] for piece in pieces]
-            size = sum(map(len, targets_of_pieces))
-            value_loss = 0.0
-            for piece, piece_targets in zip(pieces, targets_of_pieces, strict=True):
-                piece_loss = F.mse_loss(reader.values_of(batch, piece), piece_targets, reduction="sum") / size
-                (vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
-                value_loss += piece_loss.item()
+            size = sum(count_steps(piece, len(all_episodes.actions)) for piece in pieces)
+            own_pieces = [batch.part.own(piece) for piece in pieces]
+            compute = functools.partial(accumulate, own_pieces, size)
+            (value_loss,) = batch.part.ranks.sum_gradients(parameters, compute, n_numbers=1)
             grad_norm = th.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
             if not np.isfinite(grad_norm):
                 raise ValueError(f"The gradient of the critic is {grad_norm} (value loss {value_loss}). {NOT_LEARNED}")

@@ -15,7 +15,12 @@ import torch as th
 Product = Callable[[th.Tensor], th.Tensor]
 
 
-def fisher_product(mean_kl: th.Tensor, parameters: Sequence[th.nn.Parameter], damping: float = 0.0) -> Product:
+def fisher_product(
+    mean_kl: th.Tensor,
+    parameters: Sequence[th.nn.Parameter],
+    damping: float = 0.0,
+    add_up: Callable[[th.Tensor], th.Tensor] = lambda product: product,
+) -> Product:
     """
     Make the function that multiplies with ``F + damping * I``.
 
@@ -25,12 +30,13 @@ def fisher_product(mean_kl: th.Tensor, parameters: Sequence[th.nn.Parameter], da
         be changed before the last product.
     :param damping: Added to the diagonal, at least 0: makes the matrix invertible, and damps steps along directions in which
         the policy hardly changes.
+    :param add_up: Takes the product with this part of F, and returns that with F, where several processes have a part each.
     :return: Takes and returns a vector of shape ``(n_parameters,)``, in the order of the parameters.
     """
     kl_gradient = flat_gradient(mean_kl, parameters, create_graph=True)
 
     def multiply(vector: th.Tensor) -> th.Tensor:
-        return flat_gradient(kl_gradient @ vector, parameters, retain_graph=True) + damping * vector
+        return add_up(flat_gradient(kl_gradient @ vector, parameters, retain_graph=True)) + damping * vector
 
     return multiply
 

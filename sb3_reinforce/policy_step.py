@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.natural_gradient import conjugate_gradient, fisher_product, step_of_size
+from sb3_reinforce.ranks import RankError, count_steps
 from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 
 #: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
@@ -45,25 +46,30 @@ def compute_gradient(reader: BatchReader, batch: EpisodeBatch, step_weights: Ste
     :param batch: The episodes.
     :param step_weights: Of their steps.
     :param ent_coef: Coefficient of the entropy bonus.
-    :return: The gradient.
+    :return: The gradient, over the episodes of all ranks.
     :raises ValueError: If a log-probability is not finite.
+    :raises RankError: If one is not finite on any of several ranks.
     """
     policy = reader.policy
-    n_steps = len(batch.actions)
     weights = th.as_tensor(step_weights.weights, dtype=th.float32, device=policy.device)
     n_averaged = step_weights.n_averaged
 
+    def accumulate() -> tuple[float, float]:
+        policy_loss = entropy = 0.0
+        for piece in reader.pieces(batch):
+            log_prob, piece_entropy = reader.log_prob_and_entropy(batch, piece)
+            piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
+            loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
+            loss.backward()  # type: ignore[no-untyped-call]
+            policy_loss += piece_loss.item()
+            entropy += piece_entropy.sum().item()
+        return policy_loss, entropy
+
     policy.optimizer.zero_grad()
-    policy_loss = entropy = 0.0
-    for piece in reader.pieces(batch):
-        log_prob, piece_entropy = reader.log_prob_and_entropy(batch, piece)
-        piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
-        loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        policy_loss += piece_loss.item()
-        entropy += piece_entropy.sum().item()
-    parameters = [parameter for parameter in policy.parameters() if parameter.grad is not None]
-    return PolicyGradient(parameters, policy_loss, entropy / n_steps)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    policy_loss, entropy = batch.part.ranks.sum_gradients(trained, accumulate, n_numbers=2)
+    parameters = [parameter for parameter in trained if parameter.grad is not None]
+    return PolicyGradient(parameters, policy_loss, entropy / len(batch.of_all_ranks().actions))
 
 
 def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
@@ -125,9 +131,11 @@ def natural_step(
     if not ascent.any():
         return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
 
-    steps = reader.thinned(batch, fisher_max_steps)
-    mean_kl = divergence_from_now(reader, batch, steps)
-    product = fisher_product(mean_kl(), parameters, cg_damping)
+    ranks, all_episodes = batch.part.ranks, batch.of_all_ranks()
+    steps = reader.thinned(all_episodes, fisher_max_steps)
+    # Of each rank the part that its steps have in the mean over the steps of all
+    part_of_kl = divergence_from_now(reader, batch, batch.part.own(steps), count_steps(steps, len(all_episodes.actions)))
+    product = fisher_product(part_of_kl(), parameters, cg_damping, ranks.sum)
     direction = conjugate_gradient(product, ascent, cg_max_steps)
     curvature = float(direction @ product(direction))
     if not (math.isfinite(curvature) and curvature > 0.0):
@@ -141,7 +149,7 @@ def natural_step(
         for n_shortenings in range(MAX_SHORTENINGS + 1):
             for parameter, old, change in zip(parameters, before, changes, strict=True):
                 parameter.copy_(old + SHORTENING**n_shortenings * change.view_as(old))
-            kl = float(mean_kl())
+            kl = sum(ranks.gather(lambda: float(part_of_kl())))
             if kl <= KL_TOLERANCE * target_kl:
                 return NaturalStep(kl, n_shortenings, curvature)
         for parameter, old in zip(parameters, before, strict=True):
@@ -151,19 +159,26 @@ def natural_step(
     )
 
 
-def divergence_from_now(reader: BatchReader, batch: EpisodeBatch, steps: Steps) -> Callable[[], th.Tensor]:
+def divergence_from_now(
+    reader: BatchReader, batch: EpisodeBatch, steps: Steps, n_averaged: int | None = None
+) -> Callable[[], th.Tensor]:
     """
     Measure how far the policy has moved since this call.
 
     :param reader: Of the policy.
     :param batch: The episodes.
     :param steps: Which of their steps.
+    :param n_averaged: What the sum over these steps is divided by; None for their number.
     :return: Computes the mean KL divergence from the policy as it is now to the policy as it is then, differentiable.
     """
+    n_steps = count_steps(steps, len(batch.actions))
+    if n_steps == 0:
+        return lambda: th.zeros((), device=reader.policy.device)
+    fraction = n_steps / (n_averaged or n_steps)
     with th.no_grad():
         # The policy returns the same object every time, with new contents
         now = copy.copy(reader.distribution(batch, steps))
-    return lambda: mean_divergence(now, reader.distribution(batch, steps))
+    return lambda: fraction * mean_divergence(now, reader.distribution(batch, steps))
 
 
 def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
@@ -185,7 +200,7 @@ def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
 @contextmanager
 def unchanged_by_failure(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Put a policy and its optimizer back to where they were if a ValueError comes up.
+    Put a policy and its optimizer back to where they were if an update fails.
 
     :param policy: Changed in place.
     :return: Context manager around an update.
@@ -193,7 +208,7 @@ def unchanged_by_failure(policy: ActorCriticPolicy) -> Iterator[None]:
     policy_before, optimizer_before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
     try:
         yield
-    except ValueError:
+    except (ValueError, RankError):
         policy.load_state_dict(policy_before)
         policy.optimizer.load_state_dict(optimizer_before)
         raise

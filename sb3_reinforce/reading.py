@@ -42,7 +42,7 @@ class BatchReader:
         return self._slices(len(batch.actions))
 
     def _slices(self, n_steps: int) -> Iterator[slice]:
-        size = self.micro_batch_size or n_steps
+        size = self.micro_batch_size or max(1, n_steps)
         return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
 
     def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:

@@ -18,18 +18,20 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, check_numbers, check_spaces, make_schedule
+from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, check_budget, check_numbers, check_spaces, make_schedule
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer, NumpyObs
 from sb3_reinforce.collection import (
     EXPECTED_EPISODE_STEPS,
     EpisodeQuota,
     collect_episodes,
     default_max_steps,
+    explain_cut,
     find_time_limit,
     steps_left,
 )
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
+from sb3_reinforce.joint_training import JointTraining
 from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, masks_for, split_observation, unmasked_space
 from sb3_reinforce.model_files import check_model_file, written_whole
 from sb3_reinforce.policies import (
@@ -44,6 +46,7 @@ from sb3_reinforce.policies import (
     reset_noise_apart,
 )
 from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step, unchanged_by_failure
+from sb3_reinforce.ranks import ALONE, Ranks, join_ranks
 from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.returns import Array
 from sb3_reinforce.weighing import WeighedRollout, weigh_rollout
@@ -126,6 +129,9 @@ class REINFORCE(OnPolicyAlgorithm):
     :param use_masking: Whether the environment says which actions are allowed, by one of the sources in
         ``sb3_reinforce.masking.find_source``: the others then have probability 0 and no part in the gradient. Needs Discrete,
         MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
+    :param distributed: Whether this is one process of several that torchrun started, which train one policy with one gradient:
+        that of a single process with the episodes of all. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a
+        total. Callbacks, logs and files are rank 0's. Not saved: the model loads anywhere.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -185,6 +191,7 @@ class REINFORCE(OnPolicyAlgorithm):
         max_rollout_steps: int | None = None,
         max_grad_norm: float = 0.5,
         use_masking: bool = False,
+        distributed: bool = False,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -240,6 +247,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self.micro_batch_size = micro_batch_size
         self.max_rollout_steps = max_rollout_steps
         self.use_masking = use_masking
+        self.distributed = distributed
+        self._joint = JointTraining(ALONE)
         self._warned: set[str] = set()
         self._time_limit: int | None = None
 
@@ -249,6 +258,9 @@ class REINFORCE(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         if self.n_steps is None and self.n_episodes is None:
             self.n_steps = DEFAULT_N_STEPS
+        if self.distributed:
+            self._joint = JointTraining(join_ranks(self.device))
+            self.device = self._joint.ranks.device_of(self.device)
         self._check_arguments()
         check_spaces(self.observation_space, self.action_space)
         self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
@@ -271,26 +283,10 @@ class REINFORCE(OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         # SB3 keeps some arguments as private attributes
         check_numbers({name: vars(self).get(name, vars(self).get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
-        if self.n_steps is not None and self.n_episodes is not None:
-            raise ValueError(
-                f"n_steps={self.n_steps} and n_episodes={self.n_episodes} are both set, but only one can rule the rollout: "
-                "drop n_steps to count episodes, or n_episodes to count steps (None drops it)"
-            )
-        estimator = self.estimator
-        one_episode = self.n_episodes == 1 or (self.n_steps == 1 and self.env is not None and self.n_envs == 1)
-        if estimator.compares_episodes and one_episode:
-            raise ValueError(
-                f"baseline={self.baseline!r} compares episodes with each other, but an update has only one: "
-                "raise n_episodes or n_steps, or choose another baseline"
-            )
-        if self.n_episodes is not None and self.env is not None and self.n_episodes < self.n_envs:
-            unused = self.n_envs - self.n_episodes
-            self._warn_once(
-                "few episodes",
-                f"n_episodes={self.n_episodes} is below the number of environments, {self.n_envs}: in every rollout at least "
-                f"{unused} of {self.n_envs} steps ({unused / self.n_envs:.0%}) are not used. Raise n_episodes to "
-                f"{self.n_envs}, or use fewer environments.",
-            )
+        n_envs = None if self.env is None else self.n_envs
+        comparing = self.baseline if self.estimator.compares_episodes else None
+        if (warning := check_budget(self.n_steps, self.n_episodes, n_envs, self._joint.ranks.size, comparing)) is not None:
+            self._warn_once("few episodes", warning)
         settings = {
             "target_kl": TARGET_KL,
             "cg_max_steps": CG_MAX_STEPS,
@@ -372,8 +368,11 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Seed the generators of Python, NumPy, PyTorch, the environment and the model's own, which samples the actions.
 
-        :param seed: If None, nothing else is seeded, and the model's generator starts from PyTorch's.
+        :param seed: If None, nothing else is seeded, and the model's generator starts from PyTorch's. Each rank goes on from
+            it as if its environments came after those of the ranks before.
         """
+        if seed is not None:
+            seed = (seed + self._joint.ranks.rank * self.n_envs) % 2**32
         super().set_random_seed(seed)
         self._rng = np.random.default_rng(int(th.randint(2**63 - 1, ())) if seed is None else seed)
 
@@ -398,28 +397,32 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: True if all counted episodes are complete (or were cut at the bound), False if the callback stopped early.
         :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
             environment and the step. Or if there are no masks with ``use_masking``.
+        :raises RankError: If anything fails on any of several ranks.
         """
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, EpisodeRolloutBuffer | DictEpisodeRolloutBuffer)
+        return self._joint.collect(self, lambda: self._collect(env, callback, rollout_buffer, n_rollout_steps))
+
+    def _collect(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
 
-        n_left = steps_left(self, self._time_limit)
-        bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, env.num_envs, n_left)
-        quota = EpisodeQuota(n_rollout_steps, self.n_episodes)
+        n_envs = env.num_envs * self._joint.ranks.size
+        n_left = steps_left(self, n_envs, self._time_limit)
+        bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, n_envs, n_left)
+        quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else self._joint.ranks.share(self.n_episodes))
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
         rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
         if rollout is None:
             return False
         if rollout.n_cut > 0:
-            closing = "the value of its last observation" if self.baseline == "value" else "what it had earned until then"
-            self._warn_once(
-                "max_rollout_steps",
-                f"A rollout reached max_rollout_steps={bound} steps per environment with {rollout.n_cut} episodes still "
-                f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
-                "raise max_rollout_steps, whose default also depends on the total_timesteps of learn; if they never end, wrap "
-                "the environment in gymnasium.wrappers.TimeLimit.",
-            )
+            self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, self.baseline == "value"))
         self.logger.record("rollout/episodes", rollout.n_episodes)
         used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
         self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
@@ -436,7 +439,8 @@ class REINFORCE(OnPolicyAlgorithm):
             if name == "log_probs":
                 buffer.kept(name, lambda: make_reader(self.policy, self.micro_batch_size).log_probs(batch))
             else:
-                self._weigh(buffer, batch)
+                # A callback is alone on its rank: what its episodes are worth among themselves
+                self._weigh(buffer, batch, ALONE)
 
         rollout_buffer.finish_rollout(evaluate)
         callback.update_locals(locals())
@@ -512,8 +516,8 @@ class REINFORCE(OnPolicyAlgorithm):
         reader = make_reader(self.policy, self.micro_batch_size)
         self._check_micro_batches(reader, batch)
 
-        values, step_weights = self._weigh(self.rollout_buffer, batch)
-        if self.estimator.compares_episodes and len(batch.episode_lengths) == 1:
+        batch, values, step_weights = rollout = self._weigh(self.rollout_buffer, batch, self._joint.ranks)
+        if self.estimator.compares_episodes and len(batch.of_all_ranks().episode_lengths) == 1:
             self._warn_once(
                 "one episode",
                 f"A rollout held a single episode, which baseline={self.baseline!r} has nothing to compare with: no baseline "
@@ -523,10 +527,11 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/return_std", step_weights.rewards_to_go.std())
         self.logger.record("train/advantage_std", step_weights.advantages.std())
 
-        actor_parameters = self._policy_step(reader, batch, step_weights, 0.0 if self.entropy_in_return else ent_coef)
+        own = rollout.own_step_weights
+        actor_parameters = self._policy_step(reader, batch, own, 0.0 if self.entropy_in_return else ent_coef)
         if values is not None:
             self.logger.record("train/explained_variance", explained_variance(values, step_weights.rewards_to_go))
-            self._fit_critic(reader, batch, step_weights.rewards_to_go, actor_parameters)
+            self._fit_critic(reader, batch, own.rewards_to_go, actor_parameters)
 
         self.rollout_buffer.finish_update()
         self._n_updates += 1
@@ -535,13 +540,15 @@ class REINFORCE(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-    def _weigh(self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch) -> WeighedRollout:
+    def _weigh(
+        self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch, ranks: Ranks
+    ) -> WeighedRollout:
         entropy_reward = self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
         reader = make_reader(self.policy, self.micro_batch_size)
-        return weigh_rollout(buffer, batch, reader, self.estimator, entropy_reward, critic_is_fitted=self._n_updates > 0)
+        return weigh_rollout(buffer, batch, reader, self.estimator, entropy_reward, self._n_updates > 0, ranks)
 
     def _check_micro_batches(self, reader: BatchReader, batch: EpisodeBatch) -> None:
-        largest = max(piece.stop - piece.start for piece in reader.pieces(batch))
+        largest = max((piece.stop - piece.start for piece in reader.pieces(batch)), default=0)
         if self.micro_batch_size is not None and largest > self.micro_batch_size:
             self._warn_once(
                 "micro_batch_size",
@@ -583,7 +590,7 @@ class REINFORCE(OnPolicyAlgorithm):
             batch,
             rewards_to_go,
             actor_parameters,
-            self._rng,
+            self._rng if self.critic_batch_size is None else self._joint.ranks.broadcast(self._rng),
             epochs=self.critic_epochs,
             batch_size=self.critic_batch_size,
             vf_coef=self.vf_coef,
@@ -612,10 +619,14 @@ class REINFORCE(OnPolicyAlgorithm):
         :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
         :param progress_bar: Display a progress bar using tqdm and rich.
         :return: the trained model
-        :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite.
+        :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite; or if ranks differ.
+        :raises RankError: If anything fails on any of several ranks, or one of them is gone.
         """
         assert self.env is not None
         self._time_limit = find_time_limit(self.env)
+        self._joint.start(self, total_timesteps)
+        if self._joint.ranks.rank > 0:
+            callback, progress_bar = None, False
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -626,7 +637,7 @@ class REINFORCE(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "policy_average"]
+        return [*super()._excluded_save_params(), "_rng", "policy_average", "distributed", "_joint"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -642,12 +653,14 @@ class REINFORCE(OnPolicyAlgorithm):
         Save all the attributes of the object and the model parameters in a zip-file.
 
         The file is written beside its destination and then put in its place, so that whatever happens in between, the
-        destination holds either the old model or the new one.
+        destination holds either the old model or the new one. Of several ranks only rank 0 writes.
 
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
+        if self._joint.ranks.rank > 0:
+            return
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return

@@ -1,25 +1,35 @@
 """From a rollout to the weight of each step: what the policy says of it, and what the estimator makes of that."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
 from sb3_reinforce.estimators import Estimator, StepWeights
+from sb3_reinforce.ranks import ALONE, Part, Ranks
 from sb3_reinforce.reading import BatchReader
-from sb3_reinforce.returns import Array
+from sb3_reinforce.returns import Array, IntArray
 
 
 class WeighedRollout(NamedTuple):
     """
     What an update needs of a rollout.
 
-    :param values: V(s) of each step, shape ``(n_steps,)``; None without a critic.
-    :param step_weights: The weights, and what they were made of.
+    :param batch: The episodes of this rank, and where they are among those of all.
+    :param values: V(s) of each step of all ranks, shape ``(n_steps,)``; None without a critic.
+    :param step_weights: The weights, and what they were made of, of each step of all ranks.
     """
 
+    batch: EpisodeBatch
     values: Array | None
     step_weights: StepWeights
+
+    @property
+    def own_step_weights(self) -> StepWeights:
+        """Those of this rank."""
+        weights, of = self.step_weights, self.batch.part.of
+        return StepWeights(of(weights.rewards_to_go), of(weights.advantages), of(weights.weights), weights.n_averaged)
 
 
 def weigh_rollout(
@@ -29,6 +39,7 @@ def weigh_rollout(
     estimator: Estimator,
     entropy_reward: float,
     critic_is_fitted: bool,
+    ranks: Ranks = ALONE,
 ) -> WeighedRollout:
     """
     Weigh the steps of a rollout. The buffer keeps what SB3's has, and the forward passes, so that none is made twice.
@@ -40,22 +51,41 @@ def weigh_rollout(
     :param entropy_reward: What ``-log_prob`` of an action earns (Levine 2018, eq. 9).
     :param critic_is_fitted: Whether episodes that were cut go on with the value of their final observation, as in SB3. The
         values of a critic that never learned would be noise.
+    :param ranks: Their episodes are weighed together, as one process would with all of them.
     :return: Values and weights.
+    :raises RankError: If a log-probability is not finite on any of several ranks.
     """
-    rewards = batch.rewards
-    if entropy_reward != 0.0:
-        rewards = rewards - entropy_reward * buffer.kept("log_probs", lambda: reader.log_probs(batch))
-    values = None
-    if estimator.baseline == "value":
-        values = buffer.kept("values", lambda: reader.baseline_values(batch))
-        if batch.final_observations is not None and critic_is_fitted:
-            rewards = rewards.copy()
-            final_values = buffer.kept("final_values", lambda: reader.final_values(batch))
-            rewards[batch.cut_steps] += estimator.gamma * final_values
-    step_weights = estimator(rewards, values, batch.episode_lengths)
+
+    def read() -> tuple[Array, Array | None, IntArray]:
+        rewards = batch.rewards
+        if entropy_reward != 0.0:
+            rewards = rewards - entropy_reward * buffer.kept("log_probs", lambda: reader.log_probs(batch))
+        values = None
+        if estimator.baseline == "value":
+            values = buffer.kept("values", lambda: reader.baseline_values(batch))
+            if batch.final_observations is not None and critic_is_fitted:
+                rewards = rewards.copy()
+                final_values = buffer.kept("final_values", lambda: reader.final_values(batch))
+                rewards[batch.cut_steps] += estimator.gamma * final_values
+        return rewards, values, batch.episode_lengths
+
+    parts = ranks.gather(read)
+    rewards, values, episode_lengths = parts[0]
+    if ranks.size > 1:
+        rewards, values, episode_lengths = map(_joined, zip(*parts, strict=True))
+        start = sum(len(part[0]) for part in parts[: ranks.rank])
+        part = Part(ranks, episode_lengths, start, start + len(batch.rewards))
+        batch = batch._replace(part=part)
+    step_weights = estimator(rewards, values, episode_lengths)
+    rollout = WeighedRollout(batch, values, step_weights)
+    own = rollout.own_step_weights
     buffer.keep(
-        values=np.zeros_like(rewards) if values is None else values,
-        returns=step_weights.rewards_to_go,
-        advantages=step_weights.advantages,
+        values=np.zeros_like(own.advantages) if values is None else batch.part.of(values),
+        returns=own.rewards_to_go,
+        advantages=own.advantages,
     )
-    return WeighedRollout(values, step_weights)
+    return rollout
+
+
+def _joined(arrays: Sequence[Any]) -> Any:
+    return None if arrays[0] is None else np.concatenate(arrays)

@@ -1,7 +1,5 @@
 """Fitting the learned baseline, against a slow and obvious loop."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch as th
@@ -10,6 +8,7 @@ from helpers import FixedLengthEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE, MlpPolicy
+from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.reading import BatchReader
 
@@ -33,7 +32,7 @@ def test_every_minibatch_is_a_step_on_its_own_mean(batch_size, micro_batch_size)
     policy, slow = make_policy(), make_policy()
     loss = fit_critic(
         BatchReader(policy, micro_batch_size),
-        SimpleNamespace(observations=observations, actions=th.zeros(10, 1)),
+        EpisodeBatch(observations, th.zeros(10, 1), targets, np.array([10]), np.array([]), None, lambda index: (0, index)),
         targets,
         [*policy.action_net.parameters()],
         np.random.default_rng(2),
