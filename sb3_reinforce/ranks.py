@@ -232,7 +232,7 @@ def _peers_expected() -> Iterator[None]:
         raise RankError(
             "Another process of the training is gone, or did not answer in time: what it printed last says why "
             f"({first_sentence})"
-        ) from error
+        ) from None
 
 
 def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -41,7 +41,7 @@ def train(args: list[str], name: str = "train") -> None:
     register()
     import rl_zoo3.train
 
-    from sb3_reinforce.zoo import upstream
+    from sb3_reinforce.zoo import distributed, upstream
     from sb3_reinforce.zoo.experiment import ExperimentManager
 
     check_algorithm(args)
@@ -49,15 +49,21 @@ def train(args: list[str], name: str = "train") -> None:
     max_episode_steps, args = take_time_limit(args)
     seeds_per_trial, args = take_seeds_per_trial(args)
     vec_env, other_args = take_option(args, "--vec-env")
+    manager_class: Callable[..., ExperimentManager] = ExperimentManager
 
     def make_manager(*manager_args: Any, **kwargs: Any) -> ExperimentManager:
         if vec_env == "envpool":
             kwargs["vec_env_type"] = vec_env
-        return ExperimentManager(*manager_args, max_episode_steps=max_episode_steps, seeds_per_trial=seeds_per_trial, **kwargs)
+        return manager_class(*manager_args, max_episode_steps=max_episode_steps, seeds_per_trial=seeds_per_trial, **kwargs)
 
     # RL Zoo's parser does not know EnvPool
     zoo_args = other_args if vec_env == "envpool" else args
-    with upstream.experiment_manager(make_manager):
+    with contextlib.ExitStack() as stack:
+        if distributed.FLAG in zoo_args and not asks_for_help(zoo_args):
+            others = [arg for arg in zoo_args if arg != distributed.FLAG]
+            ranks, zoo_args = stack.enter_context(distributed.training_rank(others))
+            manager_class = functools.partial(distributed.DistributedExperimentManager, ranks=ranks)
+        stack.enter_context(upstream.experiment_manager(make_manager))
         run(name, rl_zoo3.train.train, [*DEFAULT_ALGORITHM, *zoo_args])
 
 

@@ -123,6 +123,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         check_code(hyperparams, self.config, env_id)
+        if "distributed" in hyperparams:
+            raise UserError(f"{self.config}, {env_id}, distributed: is for the command line, train --distributed")
         if self.algo in ALGORITHMS:
             check_hyperparameters(hyperparams, self.config, env_id, overrides=self.custom_hyperparams or ())
         self._entry = copy.deepcopy(dict(saved_hyperparams))

@@ -12,6 +12,7 @@ import huggingface_sb3  # type: ignore[import-untyped]
 import rl_zoo3
 
 import sb3_reinforce
+from sb3_reinforce.ranks import RankError
 
 #: The scripts that RL Zoo starts in new processes, and the commands that do the same with REINFORCE registered.
 CHILDREN = {("-m", "rl_zoo3.record_video"): "record-video", ("enjoy.py",): "enjoy"}
@@ -89,6 +90,9 @@ def is_raised_on_purpose(error: BaseException) -> bool:
     :param error: An error that was caught.
     :return: False if it may be a bug, which needs its traceback.
     """
+    if isinstance(error, RankError):
+        # What failed here may be a bug, of which another rank's traceback tells nothing
+        return error.__cause__ is None or is_raised_on_purpose(error.__cause__)
     packages = [Path(package.__path__[0]) for package in (rl_zoo3, huggingface_sb3, sb3_reinforce)]
     if not any(package in Path(file_of(error)).parents for package in packages):
         return False
