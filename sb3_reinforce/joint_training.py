@@ -6,7 +6,7 @@ import re
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch as th
@@ -46,6 +46,36 @@ class RankReport(NamedTuple):
     successes: list[Any]
     increments: Statistics
     checksum: int
+
+
+class NotingDeque(deque[Any]):
+    """
+    A deque that also notes what is added to it.
+
+    :param items: What it starts with, and how much it holds.
+    """
+
+    def __init__(self, items: deque[Any]) -> None:
+        super().__init__(items, items.maxlen)
+        self.added: list[Any] = []
+
+    def append(self, item: Any) -> None:
+        """
+        Add an item.
+
+        :param item: The item.
+        """
+        super().append(item)
+        self.added.append(item)
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """
+        Add several items.
+
+        :param items: The items.
+        """
+        for item in items:
+            self.append(item)
 
 
 class JointTraining:
@@ -97,9 +127,7 @@ class JointTraining:
         num_timesteps = model.num_timesteps
         infos, successes = model.ep_info_buffer, model.ep_success_buffer
         assert infos is not None and successes is not None
-        # Without a limit, so that the new ones are those beyond the old ones
-        new_infos, new_successes = deque(infos), deque(successes)
-        model.ep_info_buffer, model.ep_success_buffer = new_infos, new_successes
+        model.ep_info_buffer, model.ep_success_buffer = noted = NotingDeque(infos), NotingDeque(successes)
 
         def report() -> RankReport:
             goes_on = collect()
@@ -109,8 +137,8 @@ class JointTraining:
                 n_steps=model.num_timesteps - num_timesteps,
                 n_used=buffer.n_counted_steps,
                 n_episodes=sum(map(len, buffer.episode_ends)),
-                episode_infos=list(new_infos)[len(infos) :],
-                successes=list(new_successes)[len(successes) :],
+                episode_infos=noted[0].added,
+                successes=noted[1].added,
                 increments={name: increment(self._statistics[name], now) for name, now in statistics_of(model).items()},
                 checksum=checksum(model),
             )
