@@ -440,7 +440,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 buffer.kept(name, lambda: make_reader(self.policy, self.micro_batch_size).log_probs(batch))
             else:
                 # A callback is alone on its rank: what its episodes are worth among themselves
-                self._weigh(buffer, batch, ALONE)
+                self._weigh(buffer, batch)
 
         rollout_buffer.finish_rollout(evaluate)
         callback.update_locals(locals())
@@ -541,7 +541,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
     def _weigh(
-        self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch, ranks: Ranks
+        self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch, ranks: Ranks = ALONE
     ) -> WeighedRollout:
         entropy_reward = self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
         reader = make_reader(self.policy, self.micro_batch_size)

@@ -535,3 +535,79 @@ def test_stages_are_chosen_by_how_far_training_has_come():
     assert choose_stages({100: 20.0, 200: 60.0, 300: 260.0, 400: 450.0, 500: 500.0}) == [200, 300, 400]
     # A training that falls back does not make the stages go back
     assert choose_stages({100: 20.0, 200: 400.0, 300: 60.0, 400: 500.0}) == [300, 400]
+
+
+RANKS_SPEC = {"env": "CartPole-v1", "round": 0, "n_envs": 1, "n_steps": 8, "steps": 60, "warmup_steps": 20, "code_hash": "h"}
+
+
+def made_up_rank_row(n_ranks, **changes):
+    """An update of one second of collection, or two for every fifth, and half a second for all else."""
+    measured = {
+        "seconds": 17.0,
+        "steps_made": 1700 * n_ranks,
+        "n_updates": 10,
+        "communication": 0.1,
+        "waiting": 0.05,
+        "collection_seconds": [[1.0, 1.0, 1.0, 1.0, 2.0] * 2],
+        "weighing_seconds": 0.1,
+        "reductions_per_update": 3.0,
+        "reduction_seconds": 0.01 * math.log2(n_ranks) if n_ranks > 1 else 0.0,
+        "gather_seconds": 0.02 * n_ranks if n_ranks > 1 else 0.0,
+        "load": 0.5,
+    }
+    return {**RANKS_SPEC, "n_ranks": n_ranks, **measured, **changes}
+
+
+def test_what_many_ranks_cost_is_computed_from_what_few_did():
+    ranks = importlib.import_module("ranks")
+    rows = [made_up_rank_row(1), made_up_rank_row(2)]
+    assert ranks.expected_seconds(rows, 1) == pytest.approx(1.7, abs=0.05)
+    # All wait for a slow one: 2, the rest 0.4, weighing 512 times as much, nine times the reduction, 512 times the gathers
+    assert ranks.expected_seconds(rows, 512) == pytest.approx(2.0 + 0.4 + 51.2 + 3 * 0.09 + 2 * 512 * 0.02, abs=0.01)
+    (line,) = ranks.expectation_table(rows)
+    assert list(line) == ["environment", "2 ranks", "8 ranks", "64 ranks", "512 ranks"]
+    assert ranks.expectation_table(rows[:1]) == []
+
+
+def test_ranks_resumes_and_compares_the_numbers_of_ranks_round_by_round(tmp_path, monkeypatch):
+    ranks = importlib.import_module("ranks")
+    started = []
+
+    def run(spec):
+        started.append((spec["n_ranks"], spec.get("round"), spec.get("seed")))
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        if "threshold" in spec:
+            return {"seconds": 2.0, "steps_made": 500, "reached": spec["n_ranks"] == 2, "mean": 480.0}
+        return {**made_up_rank_row(spec["n_ranks"], seconds=10.0 + spec["round"]), **spec}
+
+    monkeypatch.setattr(ranks, "run", run)
+    arguments = ["--env", "CartPole-v1", "--rounds", 2, "--threshold", "CartPole-v1=475", "--seeds", 0]
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process("ranks", tmp_path, *arguments)
+    run_in_process("ranks", tmp_path, *arguments)
+    assert started == [(1, 0, None), (2, 0, None), (1, 1, None), (1, 1, None), (2, 1, None), (1, None, 0), (2, None, 0)]
+    run_in_process("ranks", tmp_path, *arguments)
+    assert len(started) == 7
+    read_results(tmp_path, "ranks")
+    text = (tmp_path / "ranks.md").read_text()
+    assert "| CartPole-v1 | 2 | 2 | 325 | 2.00 (2.00 to 2.00) | 10.0% | 5.0% |" in text
+    assert "computed, not measured" in text
+    assert "| CartPole-v1 | 475.0 | 1 | 0 of 1 |  |  |" in text
+    assert "| CartPole-v1 | 475.0 | 2 | 1 of 1 | 500 | 2.0 |" in text
+
+
+@pytest.mark.parametrize("aim", [{}, {"threshold": 9.0, "max_steps": 3000, "seed": 0}])
+def test_what_one_rank_measures(tmp_path, monkeypatch, aim):
+    ranks = importlib.import_module("ranks")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    ranks.work(json.dumps({**RANKS_SPEC, "n_ranks": 1, "output": str(tmp_path / "result.json"), **aim}))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps_made"] >= 60 and result["seconds"] > 0.0
+    if aim:
+        assert result["reached"]
+    else:
+        assert len(result["collection_seconds"][0]) == result["n_updates"] > 0
+        assert result["communication"] == 0.0
+        assert result["weighing_seconds"] > 0.0

@@ -35,8 +35,8 @@ COMMANDS = {
         "sb3_reinforce.zoo.commands:train",
         "train an agent",
         "--algo is reinforce by default, for which --conf-file is by default the file of this package, and adam that with the "
-        f"textbook's step. --vec-env may also be envpool: environments in C++. {TIME_LIMIT_NOTE} With --distributed, processes "
-        "that torchrun starts train one agent: torchrun --nproc-per-node 2 -m sb3_reinforce train ... --distributed.",
+        f"textbook's step. --vec-env may also be envpool: environments in C++. {TIME_LIMIT_NOTE} With "
+        "--distributed, several processes train one agent: torchrun --nproc-per-node 2 -m sb3_reinforce train --distributed.",
     ),
     "optimize": Command(
         "sb3_reinforce.zoo.commands:optimize",
