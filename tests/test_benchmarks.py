@@ -597,7 +597,7 @@ def test_ranks_resumes_and_compares_the_numbers_of_ranks_round_by_round(tmp_path
     assert "| CartPole-v1 | 475.0 | 2 | 1 of 1 | 500 | 2.0 |" in text
 
 
-@pytest.mark.parametrize("aim", [{}, {"threshold": 9.0, "max_steps": 3000, "seed": 0}])
+@pytest.mark.parametrize("aim", [{}, {"threshold": 9.0, "max_steps": 30_000, "seed": 0}])
 def test_what_one_rank_measures(tmp_path, monkeypatch, aim):
     ranks = importlib.import_module("ranks")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
