@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch as th
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
+from sb3_reinforce.ranks import Part
 from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array, IntArray
 
@@ -62,6 +63,7 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
         "cut_steps": new_index[batch.cut_steps[cuts]],
         "final_observations": None if len(cuts) == 0 else map_observation(lambda obs: obs[cuts], finals),
         "locate": lambda step: batch.locate(int(steps[step])),
+        "part": Part(),
     }
     # Whatever else a batch has, it has for each step
     rest = {name: value for name, value in batch._asdict().items() if name not in own and value is not None}
