@@ -2,8 +2,9 @@
 Seconds and environment steps until the mean of the last 100 training episodes reaches a threshold.
 
 PPO and A2C run with RL Zoo's tuned hyperparameters, REINFORCE with its entry in hyperparams/reinforce_adam.yml, the
-textbook's step, or with the defaults of the class if it has none. RL Zoo itself builds environments and models of all three. They run in turn for
-each seed in one process. The clock starts when `learn` is called and stops in a callback at the threshold.
+textbook's step, or with the defaults of the class if it has none. RL Zoo itself builds environments and models of all
+three. They run in turn for each seed in one process. The clock starts when `learn` is called and stops in a callback at
+the threshold.
 
     python benchmarks/time_to_threshold.py
     python benchmarks/time_to_threshold.py --env Acrobot-v1 --threshold -100 --reinforce n_envs=8 n_steps=64
