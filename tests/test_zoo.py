@@ -54,8 +54,12 @@ N_TIMESTEPS = {
     "Reacher-v5": 1_000_000,
     "InvertedPendulum-v5": 300_000,
     "InvertedDoublePendulum-v5": 1_000_000,
+    "sb3_reinforce/AliasedGridworld-v0": 50_000,
+    "sb3_reinforce/RockPaperScissors-v0": 50_000,
+    "sb3_reinforce/PixelCopter-v0": 2_000_000,
 }
 DISCRETE = ("default", "atari", "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "Taxi-v4")
+DISCRETE += tuple(env_id for env_id in N_TIMESTEPS if env_id.startswith("sb3_reinforce/"))
 ENTRIES = yaml.safe_load(hyperparams_path().read_text())
 FILES = [hyperparams_path(), shipped_configurations("reinforce")["adam"]]
 
