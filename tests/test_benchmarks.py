@@ -60,7 +60,8 @@ def read_results(results_dir, name, figure=False):
 def test_every_script_has_help():
     for path in BENCHMARKS.glob("*.py"):
         text = path.read_text()
-        if "__main__" in text:
+        # zoo_run.py is a child of zoo_table.py, which tells it what to do on its standard input
+        if "__main__" in text and path.name != "zoo_run.py":
             assert "description=__doc__" in text or "make_parser(__doc__)" in text
             assert f"python benchmarks/{path.name}" in text
 
