@@ -10,11 +10,14 @@ episodes, minus their standard deviation where a course asks for that. A row tha
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch as th
 from common import make_parser, markdown_table, merge_rows, positive_int, provenance, provenance_line, read_json, write_results
 from contenders import use_one_thread
@@ -29,6 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs import aliased_gridworld, rock_paper_scissors
 from sb3_reinforce.lab import clone, demonstrate
+from sb3_reinforce.zoo.cli import main as run_command
 
 NAME = "lectures"
 CORRIDOR = "sb3_reinforce/AliasedGridworld-v0"
@@ -177,6 +181,25 @@ def cloning(n_steps: int) -> Callable[[int, int], Scores]:
     return run
 
 
+@cache
+def comparison(n_timesteps: int) -> pd.DataFrame:
+    """Run the command of the page on imitation. Its seconds are left out: they say something on a quiet machine only."""
+    folder = Path("logs", NAME, f"compare_{n_timesteps}")
+    words = "compare --env CartPole-v1 --algos reinforce dqn ars --seeds 3 --n-evaluations 4".split()
+    if run_command([*words, "-n", str(n_timesteps), "-f", str(folder)]) != 0:
+        sys.exit(1)
+    return pd.read_csv(folder / "results.csv")
+
+
+def compared(algo: str) -> Callable[[int, int], Scores]:
+    def run(seed: int, n_timesteps: int) -> Scores:
+        table = comparison(n_timesteps)
+        row = table[(table["contender"] == algo) & (table["seed"] == seed)].iloc[0]
+        return {"sampled": float(row["stochastic_score"]), "likeliest action": float(row["score"])}
+
+    return run
+
+
 TASKS = {
     "corridor": [
         Job("REINFORCE, no entropy bonus", 50_000, corridor_reinforce(0.0)),
@@ -195,6 +218,7 @@ TASKS = {
     "copter": [Job("REINFORCE", 1_000_000, copter)],
     "image": [Job("REINFORCE", 8_000, image)],
     "cloning": [Job(f"{n} steps of the expert", EXPERT_STEPS, cloning(n)) for n in (20, 50, 100, 500)],
+    "compare": [Job(algo, 20_000, compared(algo)) for algo in ("reinforce", "dqn", "ars")],
 }
 
 
@@ -214,10 +238,13 @@ def make_markdown(task: str, rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], default=[], help=f"tables to make: {', '.join(TASKS)}")
+    parser.add_argument("tasks", nargs="*", default=[], help=f"tables to make: {', '.join(TASKS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training for each")
     parser.add_argument("--n-timesteps", type=positive_int, default=None, help="of each training; by default the task's own")
     options = parser.parse_args(arguments)
+    for task in options.tasks:
+        if task not in TASKS:
+            parser.error(f"there is no {task!r}, choose from {', '.join(TASKS)}")
     use_one_thread()
     for task in options.tasks or TASKS:
         rows = read_json(options.results_dir / NAME / f"{task}.json").get("rows", [])
