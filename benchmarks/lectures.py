@@ -231,8 +231,9 @@ def make_markdown(task: str, rows: list[dict[str, Any]]) -> str:
             values = [row["scores"][name] for row in own if name in row["scores"]]
             line[name] = f"{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]" if values else ""
         lines.append(line)
-    sources = dict.fromkeys(provenance_line(row["provenance"]) for row in rows)
-    parts = [f"# {task}", "Mean over the seeds, worst and best.", markdown_table(lines), *sources]
+    # The first row of each code: the others differ in the load of the machine
+    sources = {row["provenance"]["code_hash"]: provenance_line(row["provenance"]) for row in reversed(rows)}
+    parts = [f"# {task}", "Mean over the seeds, worst and best.", markdown_table(lines), *sources.values()]
     return "\n\n".join(parts) + "\n"
 
 

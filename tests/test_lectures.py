@@ -1,0 +1,133 @@
+"""
+The pages in docs/lectures/: every block of code runs, and every number on them is one that it printed or that a file holds.
+
+What is printed below a block of Python must be what the block prints, so only what is exact, or takes no training, is
+followed by a block of text. Trainings are shortened, by the constants of SHORTENED alone; commands by options behind them.
+"""
+
+import importlib
+import itertools
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sb3_reinforce.zoo.cli import main as run_command
+from sb3_reinforce.zoo.compare import cli, run
+from sb3_reinforce.zoo.compare.plan import RANDOM, list_tasks
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = sorted((REPOSITORY / "docs" / "lectures").glob("*.md"))
+RESULTS = REPOSITORY / "benchmarks" / "results"
+SHORTENED = {"STEPS": 256}
+SHORTER = ["--seeds", "0", "--n-timesteps", "256"]
+SHORTER_COMPARISON = "--seeds 1 -n 64 --n-evaluations 1 --eval-episodes 1 --final-episodes 1 --jobs 1".split()
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+
+def blocks(page):
+    """Language and content of each block of code, in their order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def shorten(source):
+    for name, value in SHORTENED.items():
+        source = re.sub(rf"^{name} = [\d_]+$", f"{name} = {value}", source, flags=re.MULTILINE)
+    return source
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_prints_what_the_page_says(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    found = blocks(page)
+    assert {language for language, _ in found} <= {"python", "text", "sh"}
+    for (language, source), (next_language, printed) in itertools.pairwise([*found, ("", "")]):
+        if language == "python":
+            exec(compile(shorten(source), page.name, "exec"), namespace)
+            out = capsys.readouterr().out
+            if next_language == "text":
+                assert shorten(source) == source, "what depends on a training is not printed on a page"
+                assert out == printed
+
+
+def commands():
+    return [
+        pytest.param(line, id=f"{page.stem}: {line}")
+        for page in PAGES
+        for language, source in blocks(page)
+        if language == "sh"
+        for line in source.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(command, tmp_path, monkeypatch):
+    words = shlex.split(command)
+    if words[:2] == ["python", "benchmarks/lectures.py"]:
+        tasks = words[2:]
+        lectures = importlib.import_module("lectures")
+        lectures.main([*tasks, "--results-dir", str(tmp_path), *SHORTER])
+        made = {path.name: path.read_bytes() for path in (tmp_path / "lectures").iterdir()}
+        assert set(made) == {f"{task}{suffix}" for task in tasks for suffix in (".json", ".md")}
+
+        # What is there is not trained again: nobody could
+        for task in tasks:
+            monkeypatch.setitem(lectures.TASKS, task, [job._replace(run=None) for job in lectures.TASKS[task]])
+        lectures.main([*tasks, "--results-dir", str(tmp_path), *SHORTER])
+        assert {path.name: path.read_bytes() for path in (tmp_path / "lectures").iterdir()} == made
+    else:
+        assert words[:2] == ["sb3-reinforce", "compare"]
+        monkeypatch.setattr(cli, "train", train_in_this_process)
+        assert run_command([*words[1:], "-f", str(tmp_path), *SHORTER_COMPARISON]) == 0
+        runs = pd.read_csv(tmp_path / "results.csv")
+        assert list(runs["contender"].unique()) == ["reinforce", "dqn", "ars"]
+
+
+def train_in_this_process(folder, settings, pool):
+    """Four processes would spend most of their time on imports."""
+    for task in list_tasks(settings):
+        own = folder / task.folder
+        own.mkdir(parents=True)
+        is_random = task.contender == RANDOM
+        result = run.score_random(settings, task, own) if is_random else run.train(settings, task, own, lambda spent: None)
+        names = {"env": task.env_id, "contender": task.contender, "seed": task.seed}
+        (own / run.RESULT_FILE).write_text(json.dumps({**names, **result, "versions": run.describe_system()}))
+    return {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_results(page):
+    known = {line for file in (RESULTS / "lectures").glob("*.md") for line in file.read_text().splitlines()}
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    tables = [line for line in prose.splitlines() if line.startswith("|")]
+    if page.stem == "README":
+        assert not re.search(r"\d\.\d{2}", prose.replace("2.636", ""))
+        return
+    assert not [line for line in tables if line not in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_scores_in_worlds_are_exact():
+    """What the tables put into the worlds' formulas is the policy that acts."""
+    lectures = importlib.import_module("lectures")
+    env = lectures.make_vec_env(lectures.CORRIDOR, 2, seed=0)
+    model = lectures.REINFORCE("MlpPolicy", env, seed=0).learn(500)
+    observations = lectures.aliased_gridworld.OBSERVATIONS
+    probabilities = lectures.action_probabilities(model, observations, deterministic=False)
+    drawn, _ = model.predict(np.repeat(observations, 4_000, axis=0))
+    frequencies = [np.bincount(part, minlength=4) / 4_000 for part in drawn.reshape(4, 4_000)]
+    np.testing.assert_allclose(probabilities, frequencies, atol=0.04)
+    likeliest = lectures.action_probabilities(model, observations, deterministic=True)
+    np.testing.assert_array_equal(likeliest.argmax(axis=1), probabilities.argmax(axis=1))
+    np.testing.assert_array_equal(likeliest.sum(axis=1), 1.0)
