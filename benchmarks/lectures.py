@@ -193,6 +193,8 @@ def comparison(n_timesteps: int) -> pd.DataFrame:
 
 def compared(algo: str) -> Callable[[int, int], Scores]:
     def run(seed: int, n_timesteps: int) -> Scores:
+        if seed not in range(3):
+            sys.exit(f"compare: the command has the seeds 0, 1 and 2, not {seed}")
         table = comparison(n_timesteps)
         row = table[(table["contender"] == algo) & (table["seed"] == seed)].iloc[0]
         return {"sampled": float(row["stochastic_score"]), "likeliest action": float(row["score"])}
