@@ -252,6 +252,13 @@ def test_fewer_episodes_than_environments_are_warned_of_once():
     assert len([warning for warning in caught if "n_episodes" in str(warning.message)]) == 1
 
 
+def test_a_budget_below_an_episode_lets_every_environment_finish_one():
+    env = make_vec_env(lambda: gym.wrappers.TimeLimit(FixedLengthEnv([10**9]), 50), 4)
+    model = make_model(env, n_steps=1).learn(20)
+    assert model.num_timesteps == 4 * 50
+    assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [50] * 4
+
+
 def test_no_episode_starts_at_the_bound():
     model = make_model(fixed_length_envs([5], [10]), n_steps=100, max_rollout_steps=10, baseline="leave_one_out")
     model.learn(20)
