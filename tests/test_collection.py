@@ -254,7 +254,7 @@ def test_fewer_episodes_than_environments_are_warned_of_once():
 
 def test_a_budget_below_an_episode_lets_every_environment_finish_one():
     env = make_vec_env(lambda: gym.wrappers.TimeLimit(FixedLengthEnv([10**9]), 50), 4)
-    model = make_model(env, n_steps=1).learn(20)
+    model = make_model(env, n_steps=1, max_rollout_steps=None).learn(20)
     assert model.num_timesteps == 4 * 50
     assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [50] * 4
 
