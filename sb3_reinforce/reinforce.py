@@ -109,8 +109,8 @@ class REINFORCE(OnPolicyAlgorithm):
         the policy by ``target_kl``, instead of leaving its length to the optimizer. Neither surrogate, importance ratio nor
         second pass over the data, as TRPO has them. ``learning_rate`` and ``max_grad_norm`` then rule only the critic.
     :param target_kl: With ``natural_gradient``, the mean KL divergence that a step shall make (its quadratic estimate, in
-        nats), in any form that ``ent_coef`` takes. 0.02 to 0.05 served most tasks; longer steps learn faster, shorter ones
-        are steadier. The exact divergence is bounded by 1.5 times this.
+        nats), in any form that ``ent_coef`` takes. The tuned entries have 0.02 to 0.05; longer steps learn faster, shorter
+        ones are steadier. The exact divergence is bounded by 1.5 times this.
     :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as
         in TRPO (Schulman et al. 2015, appendix C).
     :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix; 0.1 as in TRPO.
