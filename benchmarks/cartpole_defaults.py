@@ -1,5 +1,5 @@
 """
-CartPole-v1 with the defaults of the class: train 100,000 steps with each of ten seeds, then evaluate.
+CartPole-v1 with the defaults of the class: train 100,000 steps with each of twenty seeds, then evaluate.
 
 Each finished seed is written at once. Run again, only those are trained that are missing, or that were trained by other
 sources of the package or with other options.
@@ -36,7 +36,7 @@ EVALUATION_SEED = 10_000
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="seeds to train with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(20)), help="seeds to train with")
     parser.add_argument("--timesteps", type=positive_int, default=100_000, help="total_timesteps of each training")
     parser.add_argument("--episodes", type=positive_int, default=20, help="deterministic episodes of each evaluation")
     parser.add_argument("--threshold", type=float, default=475.0, help="mean score that counts as solved")

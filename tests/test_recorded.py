@@ -76,7 +76,9 @@ def trained(case: Case) -> np.ndarray:
     env: VecEnv = make_vec_env(case.make_env, case.n_envs, seed=0)
     if case.make_env == "Pendulum-v1":
         env = VecNormalize(env)
-    model = REINFORCE(case.policy, env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu", **case.kwargs)
+    # The defaults at the time of the record
+    kwargs = {"critic_epochs": 2, **case.kwargs}
+    model = REINFORCE(case.policy, env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu", **kwargs)
     model.learn(3 * 200 * case.n_envs)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().numpy()
 
