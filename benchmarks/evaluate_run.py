@@ -1,8 +1,8 @@
 """
 Evaluate the final model of a run of RL Zoo, and write the scores of its episodes to evaluation.json in the log folder.
 
-Actions are deterministic, VecNormalize uses the statistics of the training without changing them, and scores are those
-of the environment, not normalised.
+Actions are deterministic unless asked for otherwise, VecNormalize uses the statistics of the training without changing
+them, and scores are those of the environment, not normalised.
 
     python benchmarks/evaluate_run.py --log-folder logs --env CartPole-v1
 """
@@ -19,6 +19,7 @@ from common import write_json
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
@@ -36,13 +37,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--env", required=True, help="environment id")
     parser.add_argument("--episodes", type=int, default=100, help="number of episodes")
     parser.add_argument("--n-envs", type=int, default=10, help="environments that are stepped together")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the environments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the environments, and of sampled actions")
+    parser.add_argument("--stochastic", action="store_true", help="sample the actions, where the best policy is a random one")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     th.set_num_threads(1)
+    set_random_seed(options.seed)
     env_name = EnvironmentName(options.env)
     _, model_path, run_folder = get_model_path(0, str(options.log_folder), ALGO, env_name)
     hyperparameters, stats_path = get_saved_hyperparams(f"{run_folder}/{env_name}", norm_reward=False, test_mode=True)
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
             model,
             env,
             options.episodes,
-            deterministic=True,
+            deterministic=not options.stochastic,
             return_episode_rewards=True,
             callback=lambda local, _: progress.update(int(local["episode_counts"].sum()) - progress.n),
         )

@@ -27,7 +27,7 @@ EVALUATION_SEED = 10_000
 
 
 def train_and_evaluate(
-    folder: Path, env: str, seed: int, entry: dict[str, Any], vec_env: str, episodes: int
+    folder: Path, env: str, seed: int, entry: dict[str, Any], vec_env: str, episodes: int, deterministic: bool
 ) -> dict[str, Any]:
     # What is trained is what was asked for, whatever happens to the file of hyperparameters in the meantime
     config = folder / "hyperparams.yml"
@@ -39,7 +39,8 @@ def train_and_evaluate(
     training_seconds = time.time() - psutil.Process().create_time()
 
     arguments = ["--log-folder", str(folder), "--env", env, "--episodes", str(episodes)]
-    evaluate_run.main([*arguments, "--seed", str(EVALUATION_SEED + seed)])
+    sampling = [] if deterministic else ["--stochastic"]
+    evaluate_run.main([*arguments, "--seed", str(EVALUATION_SEED + seed), *sampling])
     evaluation = json.loads((folder / evaluate_run.RESULT).read_text())
     if evaluation["trained_steps"] < int(entry["n_timesteps"]):
         raise SystemExit(f"only {evaluation['trained_steps']:,} of {int(entry['n_timesteps']):,} steps were trained")
@@ -48,6 +49,7 @@ def train_and_evaluate(
         "std_over_episodes": float(np.std(evaluation["scores"])),
         "training_seconds": training_seconds,
         "vec_env": vec_env,
+        "deterministic": deterministic,
         **evaluation,
         "sources": sources,
     }

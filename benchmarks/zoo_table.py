@@ -2,7 +2,8 @@
 Train the entries of hyperparams/reinforce.yml and reinforce_adam.yml through RL Zoo with several seeds, and set the scores
 side by side, and beside published ones.
 
-The final model of each run (not the best) is evaluated over 100 deterministic episodes. Each finished run is a line of
+The final model of each run (not the best) is evaluated over 100 episodes, deterministic except where the best policy is a
+random one. Each finished run is a line of
 zoo_table_runs.jsonl, known by environment, seed and a hash of the entry, and never runs again, also if both files have the
 same entry: interrupt and start again at will. A run that crashes is reported, tried again by the next call, and does not stop
 the others.
@@ -57,9 +58,11 @@ class Published(NamedTuple):
     """A score to reach, and what others published. None of it was measured here."""
 
     target: float
-    cited: str
-    #: Whether the mean of each seed must reach the target, instead of the mean over seeds.
+    cited: str = ""
+    #: Whether each seed must reach the target, instead of the mean over seeds.
     every_seed: bool = False
+    #: Whether the score of a seed is its mean minus the deviation over its episodes, as the course of PixelCopter has it.
+    minus_deviation: bool = False
 
 
 #: Targets were set by this project, by the best that is published for a policy gradient in about as many steps. Sources: "Zoo"
@@ -84,6 +87,15 @@ PUBLISHED = {
     "InvertedPendulum-v5": Published(1000.0, "Tianshou 1000", every_seed=True),
     "InvertedDoublePendulum-v5": Published(9300.0, "Tianshou 7726"),
 }
+#: What the worlds of this package and masked actions are to reach; the scores of others do not compare.
+OWN_TARGETS = {
+    "Taxi-v4": Published(7.0, every_seed=True),
+    "sb3_reinforce/AliasedGridworld-v0": Published(0.99),
+    "sb3_reinforce/RockPaperScissors-v0": Published(-0.1),
+    "sb3_reinforce/PixelCopter-v0": Published(20.0, minus_deviation=True),
+}
+#: Whose best policy is a random one, so that actions are sampled in the evaluation.
+STOCHASTIC = ("sb3_reinforce/AliasedGridworld-v0", "sb3_reinforce/RockPaperScissors-v0")
 #: A second, shorter training of the same entry, because there is a published score for it.
 SHORTER = {
     "Pendulum-v1": (300_000, Published(-180.0, "Zoo PPO -172.2 (100k), TRPO -174.6 (100k)")),
@@ -199,7 +211,8 @@ def plan_rows(paths: Sequence[Path], n_timesteps: int | None) -> list[Row]:
                 for conf, entries in files.items()
                 if env in entries
             ]
-        rows += [Row(f"{env}, {conf}", env, conf, entries.get(env), PUBLISHED.get(env)) for conf, entries in files.items()]
+        target = PUBLISHED.get(env, OWN_TARGETS.get(env))
+        rows += [Row(f"{env}, {conf}", env, conf, entries.get(env), target) for conf, entries in files.items()]
     return rows
 
 
@@ -226,7 +239,7 @@ def append_run(path: Path, run: dict[str, Any]) -> None:
 def make_job(task: Task, options: argparse.Namespace) -> Job:
     """Say what a run is to do, and in which folder it is kept."""
     instructions = {"env": task.env, "seed": task.seed, "entry": task.entry}
-    instructions |= {"vec_env": options.vec_env, "episodes": options.episodes}
+    instructions |= {"vec_env": options.vec_env, "episodes": options.episodes, "deterministic": task.env not in STOCHASTIC}
     name = f"{task.env.replace('/', '-')}-seed{task.seed}-{entry_hash(task.entry)}"
     folder = options.log_folder.resolve() / name
     return Job(f"{task.env} seed {task.seed}", (str(RUN_SCRIPT),), json.dumps(instructions), folder, RESULT)
@@ -258,8 +271,13 @@ def run_tasks(tasks: list[Task], options: argparse.Namespace, made_by: dict[str,
     return crashes, False
 
 
-def reaches(means: Sequence[float], published: Published) -> bool:
-    return bool((min(means) if published.every_seed else np.mean(means)) >= published.target)
+def score_of(run: dict[str, Any], published: Published | None) -> float:
+    deviation = run["std_over_episodes"] if published is not None and published.minus_deviation else 0.0
+    return float(run["mean"] - deviation)
+
+
+def reaches(scores: Sequence[float], published: Published) -> bool:
+    return bool((min(scores) if published.every_seed else np.mean(scores)) >= published.target)
 
 
 def summarize(rows: list[Row], runs: dict[tuple[str, int, str], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -277,6 +295,11 @@ def summarize(rows: list[Row], runs: dict[tuple[str, int, str], dict[str, Any]])
             "vec_env": None,
             "target": None if row.published is None else row.published.target,
             "every_seed": None if row.published is None else row.published.every_seed,
+            "is_own": row.env in OWN_TARGETS,
+            "kind": " ".join(
+                ["sampled"] * (row.env in STOCHASTIC)
+                + ["minus deviation"] * (row.published is not None and row.published.minus_deviation)
+            ),
             "reached": None,
             "published": None if row.published is None else row.published.cited,
         }
@@ -284,7 +307,7 @@ def summarize(rows: list[Row], runs: dict[tuple[str, int, str], dict[str, Any]])
         own = [run for (env, _, run_hash), run in runs.items() if env == row.env and run_hash == current_hash]
         own.sort(key=lambda run: run["seed"])
         if own:
-            means = [run["mean"] for run in own]
+            means = [score_of(run, row.published) for run in own]
             summary |= {
                 "n_seeds": len(own),
                 "seeds": [run["seed"] for run in own],
@@ -302,7 +325,11 @@ def summarize(rows: list[Row], runs: dict[tuple[str, int, str], dict[str, Any]])
 
 def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[str, Any]) -> str:
     def score(row: dict[str, Any]) -> str:
-        return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")
+        return number(row["mean"], row) + ("" if row["std"] is None else f" ± {number(row['std'], row)}")
+
+    def number(value: float, row: dict[str, Any]) -> str:
+        # The returns of the small worlds are between -1 and 1
+        return f"{value:.3f}" if row["env"] in STOCHASTIC else f"{value:.1f}"
 
     def missing_seeds(row: dict[str, Any]) -> str:
         planned = SLOW_SEEDS if row["env"] in SLOW_ENVIRONMENTS else SEEDS
@@ -317,8 +344,8 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
             "environment": row["env"],
             "our steps": "no entry" if row["steps"] is None else f"{row['steps']:,}",
             "conf": row["conf"],
-            "our score": score(row) if is_run else "not run",
-            "of each seed": ", ".join(f"{mean:.1f}" for mean in row["means"]) if is_run else "",
+            "our score": (score(row) if is_run else "not run") + (f" ({row['kind']})" if row["kind"] else ""),
+            "of each seed": ", ".join(number(mean, row) for mean in row["means"]) if is_run else "",
             "training time": f"{row['training_seconds']:,.0f} s ({row['vec_env']})" if is_run else "",
             "target": "none" if row["target"] is None else target(row),
             "reached": {None: "", True: "yes", False: "**no**"}[row["reached"]] + missing_seeds(row),
@@ -326,20 +353,25 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
         }
 
     missed = [row for row in rows if row["reached"] is False]
-    reached = {
-        conf: [row["reached"] for row in rows if row["conf"] == conf and row["target"] is not None]
-        for conf in dict.fromkeys(row["conf"] for row in rows)
-    }
+
+    def count(is_own: bool) -> str:
+        aims = [row for row in rows if row["target"] is not None and row["is_own"] == is_own]
+        reached = {
+            conf: [row["reached"] for row in aims if row["conf"] == conf] for conf in dict.fromkeys(r["conf"] for r in aims)
+        }
+        return ", ".join(f"{conf} {sum(map(bool, values))} of {len(values)}" for conf, values in reached.items())
+
+    has_own = any(row["is_own"] for row in rows)
     parts = [
         f"# RL Zoo's environments\n\n{markdown_table([cells(row) for row in rows])}",
-        "Targets reached: "
-        + ", ".join(f"{conf} {sum(map(bool, values))} of {len(values)}" for conf, values in reached.items())
-        + ".",
+        f"Targets reached: {count(is_own=False)}."
+        + (f" With masked actions and in the worlds of this package: {count(is_own=True)}." if has_own else ""),
         "The configurations are `hyperparams/reinforce.yml` and `hyperparams/reinforce_adam.yml`, the textbook's step "
         "everywhere; where both have the same entry, their runs are the same. Our score: mean over seeds ± their standard "
-        "deviation; of each seed, in their order, the final model, mean of the deterministic episodes of its evaluation, "
-        "rewards not normalised. Training time: median wall-clock of a run, start of the process "
-        f"included, one thread, several runs at a time; EnvPool's environments have threads of their own. {SOURCES}",
+        "deviation; of each seed, in their order, the final model, mean of the episodes of its evaluation, deterministic "
+        "or, where it says so, with sampled actions or minus the deviation over the episodes, rewards not normalised. "
+        "Training time: median wall-clock of a run, start of the process included, one thread, several runs at a time; "
+        f"EnvPool's environments have threads of their own. {SOURCES}",
     ]
     if crashes:
         parts.append("## Crashed in the last call\n\n" + "\n".join(f"- {crash}" for crash in crashes))

@@ -386,6 +386,23 @@ def test_zoo_table_may_ask_for_every_seed(zoo_table):
     assert module.reaches([500.0, 500.0], module.Published(500.0, "", True))
 
 
+def test_zoo_table_scores_random_policies_as_such(tmp_path, zoo_table):
+    _, arguments = zoo_table
+    world, copter = "sb3_reinforce/AliasedGridworld-v0", "sb3_reinforce/PixelCopter-v0"
+    entry = {"n_timesteps": 60, "policy": "MlpPolicy", "n_steps": 10, "baseline": None, "learning_rate": 1e-9}
+    common.write_text(arguments[1], yaml.safe_dump({world: entry, copter: entry}, sort_keys=False))
+    results_dir = tmp_path / "results"
+    run_in_process("zoo_table", results_dir, "--seeds", 0, "--episodes", 40, *arguments)
+    runs = {run["env"]: run for run in read_results(results_dir, "zoo_table")["runs"]}
+    # Whoever takes the likeliest action always ends in the same place
+    assert not runs[world]["deterministic"] and len(set(runs[world]["scores"])) > 2
+    assert runs[copter]["deterministic"]
+    rows = rows_of(results_dir)
+    assert rows[world]["mean"] == runs[world]["mean"]
+    assert rows[copter]["mean"] == pytest.approx(runs[copter]["mean"] - runs[copter]["std_over_episodes"])
+    assert "worlds of this package: tiny 0 of 2." in (results_dir / "zoo_table.md").read_text()
+
+
 def test_zoo_table_still_knows_the_runs_of_the_textbooks_entries():
     module = importlib.import_module("zoo_table")
     finished = module.read_runs(common.RESULTS_DIR / "zoo_table_runs.jsonl")

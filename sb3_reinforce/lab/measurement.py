@@ -433,7 +433,7 @@ class _Laboratory:
         for key in self.prepared:
             if key in self.gradients:
                 # In the order of the deal even if a batch is one episode: others are compared with it
-                gradients = self.gradients[key][groups].mean(axis=1) if size > 1 else self.gradients[key][groups[:, 0]]
+                gradients = np.stack([self.gradients[key][group].mean(axis=0) for group in groups])
             elif key in seen:
                 gradients = seen[key]
             else:

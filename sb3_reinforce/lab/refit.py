@@ -84,5 +84,6 @@ def fit(inputs: th.Tensor, targets: Array, new_inputs: th.Tensor, seed: int) -> 
             optimizer.step()
             schedule.step()
         with th.no_grad():
-            values: Array = network(new_inputs).flatten().double().numpy()
+            # In parts: the hidden layers of all steps at once would need ten times the memory
+            values: Array = th.cat([network(part).flatten() for part in th.split(new_inputs, BATCH_SIZE)]).double().numpy()
     return values * deviation + mean
