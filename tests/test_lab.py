@@ -467,7 +467,7 @@ def short_refit(monkeypatch):
 
 @pytest.fixture(scope="module")
 def cartpole():
-    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=8, device="cpu")
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=8, critic_epochs=2, device="cpu")
     return model.learn(1000)
 
 
