@@ -38,6 +38,7 @@ from common import (
     write_results,
     write_text,
 )
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from zoo_run import RESULT
 
@@ -386,6 +387,35 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def draw(rows: list[dict[str, Any]]) -> Figure | None:
+    """Draw the scores of every seed beside the target, a panel for each training of more than one configuration."""
+    trainings: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["mean"] is not None:
+            trainings.setdefault((row["env"], row["steps"]), []).append(row)
+    # Where the entry is the same, so are the runs
+    trainings = {key: own for key, own in trainings.items() if len({tuple(row["means"]) for row in own}) > 1}
+    if not trainings:
+        return None
+    n_columns = min(5, len(trainings))
+    n_lines = -(-len(trainings) // n_columns)
+    figure = Figure(figsize=(2.6 * n_columns, 2.3 * n_lines), layout="constrained")
+    panels = figure.subplots(n_lines, n_columns, squeeze=False).flat
+    for ((env, steps), own), panel in zip(trainings.items(), panels, strict=False):
+        for column, row in enumerate(own):
+            panel.plot([column] * len(row["means"]), row["means"], "o", alpha=0.6, label=row["conf"])
+            panel.plot([column - 0.3, column + 0.3], [row["mean"]] * 2, color="black", linewidth=1)
+        if own[0]["target"] is not None:
+            panel.axhline(own[0]["target"], linestyle=":", color="black")
+        panel.set_title(f"{env}\n{steps:,} steps", fontsize=8)
+        panel.set_xticks(range(len(own)), [row["conf"] for row in own], fontsize=7)
+        panel.tick_params(axis="y", labelsize=7)
+        panel.set_xlim(-0.6, len(own) - 0.4)
+    for panel in panels:
+        panel.set_axis_off()
+    return figure
+
+
 def write_table(options: argparse.Namespace, made_by: dict[str, Any], crashes: list[str]) -> str:
     runs = read_runs(options.results_dir / f"{NAME}_runs.jsonl")
     rows = summarize(plan_rows(options.hyperparams, options.n_timesteps), runs)
@@ -400,7 +430,7 @@ def write_table(options: argparse.Namespace, made_by: dict[str, Any], crashes: l
     write_text(options.results_dir / f"{NAME}.csv", table.getvalue())
 
     markdown = to_markdown(rows, crashes, made_by)
-    write_results(options.results_dir, NAME, content, markdown)
+    write_results(options.results_dir, NAME, content, markdown, draw(rows))
     return markdown
 
 

@@ -105,6 +105,19 @@ def test_the_step_is_the_damped_natural_gradient_and_its_quadratic_kl_the_target
     assert logged["train/curvature"] == pytest.approx(step @ matrix @ step / (step @ step), rel=1e-3)
 
 
+def test_the_step_is_measured_on_no_more_steps_than_asked_for():
+    step = updated(natural_model(fisher_max_steps=3, target_kl=1e-6))
+    observations = np.concatenate([episode.observations for episode in PATHS])
+    few = SimpleNamespace(observations=observations[:: -(-len(observations) // 3)])
+    assert len(few.observations) <= 3
+
+    def direction(episodes):
+        return np.linalg.solve(enumerated_fisher(episodes) + DAMPING * np.eye(6), gradient_of())
+
+    assert cosine(step, direction([few])) == pytest.approx(1.0, abs=1e-4)
+    assert cosine(step, direction(PATHS)) < 0.99
+
+
 def test_the_entropy_bonus_turns_the_step():
     assert cosine(updated(natural_model(ent_coef=0.0)), updated(natural_model(ent_coef=2.0))) < 0.99
 
