@@ -193,9 +193,10 @@ def describe(model: OnPolicyAlgorithm) -> dict[str, str]:
     # SB3 keeps some arguments as private attributes
     values = {name: vars(model).get(name, vars(model).get(f"_{name}")) for name in names}
     values["policy"] = type(model.policy).__name__
-    values["shapes of the parameters"] = {name: tuple(part.shape) for name, part in model.policy.state_dict().items()}
     for name in ("observation_space", "action_space", "n_envs", "num_timesteps"):
         values[name] = getattr(model, name)
+    # After the spaces, which they follow from
+    values["shapes of the parameters"] = {name: tuple(part.shape) for name, part in model.policy.state_dict().items()}
     values["VecNormalize"] = sorted(statistics_of(model))
     return {name: " ".join(in_words(value).split()) for name, value in values.items()}
 

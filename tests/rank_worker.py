@@ -315,6 +315,10 @@ def faults():
     for name, kwargs in (("learning_rate", {"learning_rate": 0.1}), ("n_envs", {"n_envs": 3})):
         model = make_short(**(kwargs if distributed.get_rank() == 1 else {}))
         results[name] = error_of(model, functools.partial(model.learn, 10))
+    wider = spaces.Box(-2, 2, (3,), np.float32)
+    for name, other in (("observation_space", (wider, DISCRETE)), ("action_space", (BOX, GAUSSIAN))):
+        model = make_model(*(other if distributed.get_rank() == 1 else (BOX, DISCRETE)), 1, distributed=True)
+        results[name] = error_of(model, functools.partial(model.learn, 10))
     model = make_short()
     results["total_timesteps"] = error_of(model, lambda: model.learn(10 + distributed.get_rank()))
     try:

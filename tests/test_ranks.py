@@ -106,6 +106,11 @@ def test_a_callback_that_stops_stops_all(faults):
         ("learning_rate", "learning_rate is 0.005 on rank 0 and 0.1 on rank 1"),
         ("n_envs", "n_envs is 2 on rank 0 and 3 on rank 1"),
         ("total_timesteps", "total_timesteps is 10 on rank 0 and 11 on rank 1"),
+        (
+            "observation_space",
+            "observation_space is Box(-1.0, 1.0, (3,), float32) on rank 0 and Box(-2.0, 2.0, (3,), float32) on rank 1",
+        ),
+        ("action_space", "action_space is Discrete(3) on rank 0 and Box(-2.0, 2.0, (2,), float32) on rank 1"),
     ],
 )
 def test_ranks_with_different_models_are_refused_before_anything_is_trained(faults, name, difference):
