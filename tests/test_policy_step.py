@@ -248,6 +248,8 @@ def test_the_steps_behind_the_fisher_matrix_are_spread_and_bounded(n_steps, max_
     assert 1 <= len(chosen) <= bound
     assert len({later - earlier for earlier, later in itertools.pairwise(chosen)}) <= 1
     assert chosen[0] == 0 and 2 * len(chosen) > min(bound, n_steps)
+    stride = chosen[1] - chosen[0] if len(chosen) > 1 else n_steps
+    assert chosen[-1] >= n_steps - stride
 
 
 class SharedLayer(FlattenExtractor):
