@@ -7,6 +7,7 @@ episodes, and a mean of their means would be the mean of something else.
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 #: What torchrun tells the processes that it starts.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: How long a process that ends waits for the threads of gloo, which need milliseconds.
+LEAVING_SECONDS = 0.1
 
 
 class RankError(RuntimeError):
@@ -213,13 +216,15 @@ def join_ranks(device: th.device) -> Ranks:
         has_own_gpu = device.type == "cuda" and th.cuda.device_count() >= n_local
         with _peers_expected():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if has_own_gpu else "gloo")
-        # A process that ends without this aborts
         atexit.register(_leave_ranks)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
 def _leave_ranks() -> None:
+    """Without this a process that ends may abort."""
     if distributed.is_initialized():
+        # A thread of gloo lets go of the last tensors, which it needs the interpreter for: one that is gone ends the process
+        time.sleep(LEAVING_SECONDS)
         distributed.destroy_process_group()
 
 
