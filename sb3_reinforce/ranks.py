@@ -216,12 +216,12 @@ def join_ranks(device: th.device) -> Ranks:
         has_own_gpu = device.type == "cuda" and th.cuda.device_count() >= n_local
         with _peers_expected():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if has_own_gpu else "gloo")
-        atexit.register(_leave_ranks)
+        atexit.register(leave_ranks)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
-def _leave_ranks() -> None:
-    """Without this a process that ends may abort."""
+def leave_ranks() -> None:
+    """Leave the process group. A process that ends without this, or right after its last exchange, may abort."""
     if distributed.is_initialized():
         # A thread of gloo lets go of the last tensors, which it needs the interpreter for: one that is gone ends the process
         time.sleep(LEAVING_SECONDS)

@@ -22,7 +22,7 @@ from torch import distributed
 
 from sb3_reinforce import REINFORCE, critic, reinforce
 from sb3_reinforce.joint_training import checksum
-from sb3_reinforce.ranks import ALONE, Part
+from sb3_reinforce.ranks import ALONE, Part, leave_ranks
 from sb3_reinforce.weighing import weigh_rollout
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
@@ -439,4 +439,4 @@ if __name__ == "__main__":
     distributed.all_gather_object(results, result)
     if distributed.get_rank() == 0:
         print(json.dumps(results))
-    distributed.destroy_process_group()
+    leave_ranks()
