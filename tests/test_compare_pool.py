@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import psutil
@@ -267,6 +268,20 @@ def test_no_process_is_left_when_the_command_is_ended(notes, request, where, how
     if where != "here":
         # The workers are free again
         assert do(Pool(scheduler=address), [notes.job("next"), notes.job("last")]) == {"next": None, "last": None}
+
+
+def test_a_machine_that_was_suspended_goes_on(notes, monkeypatch):
+    # Of minutes, after which a worker that is not heard of is a lost one, a test waits for less
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "2s")
+    driver = start_driver(None, [notes.job("first", "time.sleep(8)"), notes.job("second"), notes.job("third")])
+    notes.wait_for("third")
+    driver.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    driver.send_signal(signal.SIGCONT)
+    _, error = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 0, error
+    assert sorted(path.name for path in (notes.folder / "runs").iterdir()) == ["first", "second", "third"]
+    assert sorted(notes.started) == ["first", "second", "third"]
 
 
 def test_workers_need_no_folder_in_common(notes, cluster):

@@ -181,8 +181,9 @@ class Pool(NamedTuple):
             gpus = [] if self.gpus_per_run is None else list_gpus()[: self.jobs]
             n_workers = max(1, len(gpus))
             with (
-                # Watching what threads do is for those who compute in them
-                dask.config.set({"distributed.worker.profile.enabled": False}),
+                # Watching what threads do is for those who compute in them, and nobody here is gone who was not heard of: a
+                # machine that was suspended is not a worker that was lost
+                dask.config.set({"distributed.worker.profile.enabled": False, "distributed.scheduler.worker-ttl": None}),
                 LocalCluster(
                     processes=False,
                     n_workers=n_workers,
