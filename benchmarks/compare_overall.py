@@ -3,7 +3,8 @@ Aggregate over the environments of several comparisons.
 
 Reports of ``sb3-reinforce compare`` aggregate over the environments of one comparison, of which every run has the same budget
 and every environment the same seeds. Comparisons with other budgets and numbers of seeds meet here: scores are normalised as
-in each report, and of each environment the seeds count that all comparisons have.
+in each report, and of each environment the seeds count that all comparisons have. The same runs are also read at equal
+steps: where the shortest run in an environment ended, in the learning curve of each.
 
     python benchmarks/compare_overall.py
 """
@@ -12,9 +13,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
+import pandas as pd
 
 from sb3_reinforce.zoo.compare import statistics, summary
 from sb3_reinforce.zoo.compare.plan import SETTINGS_FILE, read_settings
@@ -22,7 +25,7 @@ from sb3_reinforce.zoo.compare.results import Results, read_results
 from sb3_reinforce.zoo.compare.statistics import FloatArray
 
 NAME = "compare_overall"
-FOLDERS = [common.RESULTS_DIR / "compare" / name for name in ("classic", "mujoco_100_seconds")]
+FOLDERS = [common.RESULTS_DIR / "compare" / name for name in ("classic", "mujoco")]
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -55,18 +58,27 @@ def join_environments(comparisons: Sequence[Results]) -> tuple[dict[str, FloatAr
     }, seeds
 
 
-def main(arguments: Sequence[str]) -> None:
-    options = parse_options(arguments)
-    comparisons = [read_comparison(folder) for folder in options.folders]
-    scores, seeds = join_environments(comparisons)
-    made_by = common.provenance(NAME, arguments, seeds)
-    overall = statistics.over_environments(scores)
-    env_ids = [env_id for results in comparisons for env_id in results.environments]
+def common_steps(results: Results) -> dict[str, int]:
+    """Find for every environment the steps that all of its runs had taken by their last evaluations."""
+    ends = results.curves.groupby(["env", "contender", "seed"])["steps"].max()
+    return {env_id: int(ends[env_id].min()) for env_id in results.environments}
 
-    budgets = [
-        {"comparison": folder.name, "environments": summary.join(results.environments), "budget of a run": budget(results)}
-        for folder, results in zip(options.folders, comparisons, strict=True)
-    ]
+
+def at_equal_steps(results: Results) -> Results:
+    """Put the score that the learning curve has at the common steps in the place of the final one."""
+    steps = common_steps(results)
+    curves = results.curves.sort_values("steps").groupby(["env", "contender", "seed"])
+
+    def score(run: pd.Series) -> float:
+        curve = curves.get_group((run["env"], run["contender"], run["seed"]))
+        return float(np.interp(steps[run["env"]], curve["steps"], curve["score"]))
+
+    return results._replace(runs=results.runs.assign(score=results.runs.apply(score, axis=1)))
+
+
+def describe(comparisons: Sequence[Results], scores: dict[str, FloatArray], overall: statistics.Overall) -> list[str]:
+    """Write who is ahead, the aggregates, and where they come from."""
+    env_ids = [env_id for results in comparisons for env_id in results.environments]
     aggregates = [
         {"": name}
         | {aggregate: summary.write(estimates[name]) for aggregate, estimates in overall.aggregates.items()}
@@ -81,15 +93,43 @@ def main(arguments: Sequence[str]) -> None:
         }
         for column, env_id in enumerate(env_ids)
     ]
-    parts = [
-        f"# {len(env_ids)} environments together",
+    return [
         *([summary.describe_aggregate(overall)] if overall.everywhere else []),
         common.markdown_table(aggregates),
-        "Final scores with the likeliest actions, scaled as in the reports: random actions, and all that is worse, have 0, "
+        "Means over the seeds, of each environment:",
+        common.markdown_table(means),
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse_options(arguments)
+    comparisons = [read_comparison(folder) for folder in options.folders]
+    scores, seeds = join_environments(comparisons)
+    made_by = common.provenance(NAME, arguments, seeds)
+    overall = statistics.over_environments(scores)
+    steps_comparisons = [at_equal_steps(results) for results in comparisons]
+    steps_scores, _ = join_environments(steps_comparisons)
+    steps_overall = statistics.over_environments(steps_scores)
+    env_ids = [env_id for results in comparisons for env_id in results.environments]
+    steps = {env_id: n_steps for results in comparisons for env_id, n_steps in common_steps(results).items()}
+
+    budgets = [
+        {"comparison": folder.name, "environments": summary.join(results.environments), "budget of a run": budget(results)}
+        for folder, results in zip(options.folders, comparisons, strict=True)
+    ]
+    parts = [
+        f"# {len(env_ids)} environments together",
+        "## With the whole budget",
+        *describe(comparisons, scores, overall),
+        "Scores with the likeliest actions, scaled as in the reports: random actions, and all that is worse, have 0, "
         "the best run of the comparison has 1. Intervals are 95 % stratified bootstrap intervals (rliable) over the seeds "
         f"{', '.join(map(str, seeds))}, which all comparisons have.",
-        "## Where it comes from\n\nMeans over these seeds:",
-        common.markdown_table(means),
+        "## At equal steps",
+        *describe(comparisons, steps_scores, steps_overall),
+        "The same runs, read off their learning curves where the shortest of an environment ended: "
+        f"{summary.join(f'{n_steps:,} ({env_id})' for env_id, n_steps in steps.items())}. Evaluations during a run have fewer "
+        "episodes than the final one, and step sizes that decay with the budget have hardly done so at this point of a run "
+        "that takes many steps in its time. Scaled by the best run at these steps.",
         common.markdown_table(budgets),
         common.provenance_line(made_by),
     ]
@@ -97,6 +137,15 @@ def main(arguments: Sequence[str]) -> None:
         "provenance": made_by,
         "comparisons": budgets,
         "environments": env_ids,
+        **as_json(scores, overall),
+        "at_equal_steps": {"steps": steps, **as_json(steps_scores, steps_overall)},
+    }
+    common.write_results(options.results_dir, NAME, content, "\n\n".join(parts) + "\n")
+    print("\n\n".join(parts))
+
+
+def as_json(scores: dict[str, FloatArray], overall: statistics.Overall) -> dict[str, Any]:
+    return {
         # JSON has no NaN
         "scores": {name: np.where(np.isnan(matrix), None, matrix).tolist() for name, matrix in scores.items()},
         "aggregates": {
@@ -104,8 +153,6 @@ def main(arguments: Sequence[str]) -> None:
             for aggregate, estimates in overall.aggregates.items()
         },
     }
-    common.write_results(options.results_dir, NAME, content, "\n\n".join(parts) + "\n")
-    print("\n\n".join(parts[:3]))
 
 
 def budget(results: Results) -> str:

@@ -494,7 +494,25 @@ def test_compare_overall(tmp_path, two_comparisons):
     text = (tmp_path / "results/compare_overall.md").read_text()
     assert "ppo has the highest interquartile mean of the normalised final scores, 0.90" in text
     assert "over the seeds 0, 1, which all comparisons have" in text
+    # All ran for 1,000 steps, so that nothing is different there
+    assert content["at_equal_steps"]["steps"] == {"CartPole-v1": 1000, "Acrobot-v1": 1000}
+    assert content["at_equal_steps"]["scores"] == content["scores"]
     assert "| two | Acrobot-v1 | 60 seconds of training each |" in text
+
+
+def test_compare_overall_reads_curves_where_the_shortest_run_ended(tmp_path, two_comparisons):
+    path = next(two_comparisons[0].rglob("a2c/seed1/result.json"))
+    result = json.loads(path.read_text())
+    # Halfway through the others, whose scores then are half of their final ones; those in the report stay
+    result["evaluations"] = [evaluation | {"steps": evaluation["steps"] // 2} for evaluation in result["evaluations"]]
+    path.write_text(json.dumps(result))
+    run_in_process("compare_overall", tmp_path / "results", "--folders", *two_comparisons)
+    content = read_results(tmp_path / "results", "compare_overall")
+    assert content["at_equal_steps"]["steps"] == {"CartPole-v1": 500, "Acrobot-v1": 1000}
+    np.testing.assert_allclose(content["scores"]["a2c"], [[0.1, 0.1], [0.15, 0.15]])
+    # Half of the best run's 50, and the whole of what the shortest run has
+    np.testing.assert_allclose(content["at_equal_steps"]["scores"]["ppo"], [[1.0, 1.0], [0.8, 0.8]])
+    np.testing.assert_allclose(content["at_equal_steps"]["scores"]["a2c"], [[0.1, 0.1], [0.3, 0.15]])
 
 
 def test_compare_overall_refuses_what_is_not_finished(tmp_path, two_comparisons, capsys):
