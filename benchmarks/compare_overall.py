@@ -11,7 +11,7 @@ steps: where the shortest run in an environment ended, in the learning curve of 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ def join_environments(comparisons: Sequence[Results]) -> tuple[dict[str, FloatAr
     }, seeds
 
 
+def keep_contenders(results: Results, names: Collection[str]) -> Results:
+    """Leave out the others, so that they do not decide how many steps all have taken."""
+    runs, curves = (table[table["contender"].isin(names)] for table in (results.runs, results.curves))
+    return results._replace(runs=runs, curves=curves)
+
+
 def common_steps(results: Results) -> dict[str, int]:
     """Find for every environment the steps that all of its runs had taken by their last evaluations."""
     ends = results.curves.groupby(["env", "contender", "seed"])["steps"].max()
@@ -76,7 +82,9 @@ def at_equal_steps(results: Results) -> Results:
     return results._replace(runs=results.runs.assign(score=results.runs.apply(score, axis=1)))
 
 
-def describe(comparisons: Sequence[Results], scores: dict[str, FloatArray], overall: statistics.Overall) -> list[str]:
+def describe(
+    comparisons: Sequence[Results], scores: dict[str, FloatArray], overall: statistics.Overall, kind: str
+) -> list[str]:
     """Write who is ahead, the aggregates, and where they come from."""
     env_ids = [env_id for results in comparisons for env_id in results.environments]
     aggregates = [
@@ -94,7 +102,7 @@ def describe(comparisons: Sequence[Results], scores: dict[str, FloatArray], over
         for column, env_id in enumerate(env_ids)
     ]
     return [
-        *([summary.describe_aggregate(overall)] if overall.everywhere else []),
+        *([summary.describe_aggregate(overall).replace("final scores", kind)] if overall.everywhere else []),
         common.markdown_table(aggregates),
         "Means over the seeds, of each environment:",
         common.markdown_table(means),
@@ -107,11 +115,11 @@ def main(arguments: Sequence[str]) -> None:
     scores, seeds = join_environments(comparisons)
     made_by = common.provenance(NAME, arguments, seeds)
     overall = statistics.over_environments(scores)
-    steps_comparisons = [at_equal_steps(results) for results in comparisons]
-    steps_scores, _ = join_environments(steps_comparisons)
+    in_all = [keep_contenders(results, scores) for results in comparisons]
+    steps_scores, _ = join_environments([at_equal_steps(results) for results in in_all])
     steps_overall = statistics.over_environments(steps_scores)
     env_ids = [env_id for results in comparisons for env_id in results.environments]
-    steps = {env_id: n_steps for results in comparisons for env_id, n_steps in common_steps(results).items()}
+    steps = {env_id: n_steps for results in in_all for env_id, n_steps in common_steps(results).items()}
 
     budgets = [
         {"comparison": folder.name, "environments": summary.join(results.environments), "budget of a run": budget(results)}
@@ -120,12 +128,12 @@ def main(arguments: Sequence[str]) -> None:
     parts = [
         f"# {len(env_ids)} environments together",
         "## With the whole budget",
-        *describe(comparisons, scores, overall),
+        *describe(comparisons, scores, overall, "final scores"),
         "Scores with the likeliest actions, scaled as in the reports: random actions, and all that is worse, have 0, "
         "the best run of the comparison has 1. Intervals are 95 % stratified bootstrap intervals (rliable) over the seeds "
         f"{', '.join(map(str, seeds))}, which all comparisons have.",
         "## At equal steps",
-        *describe(comparisons, steps_scores, steps_overall),
+        *describe(comparisons, steps_scores, steps_overall, "scores at equal steps"),
         "The same runs, read off their learning curves where the shortest of an environment ended: "
         f"{summary.join(f'{n_steps:,} ({env_id})' for env_id, n_steps in steps.items())}. Evaluations during a run have fewer "
         "episodes than the final one, and step sizes that decay with the budget have hardly done so at this point of a run "

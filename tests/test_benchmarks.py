@@ -501,18 +501,37 @@ def test_compare_overall(tmp_path, two_comparisons):
 
 
 def test_compare_overall_reads_curves_where_the_shortest_run_ended(tmp_path, two_comparisons):
+    # In one of the comparisons only, so that its few steps do not count
+    (tmp_path / "other").mkdir()
+    other = Settings(
+        [0, 1],
+        None,
+        60.0,
+        1,
+        1,
+        1,
+        {"Taxi-v4": {"ppo": {}, "a2c": {}, "dqn": {}}},
+        dict(zip(*[("ppo", "a2c", "dqn")] * 2, strict=True)),
+    )
+    claim_folder(tmp_path / "other", other)
+    for task in list_tasks(other):
+        write_result(tmp_path / "other", task, 0.0 if task.contender == RANDOM else 10.0)
+    for dqn in (tmp_path / "other").rglob("dqn/seed*/result.json"):
+        short = json.loads(dqn.read_text())
+        dqn.write_text(json.dumps(short | {"evaluations": short["evaluations"][:2]}))
+
     path = next(two_comparisons[0].rglob("a2c/seed1/result.json"))
     result = json.loads(path.read_text())
     # Halfway through the others, whose scores then are half of their final ones; those in the report stay
     result["evaluations"] = [evaluation | {"steps": evaluation["steps"] // 2} for evaluation in result["evaluations"]]
     path.write_text(json.dumps(result))
-    run_in_process("compare_overall", tmp_path / "results", "--folders", *two_comparisons)
+    run_in_process("compare_overall", tmp_path / "results", "--folders", *two_comparisons, tmp_path / "other")
     content = read_results(tmp_path / "results", "compare_overall")
-    assert content["at_equal_steps"]["steps"] == {"CartPole-v1": 500, "Acrobot-v1": 1000}
-    np.testing.assert_allclose(content["scores"]["a2c"], [[0.1, 0.1], [0.15, 0.15]])
+    assert content["at_equal_steps"]["steps"] == {"CartPole-v1": 500, "Acrobot-v1": 1000, "Taxi-v4": 1000}
+    np.testing.assert_allclose(content["scores"]["a2c"], [[0.1, 0.1, 1.0], [0.15, 0.15, 1.0]])
     # Half of the best run's 50, and the whole of what the shortest run has
-    np.testing.assert_allclose(content["at_equal_steps"]["scores"]["ppo"], [[1.0, 1.0], [0.8, 0.8]])
-    np.testing.assert_allclose(content["at_equal_steps"]["scores"]["a2c"], [[0.1, 0.1], [0.3, 0.15]])
+    np.testing.assert_allclose(content["at_equal_steps"]["scores"]["ppo"], [[1.0, 1.0, 1.0], [0.8, 0.8, 1.0]])
+    np.testing.assert_allclose(content["at_equal_steps"]["scores"]["a2c"], [[0.1, 0.1, 1.0], [0.3, 0.15, 1.0]])
 
 
 def test_compare_overall_refuses_what_is_not_finished(tmp_path, two_comparisons, capsys):
