@@ -125,8 +125,8 @@ REASONS = {
     "an entry whose critic is fitted for 20 epochs was tried and taken back, it falls from more (9,129)",
     "Acrobot-v1, reinforce": "from one update to the next a policy may be worth ten less, and the last one is as often a slow "
     "as a fast one; on the tuning seeds it had -74 to -81, as the best of twelve policies (three settings, four averages)",
-    "Pendulum-v1, reinforce": "seed 3 ends at -175, the others at -147 to -162; a critic fitted for 30 epochs had -141 to -151 "
-    "on the tuning seeds, but fails from some starts here (seed 0: -374), so that it was taken back",
+    "Pendulum-v1, reinforce": "seed 3 ends at -175, the others at -147 to -162; a critic fitted for 30 epochs had -141 to "
+    "-151 on the tuning seeds, but fails from some starts here (seed 0: -374), so that it was taken back",
     "LunarLander-v3, 200,000 steps, reinforce": "two seeds begin to land (102 and 146), three do not; on the tuning seeds a "
     "gamma of 0.99 had 143 and -10 after as many steps",
     "LunarLander-v3, reinforce": "no setting that was tried had more than 190 on the tuning seeds, on which Adam's entry had "
