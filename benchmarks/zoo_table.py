@@ -131,8 +131,8 @@ REASONS = {
     "gamma of 0.99 had 143 and -10 after as many steps",
     "LunarLander-v3, reinforce": "no setting that was tried had more than 190 on the tuning seeds, on which Adam's entry had "
     "108: it was chosen by those, although Adam is ahead here",
-    "HalfCheetah-v5, reinforce": "seeds differ by a thousand, on the tuning seeds too (4,132 to 5,731); a critic fitted for "
-    "20 epochs had 5,046 to 5,875 there and 2,377 to 5,876 here, 4,626 in the mean, and was taken back",
+    "HalfCheetah-v5, reinforce": "seeds differ by a thousand, on the tuning seeds too (4,132 to 5,731); 20 epochs of the "
+    "critic and an average of 0.9 had 5,046 to 5,875 there and 2,377 to 5,876 here, 4,626 in the mean, and were taken back",
     "Hopper-v5, reinforce": "with seed 4 it falls; the tuning seeds had 3,263 to 3,552",
     "Walker2d-v5, reinforce": "nothing matters as much as the seed: 473 to 4,428 here, 1,317 to 3,614 on the tuning seeds",
 }
