@@ -667,3 +667,16 @@ def test_what_one_rank_measures(tmp_path, monkeypatch, aim):
         assert len(result["collection_seconds"][0]) == result["n_updates"] > 0
         assert result["communication"] == 0.0
         assert result["weighing_seconds"] > 0.0
+
+
+def test_earlier_entries_get_the_present_names(tmp_path, monkeypatch):
+    earlier_entries = importlib.import_module("earlier_entries")
+    known = {"Hopper-v3": {"gamma": 0.3}, "Hopper-v4": {"gamma": 0.4}, "Hopper-v6": {"gamma": 0.6}, "default": {}}
+    (tmp_path / "a2c.yml").write_text(yaml.safe_dump(known))
+    monkeypatch.setattr(earlier_entries, "RL_ZOO_DIR", tmp_path)
+    folder = tmp_path / "new" / "folder"
+    earlier_entries.main(["--algos", "a2c", "--env", "Hopper-v5", "Hopper-v3", "-f", str(folder)])
+    written = yaml.safe_load((folder / "a2c.yml").read_text())
+    assert written == {"Hopper-v5": {"gamma": 0.4}, "Hopper-v3": {"gamma": 0.3}}
+    with pytest.raises(SystemExit, match="no entry for Hopper-v2, and none for an earlier version"):
+        earlier_entries.main(["--algos", "a2c", "--env", "Hopper-v2", "-f", str(folder)])

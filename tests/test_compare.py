@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -180,6 +181,67 @@ def test_who_cannot_act_is_left_out_there():
     tasks = plan.list_tasks(settings)
     assert len(tasks) == 2 + 2 * 3
     assert Task("Pendulum-v1", "dqn", 0) not in tasks
+
+
+def test_who_has_no_entry_is_said(tmp_path):
+    register()
+    known = {"policy": "MlpPolicy", "n_timesteps": 1}
+    (tmp_path / "mine.yml").write_text(
+        yaml.safe_dump(
+            {"default": known, "Pendulum-v0": known, "Pendulum-v10": known, "Pendulum-v1x": known, "Pendulum": known}
+        )
+    )
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({"default": known, "Pendulum-v1": known, "Pendulum-v0": known}))
+    contenders = [plan.Contender(name, "a2c", str(tmp_path / f"{name}.yml")) for name in ("mine", "own")]
+    contenders.append(plan.Contender("dqn", "dqn", str(tmp_path / "mine.yml")))
+    entries = plan.read_entries(["Pendulum-v1", "CartPole-v1"], contenders)
+    untuned = plan.find_untuned(entries, contenders)
+    assert untuned == {
+        "Pendulum-v1": {"mine": ["Pendulum-v0", "Pendulum-v10"]},
+        "CartPole-v1": {"mine": [], "own": [], "dqn": []},
+    }
+
+
+def test_the_atari_entry_is_one(monkeypatch, tmp_path):
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"default": {}, "atari": {}}))
+    for is_atari in (True, False):
+        manager = SimpleNamespace(config=str(tmp_path / "mine.yml"), _is_atari=is_atari)
+        monkeypatch.setattr(plan, "make_manager", lambda *args, manager=manager, **kwargs: manager)
+        untuned = plan.find_untuned({"PongNoFrameskip-v4": {"ppo": {}}}, [plan.Contender("ppo", "ppo")])
+        assert untuned == ({} if is_atari else {"PongNoFrameskip-v4": {"ppo": []}})
+
+
+def test_rl_zoo_has_entries_for_earlier_versions_of_mujoco():
+    register()
+    contenders = plan.make_contenders(["reinforce", "ppo"], {}, [])
+    entries = plan.read_entries(["CartPole-v1", "Hopper-v5"], contenders)
+    assert plan.find_untuned(entries, contenders) == {"Hopper-v5": {"ppo": ["Hopper-v4"]}}
+
+
+def test_the_default_entry_is_said_before_the_training(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "train", lambda folder, settings, pool: print("trained") or {})
+    cli.main(["--env", "Hopper-v5", "--algos", "reinforce", "ppo", "-f", str(tmp_path / "new")])
+    before, _, _ = capsys.readouterr().out.partition("trained")
+    assert "Without an entry for Hopper-v5, ppo trains there with the entry default" in before
+    assert plan.read_settings(tmp_path / "new").untuned == {"Hopper-v5": {"ppo": ["Hopper-v4"]}}
+
+
+def test_the_default_entry_is_said_for_all_environments_at_once(results, tmp_path):
+    one = {"ppo": ["CartPole-v0"]}
+    settings = results.settings._replace(untuned={"CartPole-v1": one, "Acrobot-v1": {"ppo": []}})
+    report.write_report(tmp_path, results._replace(settings=settings), [], {})
+    sentence = (
+        "Without an entry for CartPole-v1 and Acrobot-v1, ppo trains there with the entry default, though RL Zoo or the file "
+        "that was given has CartPole-v0."
+    )
+    assert sentence in (tmp_path / "report.md").read_text().split("\n")[2]
+    both = settings._replace(untuned={"CartPole-v1": one | {"reinforce": []}, "Acrobot-v1": {"ppo": []}})
+    assert summary.describe_untuned(both) == [
+        "Without an entry for CartPole-v1, ppo and reinforce train there with the entry default, though RL Zoo or the file "
+        "that was given has CartPole-v0.",
+        "Without an entry for Acrobot-v1, ppo trains there with the entry default.",
+    ]
+    assert summary.describe_untuned(results.settings) == []
 
 
 def test_somebody_must_act(capsys, monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ from sb3_reinforce.zoo.compare.plan import (
     Settings,
     Task,
     claim_folder,
+    find_untuned,
     limit_episodes,
     list_tasks,
     make_contenders,
@@ -27,6 +28,7 @@ from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
 from sb3_reinforce.zoo.compare.run import PACKAGES, RESULT_FILE, describe_job
+from sb3_reinforce.zoo.compare.summary import describe_untuned
 from sb3_reinforce.zoo.errors import UsageError, UserError
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, describe_time_limit
 
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         entries=entries,
         algorithms={contender.name: contender.algo for contender in contenders},
         time_limits=limit_episodes(entries, options.max_episode_steps),
+        untuned=find_untuned(entries, contenders),
     )
     if options.report_only and not folder.is_dir():
         raise UserError(f"--report-only: there is no folder {folder}")
@@ -72,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
         for name in settings.algorithms:
             if name not in entries:
                 print(f"{name} cannot act on {env_id}, and is left out there")
+    for line in describe_untuned(settings):
+        print(line)
     failures: dict[str, str] = {}
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ class Settings(NamedTuple):
     :param entries: Hyperparameters by environment and contender, without contenders that cannot act there.
     :param algorithms: Algorithm by contender.
     :param time_limits: Steps after which an evaluation episode ends, by environment, of those that have no limit of their own.
+    :param untuned: Contenders that train with the entry ``default``, by environment, each with other versions of the
+        environment that its file has entries for.
     """
 
     seeds: list[int]
@@ -69,6 +72,7 @@ class Settings(NamedTuple):
     entries: dict[str, dict[str, dict[str, Any]]]
     algorithms: dict[str, str]
     time_limits: Mapping[str, int] = {}
+    untuned: Mapping[str, Mapping[str, list[str]]] = {}
 
     @property
     def environments(self) -> list[str]:
@@ -202,6 +206,28 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
     if problems:
         raise UserError("nothing was trained: " + "; ".join(dict.fromkeys(problems)))
     return entries
+
+
+def find_untuned(entries: Mapping[str, Mapping[str, Any]], contenders: Sequence[Contender]) -> dict[str, dict[str, list[str]]]:
+    """
+    Find who has no entry of its own, for which RL Zoo silently takes ``default``: the defaults of SB3, as a rule.
+
+    :param entries: Hyperparameters by environment and contender, as ``read_entries`` returns them.
+    :param contenders: The contenders.
+    :return: By environment and contender the other versions of the environment that its file has.
+    """
+    untuned: dict[str, dict[str, list[str]]] = {}
+    for env_id, by_contender in entries.items():
+        for contender in contenders:
+            if contender.name not in by_contender:
+                continue
+            manager = make_manager(env_id, contender.algo, contender.conf_file, seed=0)
+            known = yaml.safe_load(Path(manager.config).read_text(encoding="utf-8"))
+            if env_id not in known and not manager._is_atari:
+                stem = env_id.rpartition("-v")[0]
+                others = [other for other in known if stem and re.fullmatch(rf"{re.escape(stem)}-v\d+", other)]
+                untuned.setdefault(env_id, {})[contender.name] = others
+    return untuned
 
 
 def limit_episodes(entries: Mapping[str, Mapping[str, Mapping[str, Any]]], max_episode_steps: int | None) -> dict[str, int]:

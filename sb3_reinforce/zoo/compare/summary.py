@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from sb3_reinforce.zoo.compare.plan import Settings
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.statistics import Estimate, Overall
 
@@ -27,6 +28,7 @@ def summarise(results: Results, overall: Overall | None) -> str:
         )
     if overall is not None and len(results.environments) > 1 and len(overall.everywhere) > 1:
         sentences.append(describe_aggregate(overall))
+    sentences += describe_untuned(results.settings)
     sentences += describe_absences(results, overall)
     sentences += describe_environments(results)
     sentences += describe_speed(results)
@@ -91,6 +93,29 @@ def describe_aggregate(overall: Overall) -> str:
             named = join(f"{name} ({write(estimates[name])})" for name in names)
             sentence += f"; no difference from {named} is claimed, since {reason}"
     return f"{sentence}."
+
+
+def describe_untuned(settings: Settings) -> list[str]:
+    """
+    Say who trains without hyperparameters for an environment, which a leader that has some should not be proud of.
+
+    :param settings: The settings.
+    :return: Sentences, one for all environments where the same contenders do.
+    """
+    env_ids: dict[tuple[str, ...], list[str]] = {}
+    for env_id, by_contender in settings.untuned.items():
+        env_ids.setdefault(tuple(by_contender), []).append(env_id)
+    sentences = []
+    for names, own in env_ids.items():
+        others = dict.fromkeys(other for env_id in own for versions in settings.untuned[env_id].values() for other in versions)
+        sentence = (
+            f"Without an entry for {join(own)}, {join(names)} {'trains' if len(names) == 1 else 'train'} there with the entry "
+            "default"
+        )
+        if others:
+            sentence += f", though RL Zoo or the file that was given has {join(others)}"
+        sentences.append(f"{sentence}.")
+    return sentences
 
 
 def describe_absences(results: Results, overall: Overall | None) -> list[str]:
