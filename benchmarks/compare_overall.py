@@ -139,6 +139,7 @@ def main(arguments: Sequence[str]) -> None:
         "episodes than the final one, and step sizes that decay with the budget have hardly done so at this point of a run "
         "that takes many steps in its time. Scaled by the best run at these steps.",
         common.markdown_table(budgets),
+        *(sentence for results in comparisons for sentence in summary.describe_untuned(results.settings)),
         common.provenance_line(made_by),
     ]
     content = {

@@ -475,6 +475,8 @@ def two_comparisons(tmp_path):
         settings = Settings(
             list(range(n_seeds)), None, 60.0, 1, 1, 1, {env_id: {"ppo": {}, "a2c": {}}}, {"ppo": "ppo", "a2c": "a2c"}
         )
+        if env_id == "Acrobot-v1":
+            settings = settings._replace(untuned={env_id: {"a2c": []}})
         claim_folder(folder, settings)
         for task in list_tasks(settings):
             score = {RANDOM: 0.0, "ppo": 100.0 - 20.0 * task.seed, "a2c": 10.0 + 5.0 * task.seed}[task.contender]
@@ -498,6 +500,7 @@ def test_compare_overall(tmp_path, two_comparisons):
     assert content["at_equal_steps"]["steps"] == {"CartPole-v1": 1000, "Acrobot-v1": 1000}
     assert content["at_equal_steps"]["scores"] == content["scores"]
     assert "| two | Acrobot-v1 | 60 seconds of training each |" in text
+    assert "\n\nWithout an entry for Acrobot-v1, a2c trains there with the entry default.\n\n" in text
 
 
 def test_compare_overall_reads_curves_where_the_shortest_run_ended(tmp_path, two_comparisons):
