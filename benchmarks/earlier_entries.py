@@ -1,7 +1,7 @@
 """
 Write RL Zoo's entries for earlier versions of environments under the names of the present ones.
 
-RL Zoo has no entry for MuJoCo's environments of version 5, and silently trains there with ``default``, that is with SB3's
+RL Zoo has no entry for MuJoCo's environments of version 5, and trains there with ``default``, that is with SB3's
 defaults and without normalised observations. What it tuned for version 4 is a fairer opponent; ``sb3-reinforce compare`` takes
 the files that this command writes.
 

@@ -210,7 +210,7 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
 
 def find_untuned(entries: Mapping[str, Mapping[str, Any]], contenders: Sequence[Contender]) -> dict[str, dict[str, list[str]]]:
     """
-    Find who has no entry of its own, for which RL Zoo silently takes ``default``: the defaults of SB3, as a rule.
+    Find who has no entry of its own, so that RL Zoo takes ``default``: the defaults of SB3, as a rule.
 
     :param entries: Hyperparameters by environment and contender, as ``read_entries`` returns them.
     :param contenders: The contenders.

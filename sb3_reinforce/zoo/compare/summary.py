@@ -97,7 +97,7 @@ def describe_aggregate(overall: Overall) -> str:
 
 def describe_untuned(settings: Settings) -> list[str]:
     """
-    Say who trains without hyperparameters for an environment, which a leader that has some should not be proud of.
+    Say who trains without hyperparameters for an environment: being ahead of it says less.
 
     :param settings: The settings.
     :return: Sentences, one for all environments where the same contenders do.
