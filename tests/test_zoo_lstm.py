@@ -3,10 +3,13 @@
 import argparse
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import rl_zoo3.import_envs  # noqa: F401 (registers the environments without velocities)
 import yaml
@@ -91,6 +94,16 @@ def test_enjoy_hands_the_state_on(in_folder, capsys, monkeypatch):
 def test_record_video(in_folder):
     assert main(["record-video", *ALGO, "-n", "20", "-o", "videos"]) == 0
     assert [path.suffix for path in Path("videos").iterdir()] == [".mp4"]
+
+
+def test_gradients_finds_agent_and_environment(in_folder):
+    # A process of its own: this one has RL Zoo's environments anyway
+    command = [sys.executable, "-m", "sb3_reinforce", "gradients", *ALGO, "--episodes", "20", "--estimators", "own"]
+    ended = subprocess.run([*command, "-f", "logs", "-o", "gradients"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    table = pd.read_csv("gradients/gradients.csv")
+    assert list(table["algorithm"].unique()) == ["REINFORCE"]
+    assert table["model"][0].endswith(" steps")
 
 
 def test_optimize_searches_the_lstm_too(tmp_path, monkeypatch):
