@@ -42,9 +42,7 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
     """
     saved = saved_attributes(path)
     name = path if isinstance(path, str | pathlib.Path) else "The file"
-    # An attribute that no other algorithm has
-    if "return_type" not in saved:
-        algorithm = algorithm_of(saved)
+    if (algorithm := algorithm_of(saved)) != "REINFORCE":
         raise ValueError(
             f"{name} holds no model of REINFORCE but one of {algorithm}: load it with {algorithm}.load, or train a new model"
         )
@@ -84,12 +82,15 @@ def algorithm_of(saved: Mapping[str, Any]) -> str:
     Guess what trained a model. SB3 does not save the name; on-policy algorithms share their policies, the others give their
     name to a module.
 
-    :param saved: Attributes of a saved model that is not of ``REINFORCE``.
-    :return: The name.
+    :param saved: Attributes of a saved model.
+    :return: The name of the class.
     """
-    if "gae_lambda" in saved:
-        telltales = {"clip_range": "PPO", "line_search_shrinking_factor": "TRPO"}
-        return next((algorithm for attribute, algorithm in telltales.items() if attribute in saved), "A2C")
     module: str = saved.get("policy_class", {}).get("__module__", "")
     library, _, rest = module.partition(".")
+    # Attributes that no other algorithm has
+    telltales = {"return_type": "REINFORCE", "clip_range": "PPO", "line_search_shrinking_factor": "TRPO"}
+    if "gae_lambda" in saved:
+        algorithm = next((algorithm for attribute, algorithm in telltales.items() if attribute in saved), "A2C")
+        kinds = {"common.recurrent.policies": "Recurrent", "common.maskable.policies": "Maskable"}
+        return kinds.get(rest, "") + algorithm if algorithm == "PPO" else algorithm
     return rest.split(".")[0].upper() if library in ("stable_baselines3", "sb3_contrib") else "another algorithm"

@@ -105,8 +105,8 @@ def test_runs_of_the_zoo_keep_their_statistics(tmp_path):
     [
         (["--model", "nowhere.zip"], "--model nowhere.zip: there is no such file"),
         (["--model", "MODELS/notes.txt"], "notes.txt: is no model of SB3"),
-        (["--model", "MODELS/a2c.zip"], "a2c.zip: holds a model of a2c, and --algo is reinforce"),
-        (["--model", "MODELS/late.zip", "--algo", "a2c"], "late.zip: holds a model of reinforce, and --algo is a2c"),
+        (["--model", "MODELS/a2c.zip"], "a2c.zip: holds a model of A2C, and --algo is reinforce"),
+        (["--model", "MODELS/late.zip", "--algo", "a2c"], "late.zip: holds a model of REINFORCE, and --algo is a2c"),
         (["--model", "MODELS/dqn.zip", "--algo", "dqn"], "model: DQN has no stochastic actor"),
         (["-f", "MODELS"], "there is no agent of reinforce on CartPole-v1 in it"),
         (["--untrained", "--algo", "nonsense"], "unknown algorithm 'nonsense'"),

@@ -166,6 +166,8 @@ OTHER_ALGORITHMS = {
     "A2C": (stable_baselines3.A2C, "MlpPolicy", "CartPole-v1"),
     "PPO": (stable_baselines3.PPO, "MlpPolicy", "CartPole-v1"),
     "TRPO": (sb3_contrib.TRPO, "MlpPolicy", "CartPole-v1"),
+    "RecurrentPPO": (sb3_contrib.RecurrentPPO, "MlpLstmPolicy", "CartPole-v1"),
+    "MaskablePPO": (sb3_contrib.MaskablePPO, "MlpPolicy", "sb3_reinforce/TMaze-v0"),
     "DQN": (stable_baselines3.DQN, "MlpPolicy", "CartPole-v1"),
     "SAC": (stable_baselines3.SAC, "MlpPolicy", "Pendulum-v1"),
     "ARS": (sb3_contrib.ARS, "MlpPolicy", "CartPole-v1"),

@@ -27,7 +27,7 @@ from sb3_reinforce.lab.collect import check_environment, check_model
 from sb3_reinforce.lab.lineup import choose, make_lineup
 from sb3_reinforce.lab.measurement import check_batch_size, measure
 from sb3_reinforce.model_files import algorithm_of, saved_attributes
-from sb3_reinforce.zoo import ALGORITHM, ALGORITHMS, register
+from sb3_reinforce.zoo import ALGORITHM, register
 from sb3_reinforce.zoo.errors import UsageError, UserError
 
 NAME = "gradients"
@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--env", required=True, metavar="ID", help="environment")
-    parser.add_argument("--algo", default=ALGORITHM, help="algorithm of the models: reinforce, reinforce_lstm, a2c or ppo")
+    parser.add_argument("--algo", default=ALGORITHM, help="algorithm of the models, such as reinforce_lstm, a2c or ppo")
     models = parser.add_mutually_exclusive_group()
     models.add_argument(
         "-f",
@@ -210,9 +210,9 @@ def load_stage(path: Path, options: argparse.Namespace) -> Stage:
         saved = saved_attributes(path)
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"--model {path}: is no model of SB3: {error}") from error
-    algos = ALGORITHMS if "return_type" in saved else (algorithm_of(saved).lower(),)
-    if options.algo not in algos:
-        raise UserError(f"--model {path}: holds a model of {algos[0]}, and --algo is {options.algo}")
+    algorithm = algorithm_of(saved)
+    if algorithm.lower() != ALGOS[options.algo].__name__.lower():
+        raise UserError(f"--model {path}: holds a model of {algorithm}, and --algo is {options.algo}")
     model = ALGOS[options.algo].load(path, device="cpu")
     env = create_env(options.env, path, options.seed)
     label = f"{model.num_timesteps:,} steps" if model.num_timesteps else UNTRAINED
