@@ -33,8 +33,14 @@ def run_lstm(lstm: nn.LSTM, inputs: th.Tensor) -> th.Tensor:
     :param inputs: Shape ``(n_steps, n_sequences, n_inputs)``.
     :return: Outputs of its last layer, shape ``(n_steps, n_sequences, n_outputs)``.
     """
-    if not th.is_grad_enabled() or not is_plain(lstm):
-        outputs: th.Tensor = lstm(inputs)[0]
+    outputs: th.Tensor
+    if not th.is_grad_enabled():
+        outputs = lstm(inputs)[0]
+        return outputs
+    if not is_plain(lstm):
+        # It differentiates in training mode only, and not twice
+        with th.backends.cudnn.flags(enabled=False):
+            outputs = lstm(inputs)[0]
         return outputs
     for layer in range(lstm.num_layers):
         inputs = LstmLayer.apply(inputs, *(getattr(lstm, f"{name}_l{layer}") for name in LayerWeights._fields))  # type: ignore[no-untyped-call]
@@ -88,7 +94,8 @@ class _Run:
                 has_biases=True,
                 num_layers=1,
                 dropout=0.0,
-                train=False,
+                # Without it cuDNN does not differentiate; with one layer and no dropout it changes nothing else
+                train=True,
                 bidirectional=False,
                 batch_first=False,
             )[0]

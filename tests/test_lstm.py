@@ -83,3 +83,20 @@ def test_other_lstms_are_pytorchs_own(kwargs):
     lstm, inputs, _ = make(n_layers=2, dropout=0.5)
     assert not is_plain(lstm) and is_plain(lstm.eval())
     assert LstmLayer.__name__ in run_lstm(lstm, inputs).grad_fn.name()
+
+
+def test_cudnn_is_asked_for_what_it_can_do(monkeypatch):
+    """It differentiates in training mode only, and has no second derivative; here there is none, so it is what is asked."""
+    original, asked = th.lstm, []
+    monkeypatch.setattr(th, "lstm", lambda *args, **kwargs: (asked.append(kwargs["train"]), original(*args, **kwargs))[1])
+    lstm, inputs, _ = make(n_layers=2)
+    run_lstm(lstm.eval(), inputs)
+    assert asked == [True, True]
+
+    lstm, inputs, _ = make(bidirectional=True)
+    lstm.register_forward_pre_hook(lambda *_: asked.append(th.backends.cudnn.enabled))
+    run_lstm(lstm.eval(), inputs)
+    with th.no_grad():
+        run_lstm(lstm, inputs)
+    assert asked[2:] == [False, True]
+    assert th.backends.cudnn.enabled
