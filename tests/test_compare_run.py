@@ -6,6 +6,8 @@ import io
 
 import numpy as np
 import pytest
+import torch as th
+from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -112,13 +114,21 @@ def test_arguments_of_the_environment_reach_the_evaluation(tmp_path):
     env.close()
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_state_dependent_exploration_is_drawn_for_every_episode(monkeypatch, deterministic):
-    env = make_vec_env("Pendulum-v1", 2)
-    model = REINFORCE("MlpPolicy", env, use_sde=True, device="cpu")
+@pytest.mark.parametrize("algorithm, kwargs", [(REINFORCE, {}), (REINFORCE, {"policy_averaging": 0.9}), (A2C, {})])
+def test_state_dependent_exploration_is_drawn_for_every_episode(monkeypatch, algorithm, kwargs):
+    model = algorithm("MlpPolicy", make_vec_env("Pendulum-v1", 3), use_sde=True, device="cpu", **kwargs)
+    acting = getattr(model, "averaged_policy", model.policy)
+    evaluator = run.Evaluator(make_vec_env("Pendulum-v1", 2))
+    # What a rollout has drawn, an evaluation in its midst leaves alone, and PyTorch's generator
+    model.policy.reset_noise(3)
+    matrices, generator = model.policy.action_dist.exploration_matrices, th.get_rng_state()
+    evaluator.score(model, 4, 0)
+    assert model.policy.action_dist.exploration_matrices is matrices
+    assert th.equal(th.get_rng_state(), generator)
+
     drawn = []
-    original = model.policy.reset_noise
-    monkeypatch.setattr(model.policy, "reset_noise", lambda n_envs: (drawn.append(n_envs), original(n_envs)))
-    run.Evaluator(make_vec_env("Pendulum-v1", 2)).score(model, 4, 0, deterministic)
+    original = acting.reset_noise
+    monkeypatch.setattr(acting, "reset_noise", lambda n_envs: (drawn.append(n_envs), original(n_envs)))
+    evaluator.score(model, 4, 0, deterministic=False)
     # Before the first, and at the end of each
     assert drawn == [2] * 5

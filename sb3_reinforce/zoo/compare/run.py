@@ -92,14 +92,17 @@ class Evaluator:
         if train_env is not None:
             sync_envs_normalization(train_env, self.env)
         self.env.seed(seed)
+        # The noise of gSDE stays what it is until it is drawn again, and predict() never draws. An evaluation during a
+        # rollout, which is deterministic, must leave alone what the rollout has drawn
+        draws_noise = model.use_sde and not deterministic
+        acting_policy: Any = getattr(model, "averaged_policy", model.policy)
 
         def draw_exploration(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
-            # The noise of gSDE stays what it is until it is drawn again, and predict() never draws
-            if model.use_sde and local_variables["done"]:
-                model.policy.reset_noise(self.env.num_envs)  # type: ignore[operator]
+            if draws_noise and local_variables["done"]:
+                acting_policy.reset_noise(self.env.num_envs)
 
-        if model.use_sde:
-            model.policy.reset_noise(self.env.num_envs)  # type: ignore[operator]
+        if draws_noise:
+            acting_policy.reset_noise(self.env.num_envs)
         # Without Monitor's warning: the environments have one, below VecNormalize
         scores, _ = evaluate_policy(
             model,
