@@ -549,10 +549,10 @@ def short_rollouts(monkeypatch):
         monkeypatch.setitem(HYPERPARAMS_CONVERTER, algo, lambda params: {"n_steps": 8, **params})
 
 
-def seeded_search(folder: Path, algo: str = "reinforce", **kwargs) -> ExperimentManager:
+def seeded_search(folder: Path, algo: str = "reinforce", env_id: str = "CartPole-v1", **kwargs) -> ExperimentManager:
     kwargs = {"n_trials": 1, "n_timesteps": 600, "seed": 5, "seeds_per_trial": 2, "verbose": 0, "sampler": "random", **kwargs}
     options = {"optimize_hyperparameters": True, "no_optim_plots": True, "n_eval_episodes": 2, "n_evaluations": 2}
-    manager = ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", str(folder), **options, **kwargs)
+    manager = ExperimentManager(argparse.Namespace(), algo, env_id, str(folder), **options, **kwargs)
     assert manager.setup_experiment() is None
     manager.hyperparameters_optimization()
     return manager
@@ -581,6 +581,23 @@ def test_the_value_of_a_trial_is_the_mean_of_trainings_with_its_seeds(tmp_path, 
     again = seeded_search(tmp_path, algo, seed=6)._study.best_trial
     assert again.params == trial.params
     assert again.user_attrs["values"][0] == values[1]
+
+
+@pytest.mark.usefixtures("short_rollouts")
+def test_evaluations_end_with_every_seed_of_every_trial(tmp_path, monkeypatch, capsys):
+    given, create_envs = [], rl_zoo3.exp_manager.ExperimentManager.create_envs
+
+    def note(self, n_envs, eval_env=False, no_log=False):
+        if eval_env:
+            given.append(self.eval_env_kwargs)
+            if not self.eval_env_kwargs:
+                raise RuntimeError("An untrained policy may walk against the wall for ever")
+        return create_envs(self, n_envs, eval_env, no_log)
+
+    monkeypatch.setattr(rl_zoo3.exp_manager.ExperimentManager, "create_envs", note)
+    seeded_search(tmp_path, env_id="CliffWalking-v1", n_trials=2, max_episode_steps=20, n_timesteps=20)
+    assert given == [{"max_episode_steps": 20}] * 4
+    assert capsys.readouterr().out.count("registered without a time limit") == 1
 
 
 class PruneAt(optuna.pruners.BasePruner):

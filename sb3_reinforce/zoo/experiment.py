@@ -222,6 +222,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.seeds_per_trial == 1:
             return super().objective(trial)
         trial.set_user_attr("seeds", self.seeds)
+        # On this manager: its copies share what was done, but not what it was done to
+        self._limit_episodes("eval_env_kwargs")
         values: list[float] = []
         for seed in self.seeds:
             set_random_seed(seed)
