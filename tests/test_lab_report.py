@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from stable_baselines3 import A2C, DQN
+from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_reinforce import REINFORCE
@@ -19,6 +21,7 @@ from sb3_reinforce.lab.lineup import LECTURE, make_lineup
 from sb3_reinforce.lab.measurement import Measurement, Result
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.cli import main
+from sb3_reinforce.zoo.errors import UserError
 from sb3_reinforce.zoo.gradients import make_parser, make_stages
 
 SMALL = ["--env", "CartPole-v1", "--episodes", "40"]
@@ -84,20 +87,76 @@ def test_other_algorithms(models, tmp_path):
     assert (table["batch_size"] == 4).all()
 
 
-def test_runs_of_the_zoo_keep_their_statistics(tmp_path):
+@pytest.fixture
+def run_of_pendulum(tmp_path, request):
+    """A run of RL Zoo, with the normalisation that is asked for."""
     config = tmp_path / "entry.yml"
-    config.write_text("Pendulum-v1: {n_envs: 2, n_timesteps: 1000, policy: MlpPolicy, n_steps: 200, normalize: true}")
+    entry = "{n_envs: 2, n_timesteps: 1000, policy: MlpPolicy, n_steps: 200, normalize: NORMALIZE}"
+    config.write_text(f"Pendulum-v1: {entry.replace('NORMALIZE', request.param)}")
     logs = str(tmp_path / "logs")
     train = ["train", "--env", "Pendulum-v1", "-f", logs, "--conf-file", str(config), "--eval-freq", "-1", "-n", "600"]
     assert main(train) == 0
-    (stage,) = make_stages(make_parser().parse_args(["--env", "Pendulum-v1", "-f", logs]))
-    normalize = unwrap_vec_normalize(stage.env)
-    assert normalize.norm_reward
-    assert normalize.norm_obs
-    assert not normalize.training
-    assert normalize.obs_rms.count > 600
-    assert stage.label == "800 steps"
+    return tmp_path / "logs/reinforce/Pendulum-v1_1"
+
+
+def make_stage(*arguments):
+    (stage,) = make_stages(make_parser().parse_args(["--env", "Pendulum-v1", *map(str, arguments)]))
     stage.env.close()
+    return stage, unwrap_vec_normalize(stage.env)
+
+
+@pytest.mark.parametrize("run_of_pendulum", ["true", "dict(norm_obs=False)"], indirect=True)
+def test_runs_of_the_zoo_keep_their_statistics(run_of_pendulum):
+    stage, normalize = make_stage("-f", run_of_pendulum.parents[1])
+    assert normalize.norm_reward
+    assert not normalize.training
+    assert normalize.ret_rms.count > 600
+    if normalize.norm_obs:
+        assert normalize.obs_rms.count > 600
+    assert stage.label == "800 steps"
+
+
+@pytest.mark.parametrize("run_of_pendulum", ["true"], indirect=True)
+def test_a_model_has_its_own_statistics_if_they_are_there(run_of_pendulum, capsys):
+    final, of_run = run_of_pendulum / "Pendulum-v1.zip", run_of_pendulum / "Pendulum-v1/vecnormalize.pkl"
+    assert "missing" not in (make_stage("--model", final), capsys.readouterr().err)[1]
+    names = {"best_model": "best_model_vecnormalize.pkl", "rl_model_400_steps": "rl_model_vecnormalize_400_steps.pkl"}
+    for model, statistics in names.items():
+        path = shutil.copy(final, run_of_pendulum / f"{model}.zip")
+        _, normalize = make_stage("--model", path)
+        assert f"{statistics} is missing" in capsys.readouterr().err
+        normalize.ret_rms.count = 12.0
+        normalize.norm_reward = False
+        normalize.save(run_of_pendulum / statistics)
+    # A run that goes on, or was killed, has only those of its checkpoints
+    of_run.unlink()
+    for model in names:
+        _, normalize = make_stage("--model", run_of_pendulum / f"{model}.zip")
+        assert normalize.ret_rms.count == 12.0
+        assert not normalize.norm_reward
+        assert "missing" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="has the statistics of its observations"):
+        make_stage("--model", final)
+
+
+def test_models_on_images(tmp_path):
+    """Channels come first for the policy, last in the environment."""
+    kwargs = {"screen_height": 36, "screen_width": 36, "discrete": True}
+    gym.register("Images-v0", FakeImageEnv, max_episode_steps=20, kwargs=kwargs)
+    REINFORCE("CnnPolicy", "Images-v0", device="cpu", seed=0).save(tmp_path / "model.zip")
+    (stage,) = make_stages(make_parser().parse_args(["--env", "Images-v0", "--model", str(tmp_path / "model.zip")]))
+    assert stage.env.observation_space == stage.model.observation_space
+    stage.env.close()
+    del gym.registry["Images-v0"]
+
+
+def test_models_come_in_the_order_of_their_steps(models):
+    paths = [str(models / "late.zip"), str(models / "early.zip")]
+    stages = make_stages(make_parser().parse_args(["--env", "CartPole-v1", "--untrained", "--model", *paths]))
+    steps = [stage.model.num_timesteps for stage in stages]
+    assert steps == sorted(steps) and steps[0] == 0
+    for stage in stages:
+        stage.env.close()
 
 
 @pytest.mark.parametrize(

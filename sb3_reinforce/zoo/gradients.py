@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import copy
 import io
+import os
 import pickle
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -20,7 +22,7 @@ import yaml
 from rl_zoo3.utils import ALGOS, create_test_env, get_latest_run_id, get_saved_hyperparams
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_system_info
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 import sb3_reinforce
 from sb3_reinforce.lab.collect import check_environment, check_model
@@ -34,7 +36,10 @@ NAME = "gradients"
 N_ENVS = 8
 UNTRAINED = "untrained"
 #: How SB3's CheckpointCallback calls a model, and its statistics with save_vecnormalize.
-CHECKPOINT, CHECKPOINT_STATISTICS = re.compile(r"(.*)_(\d+)_steps\.zip"), "{}_vecnormalize_{}_steps.pkl"
+CHECKPOINT, CHECKPOINT_STATISTICS = re.compile(r"(.*)_(\d+)_steps"), "{}_vecnormalize_{}_steps.pkl"
+#: How ``sb3-reinforce compare`` calls those of its best checkpoint.
+STATISTICS = "{}_vecnormalize.pkl"
+RUN_STATISTICS = "vecnormalize.pkl"
 
 
 class Stage(NamedTuple):
@@ -131,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="measure the latest agent in this folder of runs (logs, if nothing is said)",
     )
     models.add_argument(
-        "--model", type=Path, nargs="+", default=[], metavar="FILE", help="measure these models, in the order of the training"
+        "--model", type=Path, nargs="+", default=[], metavar="FILE", help="measure these models, in the order of their steps"
     )
     parser.add_argument(
         "--untrained", action="store_true", help="measure a model before its training too, or alone if no other is asked for"
@@ -174,7 +179,8 @@ def make_stages(options: argparse.Namespace) -> list[Stage]:
     if options.folder is not None or not (paths or options.untrained):
         paths.append(find_agent(options.folder or Path("logs"), options.algo, options.env))
     stages = [make_untrained(options)] if options.untrained else []
-    return stages + [load_stage(path, options) for path in paths]
+    # A shell puts rl_model_100000_steps.zip before rl_model_20000_steps.zip
+    return stages + sorted((load_stage(path, options) for path in paths), key=lambda stage: stage.model.num_timesteps)
 
 
 def find_agent(folder: Path, algo: str, env_id: str) -> Path:
@@ -211,10 +217,11 @@ def load_stage(path: Path, options: argparse.Namespace) -> Stage:
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"--model {path}: is no model of SB3: {error}") from error
     algorithm = algorithm_of(saved)
-    if algorithm.lower() != ALGOS[options.algo].__name__.lower():
+    if ALGOS[options.algo].__name__ not in algorithm.split(" or "):
         raise UserError(f"--model {path}: holds a model of {algorithm}, and --algo is {options.algo}")
     model = ALGOS[options.algo].load(path, device="cpu")
-    env = create_env(options.env, path, options.seed)
+    # What SB3 itself adds to the environments of a model, and RL Zoo to those of images in training only
+    env = model._wrap_env(create_env(options.env, path, options.seed))
     label = f"{model.num_timesteps:,} steps" if model.num_timesteps else UNTRAINED
     return Stage(label, model, env)  # type: ignore[arg-type]
 
@@ -236,8 +243,13 @@ def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
         yaml.load((folder / "args.yml").read_text(), Loader=yaml.UnsafeLoader) if (folder / "args.yml").is_file() else {}
     )
     env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **(arguments.get("env_kwargs") or {})}
+    is_normalized = bool(hyperparams.get("normalize"))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as own:
+            if is_normalized:
+                # RL Zoo looks for them under this name only, which those of the end of the run have
+                statistics = find_statistics(path, folder / RUN_STATISTICS)
+                stats_path = os.path.dirname(shutil.copy(statistics, Path(own, RUN_STATISTICS)))
             env = create_test_env(
                 env_id,
                 N_ENVS,
@@ -251,29 +263,31 @@ def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
     except (gym.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
         raise UserError(f"--env {env_id}: cannot be made as for {path}: {error}") from error
     normalize = unwrap_vec_normalize(env)
-    if normalize is not None:
-        saved = find_statistics(path, folder / "vecnormalize.pkl")
-        normalize.norm_reward, normalize.obs_rms, normalize.ret_rms = saved.norm_reward, saved.obs_rms, saved.ret_rms
+    if normalize is not None and is_normalized:
+        normalize.norm_reward = pickle.loads(statistics.read_bytes()).norm_reward
     return env
 
 
-def find_statistics(path: Path, of_run: Path) -> VecNormalize:
+def find_statistics(path: Path, of_run: Path) -> Path:
     """
     Find the statistics that a model saw the world through.
 
     :param path: The model.
     :param of_run: The statistics at the end of its run.
-    :return: Those that were saved with it, or with a warning those of the run.
+    :return: Path of those that were saved with it, or with a warning of those of the run.
+    :raises UserError: If there are neither.
     """
-    chosen = of_run
-    if (checkpoint := CHECKPOINT.fullmatch(path.name)) is not None:
-        chosen = path.with_name(CHECKPOINT_STATISTICS.format(*checkpoint.groups()))
-        if not chosen.is_file():
-            note = f"{chosen.name} is missing, so it is measured with the statistics of the end of its run"
-            print(f"{path}: {note}", file=sys.stderr)
-            chosen = of_run
-    statistics: VecNormalize = pickle.loads(chosen.read_bytes())
-    return statistics
+    checkpoint = CHECKPOINT.fullmatch(path.stem)
+    name = STATISTICS.format(path.stem) if checkpoint is None else CHECKPOINT_STATISTICS.format(*checkpoint.groups())
+    saved_with_it = path.with_name(name)
+    if saved_with_it.is_file():
+        return saved_with_it
+    if not of_run.is_file():
+        raise UserError(f"--model {path}: neither {saved_with_it} nor {of_run} has the statistics of its observations")
+    if path.stem != of_run.parent.name:
+        note = f"{name} is missing, so it is measured with the statistics of the end of its run"
+        print(f"{path}: {note}", file=sys.stderr)
+    return of_run
 
 
 def make_untrained(options: argparse.Namespace) -> Stage:
