@@ -172,3 +172,18 @@ def test_bad_experts(expert):
         demonstrate(expert, make_vec_env("CartPole-v1", 1), 0)
     with pytest.raises(ValueError, match="env: is not one that the model can act in"):
         demonstrate(expert, make_vec_env("Acrobot-v1", 1))
+
+
+def test_masks_in_the_observation_count():
+    model = REINFORCE("MultiInputPolicy", "sb3_reinforce/TMazeMasked-v0", use_masking=True, seed=0, device="cpu")
+    demonstrations = demonstrate(model, make_vec_env("sb3_reinforce/TMazeMasked-v0", 2), 20, deterministic=False)
+    batch = as_batch(model, *demonstrations[:3])
+    masks = demonstrations.observations["action_mask"]
+    np.testing.assert_array_equal(batch.action_masks, masks.astype(bool))
+    assert not masks.all() and masks[np.arange(len(masks)), demonstrations.actions].all()
+    assert set(batch.observations) == set(demonstrations.observations) - {"action_mask"}
+    # Uniform over what is allowed
+    log_probs = BatchReader(model.policy).log_probs(batch)
+    np.testing.assert_allclose(log_probs, -np.log(masks.sum(axis=1)), atol=0.3)
+    cloning = clone(model, *demonstrations[:3], epochs=3)
+    assert np.isfinite(cloning.log_probs).all()

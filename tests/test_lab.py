@@ -1,19 +1,22 @@
 """The gradient laboratory: exact by enumeration, equal to the class's own gradient, honest intervals, a model left alone."""
 
 import copy
+import functools
 import itertools
 import random
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from helpers import ACTION_PROBABILITIES, FixedLengthEnv, linear_model, policy_gradient, set_action_probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_exactness import COMBINATIONS, TEMPERATURE
 from test_masking import CueEnv, DictEnv
 
@@ -745,3 +748,32 @@ def test_the_lineup_knows_what_is_biased(cartpole):
     }
     assert all(one.target == "customary" for one in make_lineup(cartpole, 1.0).values())
     assert lineup[OWN].estimator == Estimator()
+
+
+class ContinuousEnv(FixedLengthEnv):
+    def __init__(self, lengths):
+        super().__init__(lengths)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+@pytest.mark.parametrize("lengths", [[[3, 5]], [[3, 5], [4]]], ids=["one environment", "two"])
+def test_episodes_share_no_exploration_matrix(monkeypatch, lengths):
+    """Alike episodes would make the gradient look less noisy than it is."""
+    seen, get_noise = [], StateDependentNoiseDistribution.get_noise
+
+    def note(self, latent):
+        matrices = self.exploration_mat[None] if len(latent) == 1 else self.exploration_matrices
+        seen.append(matrices[:, 0, 0].tolist())
+        return get_noise(self, latent)
+
+    def make_env():
+        return DummyVecEnv([functools.partial(ContinuousEnv, of_env) for of_env in lengths])
+
+    model = REINFORCE("MlpPolicy", make_env(), seed=0, use_sde=True, n_episodes=2, device="cpu")
+    monkeypatch.setattr(StateDependentNoiseDistribution, "get_noise", note)
+    collect(model, make_env(), 20)
+    for column, of_env in zip(zip(*seen, strict=True), lengths, strict=True):
+        runs = [len(list(group)) for _, group in itertools.groupby(column)]
+        assert len(runs) >= 8
+        # The last one is that of the episode after the last
+        assert runs[:-1] == list(itertools.islice(itertools.cycle(of_env), len(runs) - 1))

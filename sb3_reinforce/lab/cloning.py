@@ -20,6 +20,7 @@ from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.lab.collect import check_environment, frozen
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
+from sb3_reinforce.masking import MASK_KEY, has_mask_key
 from sb3_reinforce.policy_step import clone_tensors, compute_gradient
 from sb3_reinforce.reading import make_reader
 from sb3_reinforce.reinforce import REINFORCE
@@ -130,7 +131,8 @@ def clone(
 
     :param model: Its actor is fitted. Of continuous actions the standard deviation is fitted too: to an expert that always
         does the same it shrinks, and with it the exploration.
-    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will see them.
+    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will see them. With
+        ``use_masking`` action masks count where they are a part of them.
     :param actions: As the environment gets them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``. Minibatches and the held-out part then consist of
         whole episodes, which a policy with memory needs, and which makes the held-out part honest: neighbouring steps are
@@ -245,13 +247,15 @@ def as_batch(
         raise ValueError(f"actions must be of shape {(n_steps, *action_shape)}, not {actions.shape}")
     if isinstance(model.action_space, spaces.Box) and policy.squash_output:
         actions = policy.scale_action(actions)
-    to_tensor = obs_as_tensor(observations, model.device)
+    to_tensor: Any = obs_as_tensor(observations, model.device)
+    has_masks = model.use_masking and has_mask_key(space)
     return EpisodeBatch(
-        observations=to_tensor,
+        observations={key: part for key, part in to_tensor.items() if key != MASK_KEY} if has_masks else to_tensor,
         actions=th.as_tensor(np.asarray(actions).reshape(n_steps, -1), device=model.device),
         rewards=np.zeros(n_steps),
         episode_lengths=lengths,
         cut_steps=np.zeros(0, dtype=np.int64),
         final_observations=None,
         locate=lambda step: (0, step),
+        action_masks=to_tensor[MASK_KEY].flatten(1).bool() if has_masks else None,
     )
