@@ -157,7 +157,12 @@ def benchmark(args: list[str]) -> None:
             raise UserError(f"--log-dir {log_dir}: there is no such folder")
         folder, _ = take_option(args, "--benchmark-dir")
         os.makedirs(folder or "logs/benchmark", exist_ok=True)
-    with explained_download(), upstream.current_hub_errors(), upstream.registering_children():
+    with (
+        explained_download(),
+        upstream.current_hub_errors(),
+        upstream.named_as_folders(),
+        upstream.registering_children(),
+    ):
         run_module("benchmark", "rl_zoo3.benchmark", args)
 
 
@@ -205,6 +210,7 @@ def plot_train(args: list[str]) -> None:
     """
     from rl_zoo3.plots.plot_train import plot_train
 
+    args = name_as_folders(args)
     require_runs(args, ("-a", "--algo"), ("-f", "--exp-folder"))
     plot("plot-train", plot_train, args)
 
@@ -220,6 +226,7 @@ def all_plots(args: list[str]) -> None:
     from rl_zoo3.plots.all_plots import all_plots
 
     require_options(args, ("-a", "--algos"), ("-e", "--env"), ("-f", "--exp-folders"))
+    args = name_as_folders(args)
     require_runs(args, ("-a", "--algos"), ("-f", "--exp-folders"))
     try:
         plot("all-plots", all_plots, args)
@@ -420,6 +427,17 @@ def take_list(args: list[str], *flags: str) -> list[str]:
     parser.add_argument(*flags, dest="values", nargs="*", default=[])
     values: list[str] = parser.parse_known_args(args)[0].values
     return values
+
+
+def name_as_folders(args: list[str]) -> list[str]:
+    """
+    Name environments as RL Zoo names their folders, where it looks for the name that it is given.
+
+    :param args: Command line.
+    :return: The same with ``-`` for a slash in the values of ``--env``.
+    """
+    env_ids = take_list(args, "-e", "--env")
+    return [arg.replace("/", "-") if arg in env_ids else arg for arg in args]
 
 
 def require_runs(args: list[str], algo_flags: tuple[str, ...], folder_flags: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_sb3  # type: ignore[import-untyped]
 import rl_zoo3
+import rl_zoo3.utils
 
 import sb3_reinforce
 from sb3_reinforce.ranks import RankError
@@ -54,12 +55,27 @@ def registering_children() -> Iterator[None]:
     call = subprocess.call
 
     def call_command(arguments: Sequence[str], *args: Any, **kwargs: Any) -> int:
+        # The names of folders that named_as_folders lets RL Zoo work with
+        arguments = [getattr(argument, "gym_id", argument) for argument in arguments]
         for script, command in CHILDREN.items():
             if tuple(arguments[: len(script) + 1]) == ("python", *script):
                 arguments = [sys.executable, "-m", "sb3_reinforce", command, *arguments[len(script) + 1 :]]
         return call(arguments, *args, **kwargs)
 
     with replaced(subprocess, "call", call_command):
+        yield
+
+
+@contextlib.contextmanager
+def named_as_folders() -> Iterator[None]:
+    """Let ``rl_zoo3.benchmark``, if it is imported now, find agents of environments with a slash: their folders have none."""
+    find = rl_zoo3.utils.get_trained_models
+
+    def find_named(folder: str) -> dict[str, tuple[str, str]]:
+        name = huggingface_sb3.EnvironmentName
+        return {model: (algorithm, name(env_id)) for model, (algorithm, env_id) in find(folder).items()}
+
+    with replaced(rl_zoo3.utils, "get_trained_models", find_named):
         yield
 
 
