@@ -43,8 +43,9 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
     saved = saved_attributes(path)
     name = path if isinstance(path, str | pathlib.Path) else "The file"
     if (algorithm := algorithm_of(saved)) != "REINFORCE":
+        loader = f"{algorithm}.load" if algorithm.isidentifier() else "the class that saved it"
         raise ValueError(
-            f"{name} holds no model of REINFORCE but one of {algorithm}: load it with {algorithm}.load, or train a new model"
+            f"{name} holds no model of REINFORCE but one of {algorithm}: load it with {loader}, or train a new model"
         )
     for argument, kept, has_parameters in (
         ("baseline", "critic", lambda value: value == "value"),
@@ -93,4 +94,8 @@ def algorithm_of(saved: Mapping[str, Any]) -> str:
         algorithm = next((algorithm for attribute, algorithm in telltales.items() if attribute in saved), "A2C")
         kinds = {"common.recurrent.policies": "Recurrent", "common.maskable.policies": "Maskable"}
         return kinds.get(rest, "") + algorithm if algorithm == "PPO" else algorithm
-    return rest.split(".")[0].upper() if library in ("stable_baselines3", "sb3_contrib") else "another algorithm"
+    if library not in ("stable_baselines3", "sb3_contrib"):
+        return "another algorithm"
+    family = rest.split(".")[0]
+    # DDPG has the policies of TD3
+    return {"td3": "TD3 or DDPG", "crossq": "CrossQ"}.get(family, family.upper())
