@@ -218,6 +218,10 @@ class _WholeEpisodes:
         """As the environment gave them, shape ``(pos, n_envs)``. What is written here before the update is learned from."""
         return self._rewards[: self.pos]
 
+    @rewards.setter
+    def rewards(self, values: NumpyArray) -> None:
+        self._rewards[: self.pos] = values
+
     @property
     def counted(self) -> NumpyArray:
         """Which steps belong to counted episodes, shape ``(pos, n_envs)``; the others hold zeros after the rollout."""

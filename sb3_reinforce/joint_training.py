@@ -68,6 +68,10 @@ class NotingDeque(deque[Any]):
         super().append(item)
         self.added.append(item)
 
+    def __reduce__(self) -> Any:
+        # A callback may save the model during a rollout
+        return deque, (list(self), self.maxlen)
+
     def extend(self, items: Iterable[Any]) -> None:
         """
         Add several items.

@@ -34,6 +34,17 @@ def has_memory(policy: ActorCriticPolicy) -> bool:
     return hasattr(policy, "lstm_actor")
 
 
+def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """
+    Find the policy that ``torch.compile`` has wrapped, whose class says which methods it overrides.
+
+    :param policy: Any policy, compiled or not.
+    :return: The policy itself.
+    """
+    own: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
+    return own
+
+
 def remove_critic(policy: ActorCriticPolicy) -> None:
     """
     Take every parameter that only the value function uses out of a policy and out of its optimizer.
@@ -71,7 +82,9 @@ def reset_noise_apart(policy: ActorCriticPolicy) -> None:
 
     :param policy: Changed in place.
     """
-    with th.random.fork_rng(), th.no_grad():
+    # No other device is used, and to ask a GPU for its generator is to start it
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with th.random.fork_rng(devices), th.no_grad():
         policy.reset_noise()
 
 

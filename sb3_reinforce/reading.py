@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.masking import masked
-from sb3_reinforce.policies import has_memory
+from sb3_reinforce.policies import has_memory, uncompiled
 from sb3_reinforce.returns import Array
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
@@ -138,7 +138,7 @@ class BatchReader:
         :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
-        policy_class = type(self.policy)
+        policy_class = type(uncompiled(self.policy))
         if policy_class.forward is ActorCriticPolicy.forward or (
             policy_class.predict_values is not ActorCriticPolicy.predict_values
         ):

@@ -24,7 +24,7 @@ from torch import nn
 from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.lstm import is_plain, run_lstm
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import OptionalCriticMixin
+from sb3_reinforce.policies import OptionalCriticMixin, uncompiled
 from sb3_reinforce.reading import BatchReader, Steps
 from sb3_reinforce.returns import Array, IntArray
 from sb3_reinforce.sampling import (
@@ -108,9 +108,20 @@ class EpisodeReader(BatchReader):
 
     :param policy: In evaluation mode.
     :param micro_batch_size: Steps that are read at once, which bounds the memory, unless an episode is longer; None for all.
+    :raises ValueError: If the policy acts in a way of its own, which would not be what is differentiated.
     """
 
     policy: RecurrentActorCriticPolicy
+
+    def __init__(self, policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> None:
+        super().__init__(policy, micro_batch_size)
+        own = uncompiled(policy)
+        inherited: Any = RecurrentActorCriticPolicy.get_distribution
+        if type(own).get_distribution is not inherited or "get_distribution" in vars(own):
+            raise ValueError(
+                f"{type(own).__name__} overrides get_distribution, which acts step by step, but whole episodes are read from "
+                "their first step: override _get_action_dist_from_latent instead, which both go through"
+            )
 
     def pieces(self, batch: EpisodeBatch) -> Iterator[slice]:
         """

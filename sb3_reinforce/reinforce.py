@@ -123,7 +123,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param micro_batch_size: Compute gradients in pieces of so many steps and add them up: the same gradient in bounded
         memory. None for one piece. With memory the pieces are made of whole episodes, and a longer episode is one piece.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
-        and treated as at a time limit, with a warning. None for 50,000 steps beyond the budget, where an episode of
+        with a warning, and their returns closed with the critic's value, once it was fitted, whatever
+        ``bootstrap_at_time_limit`` says of time limits. None for 50,000 steps beyond the budget, where an episode of
         ``n_episodes`` is taken to last 1,000 steps, and for less where ``learn`` would otherwise overshoot (see there).
     :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. ``float("inf")`` for
         no clipping.
@@ -340,6 +341,11 @@ class REINFORCE(OnPolicyAlgorithm):
             observation_space = unmasked_space(observation_space, self.action_space)
         needs_critic = self.baseline == "value"
         critic_choice = {"use_critic": needs_critic} if issubclass(self.policy_class, OptionalCriticMixin) else {}
+        if critic_choice and self.policy_kwargs.get("use_critic", needs_critic) != needs_critic:
+            raise ValueError(
+                f"policy_kwargs: use_critic={not needs_critic} contradicts baseline={self.baseline!r}, which decides alone "
+                "whether there is a critic"
+            )
         # Policies may change the arguments that they are given, and ours are saved with the model
         policy_kwargs = {**critic_choice, **copy.deepcopy(self.policy_kwargs)}
         self.policy = self.policy_class(  # type: ignore[assignment]
@@ -352,6 +358,8 @@ class REINFORCE(OnPolicyAlgorithm):
         if not needs_critic and not critic_choice:
             remove_critic(self.policy)
         self.policy = self.policy.to(self.device)
+        # Refuses what it could not read, before anything is collected
+        make_reader(self.policy)
         if self.policy_averaging is not None:
             self.policy_average = averaged_model(self.policy, self.policy_averaging)
 
@@ -423,7 +431,8 @@ class REINFORCE(OnPolicyAlgorithm):
         if rollout is None:
             return False
         if rollout.n_cut > 0:
-            self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, self.baseline == "value"))
+            has_value = self.baseline == "value" and self._n_updates > 0
+            self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, has_value))
         self.logger.record("rollout/episodes", rollout.n_episodes)
         used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
         self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
@@ -698,3 +707,6 @@ class REINFORCE(OnPolicyAlgorithm):
         if exact_match and not isinstance(load_path_or_dict, dict):
             check_model_file(load_path_or_dict, vars(self))
         super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.use_sde and self.policy_averaging is not None:
+            # What was drawn is not saved, and before the loading it was drawn with the initial standard deviation
+            reset_noise_apart(self.averaged_policy)

@@ -26,7 +26,7 @@ from torch import nn
 
 from sb3_reinforce.buffers import NumpyObs
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import MlpPolicy, MultiInputPolicy, has_memory
+from sb3_reinforce.policies import MlpPolicy, MultiInputPolicy, has_memory, uncompiled
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 #: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
@@ -67,6 +67,7 @@ def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.G
     :return: NumPy actor and draw for a standard MLP; PyTorch actor and NumPy draw for any feature extractor or network
         under SB3's own distributions; the policy's own distribution object for everything else (gSDE, overridden methods).
     """
+    policy = uncompiled(policy)
     if has_memory(policy):
         # sb3-contrib need not be installed
         from sb3_reinforce.recurrent import make_recurrent_sampler

@@ -133,6 +133,25 @@ def test_vec_normalize_gsde_and_the_natural_step():
     assert np.isfinite(evaluate_policy(model, env, 2)[0])
 
 
+def test_a_loaded_average_explores_as_it_was_saved(tmp_path):
+    model = make_model("Pendulum-v1", use_sde=True)
+    for policy in (model.policy, model.averaged_policy):
+        policy.log_std.data.fill_(-4.0)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model")
+    other = make_model("Pendulum-v1", use_sde=True)
+    other.set_parameters(str(tmp_path / "model"))
+    for average in (loaded.averaged_policy, other.averaged_policy):
+        assert th.allclose(average.action_dist.weights_dist.scale, average.action_dist.get_std(average.log_std))
+
+
+def test_noise_of_the_average_touches_no_other_device(monkeypatch):
+    original, devices = th.random.fork_rng, []
+    monkeypatch.setattr(th.random, "fork_rng", lambda forked: (devices.append(forked), original(forked))[1])
+    make_model("Pendulum-v1", use_sde=True)
+    assert devices == [[]]
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 1.5, float("nan")])
 def test_a_decay_out_of_range_is_named(decay):
     with pytest.raises(ValueError, match="policy_averaging"):

@@ -293,3 +293,18 @@ def test_a_final_observation_that_cannot_be_learned_from_is_located(poison, is_d
     # Where nothing is bootstrapped, nobody looks at it
     model.bootstrap_at_time_limit = False
     model.learn(1)
+
+
+def test_rewards_can_be_added_to_in_place():
+    class Bonus(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.model.rollout_buffer.rewards += 1.0
+            self.model.rollout_buffer.rewards = self.model.rollout_buffer.rewards * 2.0
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=2, gamma=1.0, seed=0, device="cpu")
+    model.learn(1, callback=Bonus())
+    batch = model.rollout_buffer.whole_episodes()
+    np.testing.assert_array_equal(batch.rewards, np.full(len(batch.rewards), 4.0))

@@ -186,6 +186,17 @@ def test_an_endless_episode_is_cut_with_one_warning(budget, baseline):
     assert model.rollout_buffer.batches[0].episode_lengths[0] == 50
 
 
+@pytest.mark.parametrize(
+    "n_updates, closing", [(0, "what it had earned until then"), (1, "the value of its last observation")]
+)
+def test_the_warning_says_how_a_return_was_closed(n_updates, closing):
+    # A critic that was never fitted closes nothing
+    model = make_model(fixed_length_envs([10**9]), max_rollout_steps=50)
+    model._n_updates = n_updates
+    with pytest.warns(UserWarning, match=f"each return was closed with {closing}"):
+        model.learn(50)
+
+
 def test_the_default_bound():
     assert default_max_steps(1_000_000, n_episodes=None, n_envs=1) == 1_050_000
     assert default_max_steps(100, n_episodes=None, n_envs=8) == 50_100

@@ -1,12 +1,15 @@
 """One training in several processes: equal to that of one process, and over for all when it is over for one."""
 
+import copy
 import itertools
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.joint_training import in_words, increment
+from sb3_reinforce.joint_training import NotingDeque, in_words, increment
 from sb3_reinforce.ranks import ALONE, TORCHRUN_VARIABLES, Part, Ranks, count_steps
 
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -273,3 +276,11 @@ def test_arguments_are_described_alike_in_every_process():
     assert in_words(lambda progress_remaining: 2.0 * progress_remaining) == "[2.0, 1.0, 0.0]"
     assert in_words(lambda: None) == in_words(lambda: None)
     assert in_words({"net_arch": [4]}) == "{'net_arch': [4]}"
+
+
+def test_what_is_saved_during_a_rollout_can_be_loaded():
+    noting = NotingDeque(deque([1, 2], maxlen=3))
+    noting.append(3)
+    for copied in (pickle.loads(pickle.dumps(noting)), copy.deepcopy(noting)):
+        assert type(copied) is deque
+        assert copied == deque([1, 2, 3]) and copied.maxlen == 3

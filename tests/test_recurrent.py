@@ -862,3 +862,18 @@ def test_the_laboratory_differentiates_through_memory():
         loss = (th.as_tensor(own_weights, dtype=th.float32) * log_prob).sum()
         expected = th.cat([part.flatten() for part in th.autograd.grad(loss, parameters, retain_graph=True)])
         np.testing.assert_allclose(row, expected, atol=1e-4)
+
+
+class Cold(MlpLstmPolicy):
+    def get_distribution(self, obs, lstm_states, episode_starts):
+        distribution, states = super().get_distribution(obs, lstm_states, episode_starts)
+        return self.action_dist.proba_distribution(distribution.distribution.logits * 3), states
+
+
+def test_a_policy_that_acts_in_a_way_of_its_own_is_refused_before_it_does():
+    with pytest.raises(ValueError, match=r"Cold overrides get_distribution.*override _get_action_dist_from_latent"):
+        REINFORCE(Cold, "CartPole-v1")
+    model = REINFORCE("MlpLstmPolicy", "CartPole-v1", n_episodes=1, device="cpu")
+    model.policy.get_distribution = model.policy.get_distribution
+    with pytest.raises(ValueError, match="MlpLstmPolicy overrides get_distribution"):
+        model.learn(1)

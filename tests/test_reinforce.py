@@ -516,3 +516,24 @@ def test_import_needs_neither_the_zoo_nor_matplotlib():
     code = f"import sys, sb3_reinforce; print(*[module for module in {heavy} if module in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == ""
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_a_compiled_policy_learns_the_same(policy):
+    parameters = []
+    for is_compiled in (False, True):
+        model = REINFORCE(policy, "CartPole-v1", n_episodes=2, seed=0, device="cpu")
+        own = model.policy
+        if is_compiled:
+            model.policy = th.compile(own, backend="eager")
+        model.learn(100)
+        parameters.append(own.parameters_to_vector())
+    np.testing.assert_array_equal(*parameters)
+
+
+@pytest.mark.parametrize("use_critic, baseline", [(False, "value"), (True, None)])
+def test_whether_there_is_a_critic_is_for_the_baseline_to_say(use_critic, baseline):
+    with pytest.raises(ValueError, match=f"policy_kwargs: use_critic={use_critic} contradicts baseline={baseline!r}"):
+        REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, policy_kwargs={"use_critic": use_critic})
+    model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, policy_kwargs={"use_critic": not use_critic})
+    assert model.policy.use_critic == (not use_critic)
