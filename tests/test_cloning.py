@@ -187,3 +187,11 @@ def test_masks_in_the_observation_count():
     np.testing.assert_allclose(log_probs, -np.log(masks.sum(axis=1)), atol=0.3)
     cloning = clone(model, *demonstrations[:3], epochs=3)
     assert np.isfinite(cloning.log_probs).all()
+
+
+def test_the_average_is_of_the_clone(demonstrations):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=4, policy_averaging=0.9, device="cpu").learn(300)
+    clone(model, *demonstrations[:3], epochs=3)
+    assert all(map(th.equal, model.averaged_policy.parameters(), model.policy.parameters()))
+    assert model.averaged_policy is not model.policy
+    model.learn(300)

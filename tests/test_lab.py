@@ -30,7 +30,8 @@ from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
 from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
 from sb3_reinforce.lab.gradients import ScoreReader, compression, group_gradients, steps_of, take_episodes
 from sb3_reinforce.lab.lineup import OWN, choose, make_lineup
-from sb3_reinforce.lab.measurement import measure_episodes, prepare
+from sb3_reinforce.lab.measurement import expected_starts, measure_episodes, prepare
+from sb3_reinforce.lab.report import write_report
 from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.returns import rewards_to_go
 
@@ -645,6 +646,65 @@ def test_the_batch_is_what_the_model_does(cartpole):
     assert "more than half" in measurement.batch_note
 
 
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), n_steps=st.integers(1, 12))
+def test_expected_starts_are_those_of_all_sequences_of_lengths(lengths, n_steps):
+    def count(steps_left):
+        # This episode begins, and what follows it
+        return 1.0 + np.mean([count(steps_left - length) if steps_left > length else 0.0 for length in lengths])
+
+    assert expected_starts(np.array(lengths), n_steps) == pytest.approx(count(n_steps))
+
+
+def test_every_environment_brings_what_it_begins():
+    # 40 steps of each environment are four episodes of 11, or one of 60
+    for length, n_episodes in ((11, 8), (60, 2)):
+        env = make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [length]})
+        model = REINFORCE("MlpPolicy", env, n_steps=40, max_rollout_steps=100, seed=0, device="cpu")
+        model.learn(1)
+        assert len(model.rollout_buffer.whole_episodes().episode_lengths) == n_episodes
+        other = make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [length]})
+        assert measure(model, other, 40, estimators=["to-go"]).batch_size == n_episodes
+
+
+@pytest.mark.parametrize("n_envs", [20, 15])
+def test_as_many_environments_as_episodes(n_envs):
+    env = make_vec_env(FixedLengthEnv, n_envs, env_kwargs={"lengths": [4]})
+    model = REINFORCE("MlpPolicy", make_vec_env(FixedLengthEnv, 1, env_kwargs={"lengths": [4]}), seed=0, n_episodes=2)
+    assert collect(model, env, 20).batch.episode_lengths.tolist() == [4] * 20
+
+
+def test_a_step_with_the_best_constant_is_tried_out_with_it():
+    env_kwargs = {"lengths": [4, 8], "reward": 1.0}
+    model = REINFORCE("MlpPolicy", make_vec_env(FixedLengthEnv, 1, env_kwargs=env_kwargs), seed=0, n_episodes=4, device="cpu")
+    episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs=env_kwargs), 40)
+    contenders = choose(make_lineup(model, 1.0), ["to-go", "to-go-constant"], model)
+    laboratory = measurement_module._Laboratory(episodes, contenders, 4, np.random.default_rng(0))
+    constant = laboratory.prepared["to-go-constant"]
+    lengths = episodes.batch.episode_lengths
+    assert (constant.values > 1.0).all()
+    steps = np.arange(lengths.sum())
+    difference = laboratory.prepared["to-go"].weigh(steps, lengths).weights - constant.weigh(steps, lengths).weights
+    np.testing.assert_allclose(difference, constant.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("switches", [{}, {"discounted_weighting": True}, {"return_type": "episode"}])
+def test_another_discount_is_one_of_all_estimators(switches):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=4, baseline=None, gamma=0.99, device="cpu", **switches)
+    measurement = measure(model, make_vec_env("CartPole-v1", 2), 40, gamma=1.0, estimators=["own", "to-go"])
+    assert measurement.results["own"].contender.estimator.gamma == 1.0
+    assert measurement.gamma == 1.0
+    assert model.gamma == 0.99
+
+
+def test_without_any_reward_nothing_is_resolved(tmp_path):
+    kwargs = {"lengths": [4, 8], "reward": 0.0}
+    model = REINFORCE("MlpPolicy", FixedLengthEnv(**kwargs), seed=0, n_episodes=4, baseline=None, device="cpu")
+    measurement = measure(model, make_vec_env(FixedLengthEnv, 2, env_kwargs=kwargs), 20, estimators=["lecture"])
+    assert all(result.signal == 0.0 for key, result in measurement.results.items() if key != "to-go-refit")
+    assert "not distinguishable from zero" in write_report(tmp_path, "nothing", [measurement], [])
+
+
 def test_a_natural_step_has_the_divergence_that_it_is_told():
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=8, natural_gradient=True, target_kl=0.02, device="cpu")
     result = measure(model, make_vec_env("CartPole-v1", 2), 40, estimators=["to-go"]).results["to-go"]
@@ -747,7 +807,7 @@ def test_the_lineup_knows_what_is_biased(cartpole):
         *("whole", "whole-mean", "whole-loo", "whole-critic", "weighted", "weighted-loo", "weighted-critic", "weighted-refit")
     }
     assert all(one.target == "customary" for one in make_lineup(cartpole, 1.0).values())
-    assert lineup[OWN].estimator == Estimator()
+    assert lineup[OWN].estimator == Estimator(gamma=0.9)
 
 
 class ContinuousEnv(FixedLengthEnv):

@@ -11,8 +11,10 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from stable_baselines3 import A2C, DQN
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.lab import refit
@@ -137,6 +139,18 @@ def test_a_model_has_its_own_statistics_if_they_are_there(run_of_pendulum, capsy
         assert "missing" not in capsys.readouterr().err
     with pytest.raises(UserError, match="has the statistics of its observations"):
         make_stage("--model", final)
+
+
+def test_a_checkpoint_that_is_no_run_of_the_zoo(tmp_path):
+    venv = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    callback = CheckpointCallback(400, str(tmp_path), save_vecnormalize=True)
+    REINFORCE("MlpPolicy", venv, n_episodes=1, seed=0, device="cpu").learn(400, callback=callback)
+    _, normalize = make_stage("--model", tmp_path / "rl_model_400_steps.zip")
+    assert normalize.obs_rms.count > 400
+    assert not normalize.training
+    assert normalize.norm_reward
+    (tmp_path / "rl_model_vecnormalize_400_steps.pkl").unlink()
+    assert make_stage("--model", tmp_path / "rl_model_400_steps.zip")[1] is None
 
 
 def test_models_on_images(tmp_path):

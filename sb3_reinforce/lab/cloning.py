@@ -21,6 +21,7 @@ from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.lab.collect import check_environment, frozen
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
 from sb3_reinforce.masking import MASK_KEY, has_mask_key
+from sb3_reinforce.policies import averaged_model
 from sb3_reinforce.policy_step import clone_tensors, compute_gradient
 from sb3_reinforce.reading import make_reader
 from sb3_reinforce.reinforce import REINFORCE
@@ -183,6 +184,9 @@ def clone(
             break
     policy.load_state_dict(best)
     policy.optimizer.zero_grad()
+    if model.policy_averaging is not None:
+        # What it averaged over has nothing to do with the new policy
+        model.policy_average = averaged_model(policy, model.policy_averaging)
     return Cloning(log_probs, best_epoch)
 
 

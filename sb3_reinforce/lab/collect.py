@@ -213,7 +213,7 @@ def collect(
     stand_in._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
 
     buffer, use_masking = make_buffer(stand_in, env.num_envs)
-    max_steps = MAX_EPISODE_STEPS * -(-n_episodes // env.num_envs + 1)
+    max_steps = MAX_EPISODE_STEPS * (-(-n_episodes // env.num_envs) + 1)
     bootstraps = bootstraps_at_time_limit(model)
     with progress(progress_bar, "episodes", n_episodes) as bar, frozen(env, model.device):
         th.manual_seed(seed)

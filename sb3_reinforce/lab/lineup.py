@@ -1,5 +1,6 @@
 """The estimators that the laboratory puts side by side."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -80,8 +81,8 @@ def make_lineup(model: OnPolicyAlgorithm, gamma: float) -> dict[str, Contender]:
     """
     Make all estimators that the laboratory knows.
 
-    :param model: Its own estimator is one of them.
-    :param gamma: Discount factor of the others.
+    :param model: Its own estimator is one of them, but for the discount factor.
+    :param gamma: Discount factor of all, since gradients of other objectives cannot be compared.
     :return: By key, in the order of the report.
     """
 
@@ -109,7 +110,7 @@ def make_lineup(model: OnPolicyAlgorithm, gamma: float) -> dict[str, Contender]:
         make("weighted-loo", "weighted to-go - leave-one-out", baseline="leave_one_out", **weighted),
         make("weighted-critic", "weighted to-go - critic (this model's)", MODEL_CRITIC, baseline="value", **weighted),
         make("weighted-refit", "weighted to-go - critic fitted anew", REFITTED_CRITIC, baseline="value", **weighted),
-        Contender(OWN, "this model's own settings", own_estimator(model), MODEL_CRITIC),
+        Contender(OWN, "this model's own settings", dataclasses.replace(own_estimator(model), gamma=gamma), MODEL_CRITIC),
     )
     return {contender.key: contender for contender in contenders}
 

@@ -214,10 +214,34 @@ def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: E
     own = getattr(model, "n_episodes", None)
     note = f"n_episodes={own}"
     if own is None:
-        steps = int(model.n_steps) * model.n_envs
-        own = max(1, round(steps / float(batch.episode_lengths.mean())))
+        budget = int(model.n_steps)
+        steps = budget * model.n_envs
+        if isinstance(model, REINFORCE):
+            own = round(model.n_envs * expected_starts(batch.episode_lengths, budget))
+        else:
+            own = max(1, round(steps / float(batch.episode_lengths.mean())))
         note = f"{steps:,} steps per update"
     return (own, note) if own <= most else (most, f"{note} would be {own} episodes, more than half of those collected")
+
+
+def expected_starts(episode_lengths: IntArray, n_steps: int) -> float:
+    """
+    Find how many episodes an environment begins in its budget on average, all of which ``REINFORCE`` finishes.
+
+    The expected number of renewals (Feller 1968, chapter XIII): the probability that an episode begins at step t is the sum
+    over the lengths of what came before.
+
+    :param episode_lengths: Steps of some episodes, shape ``(n_episodes,)``.
+    :param n_steps: The budget in steps.
+    :return: The number, at least 1.
+    """
+    probabilities = np.bincount(episode_lengths) / len(episode_lengths)
+    begins = np.zeros(n_steps)
+    begins[0] = 1.0
+    for step in range(1, n_steps):
+        longest = min(step, len(probabilities) - 1)
+        begins[step] = probabilities[1 : longest + 1] @ begins[step - longest : step][::-1]
+    return float(begins.sum())
 
 
 def measure_episodes(
@@ -300,20 +324,21 @@ def prepare(episodes: Episodes, contenders: Sequence[Contender], folds: list[Int
     for contender in contenders:
         rewards, bonus = batch.rewards, 0.0
         if contender.key == OWN:
-            rewards, bonus = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef), ent_coef
+            rewards, bonus = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef, contender.estimator.gamma), ent_coef
             if getattr(model, "entropy_in_return", False):
                 bonus = 0.0
         prepared.append(Prepared(contender, rewards, critics.get(contender.critic), bonus))
     return prepared
 
 
-def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float) -> Array:
+def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float, gamma: float) -> Array:
     """
     Compute the rewards that a model itself would learn from.
 
     :param episodes: The episodes.
     :param values: Of its critic, None if it has none.
     :param ent_coef: Coefficient of its entropy bonus.
+    :param gamma: Discount factor of what followed.
     :return: With the entropy and with what followed a time limit, where the model adds them; shape ``(n_steps,)``.
     """
     model, reader, batch, _ = episodes
@@ -325,7 +350,7 @@ def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float) -> Ar
     if isinstance(model, REINFORCE) and model._n_updates == 0:
         return rewards
     rewards = rewards.copy()
-    rewards[batch.cut_steps] += model.gamma * reader.final_values(batch)
+    rewards[batch.cut_steps] += gamma * reader.final_values(batch)
     return rewards
 
 
@@ -392,7 +417,11 @@ class _Laboratory:
         *gradients, scores = self._gradients(prepared, np.arange(self.n)[:, None])
         for one, own in zip(prepared, gradients, strict=True):
             if one.contender.critic == BEST_CONSTANT:
-                own -= self._best_constants(own, scores)[:, None].astype(own.dtype) * scores
+                constants = self._best_constants(own, scores)
+                own -= constants[:, None].astype(own.dtype) * scores
+                # What a step with it is tried out with
+                values = np.repeat(constants, self.episodes.batch.episode_lengths)
+                self.prepared[one.contender.key] = one._replace(values=values)
         return {one.contender.key: own for one, own in zip(prepared, gradients, strict=True)}
 
     def _best_constants(self, gradients: FloatArray, scores: FloatArray) -> Array:
@@ -539,7 +568,8 @@ class _Laboratory:
         """Draw updates from one half of the episodes, and look at them from the mean gradient of the other half."""
         mine, other = np.array_split(self.rng.permutation(self.n), 2)
         direction = self.gradients[reference][other].mean(axis=0).astype(np.float64)
-        length = np.linalg.norm(direction)
+        # Without any reward there is no direction
+        length = np.linalg.norm(direction) or 1.0
         signal = self.moments[reference][0]
         # The mean of half of the episodes is longer than what it estimates
         unit, scale = direction / length, np.sqrt(signal) if signal > 0.0 else length
@@ -580,7 +610,8 @@ class _Laboratory:
         cross = statistics.inner_products(self.gradients[customary], self.gradients[discounted])
 
         def cosine(dot: Array, first: Array, second: Array) -> Array:
-            return np.where((first > 0.0) & (second > 0.0), dot / np.sqrt(np.abs(first * second)), np.nan)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return np.where((first > 0.0) & (second > 0.0), dot / np.sqrt(np.abs(first * second)), np.nan)
 
         estimates = (statistics.mean_over_pairs(cross), self.moments[customary][0], self.moments[discounted][0])
         value = cosine(*(np.array(estimate) for estimate in estimates))

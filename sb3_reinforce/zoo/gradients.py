@@ -11,7 +11,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import yaml
 from rl_zoo3.utils import ALGOS, create_test_env, get_latest_run_id, get_saved_hyperparams
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_system_info
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 import sb3_reinforce
 from sb3_reinforce.lab.collect import check_environment, check_model
@@ -214,7 +213,7 @@ def load_stage(path: Path, options: argparse.Namespace) -> Stage:
         raise UserError(f"--model {path}: there is no such file")
     try:
         saved = saved_attributes(path)
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"--model {path}: is no model of SB3: {error}") from error
     algorithm = algorithm_of(saved)
     if ALGOS[options.algo].__name__ not in algorithm.split(" or "):
@@ -262,10 +261,27 @@ def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
             )
     except (gym.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
         raise UserError(f"--env {env_id}: cannot be made as for {path}: {error}") from error
+    own_statistics = statistics_beside(path)
+    if not hyperparams and own_statistics.is_file():
+        # Of a checkpoint that is no run of RL Zoo
+        env = VecNormalize.load(str(own_statistics), env)
+        env.training = False
     normalize = unwrap_vec_normalize(env)
     if normalize is not None and is_normalized:
         normalize.norm_reward = pickle.loads(statistics.read_bytes()).norm_reward
     return env
+
+
+def statistics_beside(path: Path) -> Path:
+    """
+    Say where the statistics are that were saved with a model.
+
+    :param path: The model.
+    :return: Their path, whether they are there or not.
+    """
+    checkpoint = CHECKPOINT.fullmatch(path.stem)
+    name = STATISTICS.format(path.stem) if checkpoint is None else CHECKPOINT_STATISTICS.format(*checkpoint.groups())
+    return path.with_name(name)
 
 
 def find_statistics(path: Path, of_run: Path) -> Path:
@@ -277,15 +293,13 @@ def find_statistics(path: Path, of_run: Path) -> Path:
     :return: Path of those that were saved with it, or with a warning of those of the run.
     :raises UserError: If there are neither.
     """
-    checkpoint = CHECKPOINT.fullmatch(path.stem)
-    name = STATISTICS.format(path.stem) if checkpoint is None else CHECKPOINT_STATISTICS.format(*checkpoint.groups())
-    saved_with_it = path.with_name(name)
+    saved_with_it = statistics_beside(path)
     if saved_with_it.is_file():
         return saved_with_it
     if not of_run.is_file():
         raise UserError(f"--model {path}: neither {saved_with_it} nor {of_run} has the statistics of its observations")
     if path.stem != of_run.parent.name:
-        note = f"{name} is missing, so it is measured with the statistics of the end of its run"
+        note = f"{saved_with_it.name} is missing, so it is measured with the statistics of the end of its run"
         print(f"{path}: {note}", file=sys.stderr)
     return of_run
 
