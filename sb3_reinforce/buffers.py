@@ -125,6 +125,17 @@ class _WholeEpisodes:
             }
         return np.empty((self.buffer_size, self.n_envs, *self.obs_shape), dtype=self.observation_space.dtype)
 
+    def _fit_to(self, obs: NumpyObs) -> None:
+        """Hold what is acted on: ``VecNormalize`` makes fractions of whole numbers, whatever the space says."""
+
+        def fitting(storage: NumpyArray, given: NumpyArray) -> NumpyArray:
+            return storage if np.can_cast(given.dtype, storage.dtype, "same_kind") else storage.astype(given.dtype)
+
+        if isinstance(self._observations, dict):
+            self._observations = {key: fitting(storage, obs[key]) for key, storage in self._observations.items()}
+        else:
+            self._observations = fitting(self._observations, obs)  # type: ignore[arg-type]
+
     def _double(self) -> None:
         def doubled(storage: NumpyArray) -> NumpyArray:
             larger = np.empty((2 * len(storage), *storage.shape[1:]), dtype=storage.dtype)
@@ -146,6 +157,8 @@ class _WholeEpisodes:
         :param reward: Shape ``(n_envs,)``.
         :param action_masks: Shape ``(n_envs, n_options)``, None without masks.
         """
+        if self.pos == 0:
+            self._fit_to(obs)
         if self.pos == self.buffer_size:
             self._double()
         if isinstance(self._observations, dict):

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_a2c import EPISODE_LENGTH, NoisyRewardEnv, TorchSampledPolicy
 
 from sb3_reinforce import REINFORCE
@@ -308,3 +308,35 @@ def test_rewards_can_be_added_to_in_place():
     model.learn(1, callback=Bonus())
     batch = model.rollout_buffer.whole_episodes()
     np.testing.assert_array_equal(batch.rewards, np.full(len(batch.rewards), 4.0))
+
+
+class WholeNumbers(FixedLengthEnv):
+    def __init__(self, is_dict):
+        super().__init__([4, 7])
+        space = spaces.Box(0, 255, (2,), np.uint8)
+        self.is_dict = is_dict
+        self.observation_space = spaces.Dict({"a": space, "b": spaces.Box(-1.0, 1.0, (1,))}) if is_dict else space
+
+    def _observation(self):
+        whole = super()._observation().astype(np.uint8)
+        return {"a": whole, "b": np.zeros(1, np.float32)} if self.is_dict else whole
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_what_was_acted_on_is_what_is_stored(is_dict, monkeypatch):
+    """VecNormalize makes fractions of whole numbers, whose space stays one of whole numbers."""
+    venv = VecNormalize(DummyVecEnv([lambda: WholeNumbers(is_dict)] * 2))
+    policy = "MultiInputPolicy" if is_dict else "MlpPolicy"
+    model = REINFORCE(policy, venv, n_episodes=4, max_rollout_steps=50, seed=0, device="cpu")
+    acted_on, add = [], model.rollout_buffer.add
+
+    def note(obs, *args):
+        acted_on.append(np.array(obs["a"] if is_dict else obs))
+        add(obs, *args)
+
+    monkeypatch.setattr(model.rollout_buffer, "add", note)
+    (stored,) = learn_and_look(model, 1, lambda buffer: copy.deepcopy(buffer.observations))
+    (is_counted,) = [model.rollout_buffer.counted]
+    stored = stored["a"] if is_dict else stored
+    np.testing.assert_array_equal(stored[is_counted], np.array(acted_on)[is_counted])
+    assert (stored % 1.0 != 0.0).any()
