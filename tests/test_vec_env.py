@@ -478,6 +478,24 @@ def test_attributes_of_environments_that_are_objects(make_engine: Callable[..., 
     env.close()
 
 
+def test_workers_that_reset_twice_are_refused() -> None:
+    engine = spawn_engine([short_cart_pole], shared_memory=False)
+    with pytest.raises(ValueError, match=r"shared_memory=False and AutoresetMode\.NEXT_STEP resets an environment a second"):
+        GymnasiumVecEnv(engine)
+    engine.close()
+    env = GymnasiumVecEnv(spawn_engine([short_cart_pole], shared_memory=False, autoreset_mode=AutoresetMode.DISABLED))
+    env.reset()
+    lengths, rewards = [], 0.0
+    while len(lengths) < 3:
+        _, reward, dones, infos = env.step(np.array([0]))
+        rewards += reward[0]
+        if dones[0]:
+            lengths.append((infos[0]["episode"]["l"] if "episode" in infos[0] else rewards, rewards))
+            rewards = 0.0
+    assert all(length == total for length, total in lengths)
+    env.close()
+
+
 def test_wrappers_inside_a_sync_vector_env_are_found() -> None:
     env = GymnasiumVecEnv(SyncVectorEnv([lambda: gym.wrappers.ClipReward(gym.make("CartPole-v1"), 0, 1), RichEnv][:1]))
     assert env.env_is_wrapped(gym.wrappers.ClipReward) == [True]

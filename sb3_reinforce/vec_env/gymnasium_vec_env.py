@@ -173,10 +173,16 @@ def _find_restart(engine: VectorEnv[Any, Any, Any]) -> Restart:
     """Find out how to reset single environments, or raise a ``ValueError``."""
     if type(engine) is CartPoleVectorEnv:
         return lambda indices: _restart_cart_poles(engine, indices)
+    mode = engine.metadata.get("autoreset_mode")
+    if isinstance(engine, AsyncVectorEnv) and not engine.shared_memory and mode is AutoresetMode.NEXT_STEP:
+        raise ValueError(
+            "AsyncVectorEnv with shared_memory=False and AutoresetMode.NEXT_STEP resets an environment a second time, on the "
+            "step after it was asked to: use shared_memory=True, or another reset mode"
+        )
     if isinstance(engine, SyncVectorEnv | AsyncVectorEnv):
         return lambda indices: _restart_by_mask(engine, indices)
     raise ValueError(
-        f"The reset mode {engine.metadata.get('autoreset_mode')} of {engine} is not supported: it must be "
+        f"The reset mode {mode} of {engine} is not supported: it must be "
         "AutoresetMode.SAME_STEP, as this vector environment cannot reset single environments when their episodes end"
     )
 
