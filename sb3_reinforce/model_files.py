@@ -1,9 +1,11 @@
 """Files of saved models: written whole or not at all, and asked what they hold before they are loaded."""
 
 import io
+import itertools
 import json
 import os
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +20,14 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Give a file a name beside its destination, and put it in its place when it is complete.
 
     :param path: The destination, ``.zip`` if it has no suffix.
-    :return: Context manager that gives the name to write to.
-    :raises IsADirectoryError: If the destination is a folder.
+    :return: Context manager that gives the name to write to. If the destination is a folder, the file gets a free name beside
+        it, with a warning, as in SB3: what was trained must not be lost.
     """
-    destination = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
-    if destination.is_dir():
-        raise IsADirectoryError(f"Cannot save the model to {destination}: it is a folder")
+    destination = wanted = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
+    if wanted.is_dir():
+        names = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))
+        destination = next(name for name in names if not name.exists())
+        warnings.warn(f"{wanted} is a folder: the model is saved to {destination} instead", UserWarning, stacklevel=4)
     unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
@@ -67,11 +71,14 @@ def saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[st
 
     :param path: Of a saved model, as ``load`` takes it.
     :return: The attributes by name; what is no JSON as a description.
+    :raises ValueError: If it is no zip file, as in SB3.
     """
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
             attributes: dict[str, Any] = json.loads(archive.read("data"))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} holds no saved model: it is no zip file") from error
     finally:
         if file is not path:
             file.close()

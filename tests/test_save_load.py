@@ -120,8 +120,17 @@ def test_file_objects_and_new_folders(tmp_path):
         model.save(tmp_path / "new" / "folder" / "model.zip")
     assert_equal_models(model, REINFORCE.load(tmp_path / "new" / "folder" / "model"))
     (tmp_path / "taken.zip").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"taken\.zip"):
-        model.save(tmp_path / "taken")
+    for name in ("taken.zip_2", "taken.zip_3"):
+        with pytest.warns(UserWarning, match=rf"taken\.zip is a folder: .*{name} instead"):
+            model.save(tmp_path / "taken")
+        assert_equal_models(model, REINFORCE.load(tmp_path / name))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_no_model_at_all_is_said_as_in_sb3(tmp_path):
+    (tmp_path / "model.zip").write_text("no model")
+    with pytest.raises(ValueError, match="holds no saved model: it is no zip file"):
+        REINFORCE.load(tmp_path / "model")
 
 
 def test_a_failure_while_saving_leaves_the_old_model(tmp_path, monkeypatch):
