@@ -122,6 +122,18 @@ def check_budget(
     )
 
 
+def copy_containers(value: Any) -> Any:
+    """
+    Copy dicts and lists, and leave what they hold as it is: a network among the arguments of a policy must stay the user's.
+
+    :param value: Anything.
+    :return: A copy, if it is one of the two, of whatever depth.
+    """
+    if isinstance(value, dict):
+        return {key: copy_containers(item) for key, item in value.items()}
+    return [copy_containers(item) for item in value] if isinstance(value, list) else value
+
+
 def make_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
     """
     Turn a coefficient into a function of the progress remaining (from 1 to 0).

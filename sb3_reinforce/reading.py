@@ -20,6 +20,22 @@ NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as bef
 Steps = Any
 
 
+#: What makes the distribution of a policy.
+ACTING_METHODS = ("get_distribution", "_get_action_dist_from_latent")
+
+
+def is_own(policy: ActorCriticPolicy, method: str) -> bool:
+    """
+    Tell whether a policy, or its class, has a method that is not of SB3 or sb3-contrib.
+
+    :param policy: Any actor-critic policy, not compiled.
+    :param method: Its name.
+    :return: Whether it overrides it.
+    """
+    function = getattr(type(policy), method)
+    return method in vars(policy) or not function.__module__.startswith(("stable_baselines3.", "sb3_contrib."))
+
+
 class BatchReader:
     """
     Reads batches off a policy.
@@ -192,7 +208,14 @@ def make_reader(policy: ActorCriticPolicy, micro_batch_size: int | None = None) 
     :param policy: In evaluation mode.
     :param micro_batch_size: See ``BatchReader``.
     :return: One that reads whole episodes if the policy has memory.
+    :raises ValueError: If the policy evaluates actions in a way of its own, but does not act so, or the other way round.
     """
+    own = uncompiled(policy)
+    if not any(is_own(own, name) for name in ACTING_METHODS) and is_own(own, "evaluate_actions"):
+        raise ValueError(
+            f"{type(own).__name__} overrides evaluate_actions, but neither {' nor '.join(ACTING_METHODS)}, by which it "
+            "acts here and in predict: what acts would not be what is differentiated. Override one of these"
+        )
     if has_memory(policy):
         # sb3-contrib need not be installed
         from sb3_reinforce.recurrent import EpisodeReader

@@ -1,6 +1,5 @@
 """REINFORCE as an SB3 algorithm: one constructor, one rollout, one update."""
 
-import copy
 import io
 import pathlib
 import warnings
@@ -18,7 +17,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, check_budget, check_numbers, check_spaces, make_schedule
+from sb3_reinforce.arguments import (
+    NUMERIC_ARGUMENTS,
+    check_budget,
+    check_numbers,
+    check_spaces,
+    copy_containers,
+    make_schedule,
+)
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer, NumpyObs
 from sb3_reinforce.collection import (
     EXPECTED_EPISODE_STEPS,
@@ -265,14 +271,9 @@ class REINFORCE(OnPolicyAlgorithm):
             self.device = self._joint.ranks.device_of(self.device)
         self._check_arguments()
         check_spaces(self.observation_space, self.action_space)
-        self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
-        self.ent_coef_schedule = make_schedule(self.ent_coef, "ent_coef")
-        self.critic_lr_schedule = (
-            self.lr_schedule
-            if self.critic_learning_rate is None
-            else make_schedule(self.critic_learning_rate, "critic_learning_rate")
-        )
-        self.target_kl_schedule = make_schedule(self.target_kl, "target_kl")
+        self._setup_lr_schedule()
+        # What cannot be read is said before anything is collected
+        _ = self.ent_coef_schedule, self.critic_lr_schedule
         if self.target_kl_schedule(1.0) <= 0.0:
             raise ValueError(f"target_kl must be above 0, not {self.target_kl}: a step that changes nothing is none")
         if self.entropy_in_return and self.ent_coef_schedule(1.0) == self.ent_coef_schedule(0.0) == 0.0:
@@ -298,6 +299,26 @@ class REINFORCE(OnPolicyAlgorithm):
         changed = [name for name, default in settings.items() if getattr(self, name) != default]
         if changed and not self.natural_gradient:
             warnings.warn(f"{', '.join(changed)}: no effect without natural_gradient=True", UserWarning, stacklevel=4)
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
+
+    @property
+    def ent_coef_schedule(self) -> Schedule:
+        """``ent_coef`` as a function of the progress left, from what the argument is now."""
+        return make_schedule(self.ent_coef, "ent_coef")
+
+    @property
+    def critic_lr_schedule(self) -> Schedule:
+        """``critic_learning_rate`` as a function of the progress left: the policy's, if it is None."""
+        if self.critic_learning_rate is None:
+            return self.lr_schedule
+        return make_schedule(self.critic_learning_rate, "critic_learning_rate")
+
+    @property
+    def target_kl_schedule(self) -> Schedule:
+        """``target_kl`` as a function of the progress left, from what the argument is now."""
+        return make_schedule(self.target_kl, "target_kl")
 
     @property
     def estimator(self) -> Estimator:
@@ -347,7 +368,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 "whether there is a critic"
             )
         # Policies may change the arguments that they are given, and ours are saved with the model
-        policy_kwargs = {**critic_choice, **copy.deepcopy(self.policy_kwargs)}
+        policy_kwargs = {**critic_choice, **copy_containers(self.policy_kwargs)}
         self.policy = self.policy_class(  # type: ignore[assignment]
             observation_space,
             self.action_space,

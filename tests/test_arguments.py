@@ -5,8 +5,12 @@ import inspect
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from test_reinforce import AnySpacesEnv
 
 from sb3_reinforce import REINFORCE
@@ -144,3 +148,86 @@ def test_the_wrapper_that_is_named_helps():
 def test_spaces_that_look_odd_and_are_not(action_space):
     model = REINFORCE("MlpPolicy", make_vec_env(lambda: AnySpacesEnv(FLAT, action_space), 2), n_episodes=4).learn(40)
     assert model.predict(FLAT.sample())[0].shape == action_space.shape
+
+
+class Sets(BaseCallback):
+    """Sets an attribute before the first update, as SB3's users do where it takes no schedule."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self.name, self.value = name, value
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        setattr(self.model, self.name, self.value)
+
+
+@pytest.mark.parametrize(
+    "name, value, kwargs",
+    [
+        ("ent_coef", 5.0, {}),
+        ("target_kl", 0.001, {"natural_gradient": True}),
+        ("critic_learning_rate", 0.1, {}),
+    ],
+)
+def test_what_a_callback_sets_is_used(name, value, kwargs):
+    parameters = []
+    for given, callback in (({}, Sets(name, value)), ({name: value}, None), ({}, None)):
+        model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, seed=0, device="cpu", **kwargs, **given)
+        model.learn(1, callback=callback)
+        parameters.append(model.policy.parameters_to_vector())
+    np.testing.assert_array_equal(parameters[0], parameters[1])
+    assert not np.array_equal(parameters[0], parameters[2])
+
+
+@pytest.mark.parametrize("natural_gradient", [False, True])
+def test_another_learning_rate_is_the_critics_too(natural_gradient):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, seed=0, device="cpu", natural_gradient=natural_gradient)
+    model.learning_rate = 0.0
+    model._setup_lr_schedule()
+    before = [parameter.clone() for parameter in model.policy.value_net.parameters()]
+    model.learn(1)
+    assert all(map(th.equal, before, model.policy.value_net.parameters()))
+    model.learning_rate = "lin_0.01"
+    model._setup_lr_schedule()
+    assert model.critic_lr_schedule(0.5) == model.lr_schedule(0.5) == pytest.approx(0.005)
+
+
+def test_modules_among_the_arguments_of_a_policy_stay_the_users():
+    encoder = th.nn.Linear(4, 8)
+
+    class Encoded(BaseFeaturesExtractor):
+        def __init__(self, observation_space, modules):
+            super().__init__(observation_space, 8)
+            self.encoder = modules["encoder"]
+            modules.clear()
+
+        def forward(self, observations):
+            return self.encoder(observations)
+
+    policy_kwargs = {
+        "features_extractor_class": Encoded,
+        "features_extractor_kwargs": {"modules": {"encoder": encoder}},
+    }
+    model = REINFORCE("MlpPolicy", "CartPole-v1", policy_kwargs=policy_kwargs, device="cpu")
+    assert model.policy.features_extractor.encoder is encoder
+    # What a policy does to its arguments stays its own
+    assert model.policy_kwargs["features_extractor_kwargs"] == {"modules": {"encoder": encoder}}
+
+
+class Forbids(ActorCriticPolicy):
+    def evaluate_actions(self, obs, actions):
+        return super().evaluate_actions(obs, actions)
+
+
+class ForbidsEverywhere(Forbids):
+    def _get_action_dist_from_latent(self, latent_pi):
+        return super()._get_action_dist_from_latent(latent_pi)
+
+
+def test_a_policy_that_evaluates_in_a_way_of_its_own_but_does_not_act_so_is_refused():
+    with pytest.raises(ValueError, match="Forbids overrides evaluate_actions, but neither get_distribution nor"):
+        REINFORCE(Forbids, "CartPole-v1")
+    REINFORCE(ForbidsEverywhere, "CartPole-v1", n_episodes=1, device="cpu").learn(1)
