@@ -436,8 +436,15 @@ def name_as_folders(args: list[str]) -> list[str]:
     :param args: Command line.
     :return: The same with ``-`` for a slash in the values of ``--env``.
     """
+    from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+
     env_ids = take_list(args, "-e", "--env")
-    return [arg.replace("/", "-") if arg in env_ids else arg for arg in args]
+
+    def rename(arg: str) -> str:
+        flag, value = re.fullmatch(r"(--env=|-e|)(.*)", arg, re.DOTALL).groups()  # type: ignore[union-attr]
+        return flag + EnvironmentName(value) if value in env_ids else arg
+
+    return [rename(arg) for arg in args]
 
 
 def require_runs(args: list[str], algo_flags: tuple[str, ...], folder_flags: tuple[str, ...]) -> None:

@@ -95,14 +95,17 @@ class Evaluator:
         # The noise of gSDE stays what it is until it is drawn again, and predict() never draws. An evaluation during a
         # rollout, which is deterministic, must leave alone what the rollout has drawn
         draws_noise = model.use_sde and not deterministic
-        acting_policy: Any = getattr(model, "averaged_policy", model.policy)
+
+        def draw_noise() -> None:
+            acting_policy: Any = getattr(model, "averaged_policy", model.policy)
+            acting_policy.reset_noise(self.env.num_envs)
 
         def draw_exploration(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
             if draws_noise and local_variables["done"]:
-                acting_policy.reset_noise(self.env.num_envs)
+                draw_noise()
 
         if draws_noise:
-            acting_policy.reset_noise(self.env.num_envs)
+            draw_noise()
         # Without Monitor's warning: the environments have one, below VecNormalize
         scores, _ = evaluate_policy(
             model,
