@@ -152,7 +152,8 @@ def test_environments_with_a_slash_are_found(tmp_path, monkeypatch, capfd):
     env_id = "sb3_reinforce/DiamondHill-v0"
     evaluations = ["--eval-freq", "100", "--eval-episodes", "2"]
     assert main(["train", "--env", env_id, "-n", "400", *evaluations, "--verbose", "0"]) == 0
-    assert main(["plot-train", "-a", "reinforce", "-e", env_id, "-f", "logs", "-w", "2"]) == 0
+    for given in (["-e", env_id], [f"--env={env_id}"], [f"-e{env_id}"]):
+        assert main(["plot-train", "-a", "reinforce", *given, "-f", "logs", "-w", "2"]) == 0
     assert main(["all-plots", "-a", "reinforce", "-e", env_id, "-f", "logs"]) == 0
     assert main(["benchmark", "--log-dir", "logs", "--no-hub", "-n", "20"]) == 0
     assert "DiamondHill-v0" in (tmp_path / "logs/benchmark/benchmark.md").read_text()

@@ -35,8 +35,8 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
 
     Without masks, turning in the corridor and going on at the junction do nothing, and after ``4 * (length + 1)`` steps the
     episode is truncated: the uniform policy needs three steps for each cell, and nearly always arrives. With masks, such
-    moves (at the start too) are not allowed, and who makes one all the same gets -1 and the end. Then a policy with memory,
-    but without the masks, does not live to see the junction while it explores.
+    moves (at the start too) are not allowed, and who makes one all the same gets -1 and the end. Then a policy with memory
+    that neither obeys nor sees the masks hardly ever lives to see the junction while it explores.
 
     :param length: Number of steps forward from the start to the junction.
     :param masks: How the allowed actions are told, as an array of booleans of shape ``(3,)``: None, there are none;
