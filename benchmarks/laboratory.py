@@ -11,7 +11,6 @@ again.
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import make_parser, positive_int, provenance, read_json, write_json
+from common import code_hash, make_parser, positive_int, provenance, read_json, write_json
 from contenders import use_one_thread
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -66,15 +65,17 @@ class Checkpoints(BaseCallback):
 
 
 def train(env_id: str, seed: int, folder: Path, n_timesteps: int) -> Path:
-    """Train once, and return the folder of the checkpoints with their returns."""
+    """Train once with the same settings and sources, and return the folder of the checkpoints with their returns."""
     done = folder / f"{env_id}.json"
-    if done.exists():
-        return Path(json.loads(done.read_text())["folder"])
     register()
     with contextlib.redirect_stdout(io.StringIO()):
         manager = make_manager(
             env_id, "reinforce", None, seed, str(folder), n_timesteps, overrides=dict(OVERRIDES.get(env_id, {}))
         )
+        entry, _ = manager.read_hyperparameters()
+        settings = {"n_timesteps": n_timesteps, "entry": str(dict(sorted(entry.items()))), "code_hash": code_hash()}
+        if (finished := read_json(done)).get("settings") == settings:
+            return Path(finished["folder"])
         experiment = manager.setup_experiment()
         assert experiment is not None
         model, _ = experiment
@@ -82,7 +83,7 @@ def train(env_id: str, seed: int, folder: Path, n_timesteps: int) -> Path:
         manager.callbacks.append(callback)
         manager.learn(model)
         manager.save_trained_model(model)
-    write_json(done, {"folder": manager.save_path, "returns": callback.returns})
+    write_json(done, {"folder": manager.save_path, "returns": callback.returns, "settings": settings})
     return Path(manager.save_path)
 
 

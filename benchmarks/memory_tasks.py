@@ -89,6 +89,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="seeds, each for all contenders")
     parser.add_argument("--max-steps", type=positive_int, help="give runs up earlier or later than the task says")
     parser.add_argument("--eval-episodes", type=positive_int, default=100, help="episodes of an evaluation")
+    parser.add_argument("--table-only", action="store_true", help="write the table of the finished runs")
     parser.add_argument("--speed", action="store_true", help="measure steps per second on CartPole instead")
     parser.add_argument("--n-envs", type=positive_int, default=8, help="with --speed: environments")
     parser.add_argument("--n-steps", type=positive_int, default=128, help="with --speed: steps of each per update")
@@ -219,9 +220,9 @@ def key_of(env_id: str, contender: str, seed: int, task: Task, n_episodes: int) 
 
 
 def shown(runs: list[dict[str, Any]], unit: str, form: str) -> str:
-    """Median over seeds, where a run that did not get there counts as longer than any."""
+    """Median over seeds, where a run that did not get there counts as longer than any, and bounds it by what it spent."""
     median = float(np.median([one[unit] if one["reached"] else np.inf for one in runs]))
-    return f"{median:{form}}" if np.isfinite(median) else f"> {max(one[unit] for one in runs):{form}}"
+    return f"{median:{form}}" if np.isfinite(median) else f"> {np.median([one[unit] for one in runs]):{form}}"
 
 
 def learning_tables(runs: list[dict[str, Any]]) -> list[str]:
@@ -335,7 +336,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     ]
     parts += learning_tables(list(content["runs"].values()))
     if content["runs"]:
-        parts.append(provenance_line(content["provenance"]))
+        parts.append(f"Runs of earlier calls stay. The last one: {provenance_line(content['provenance'])}")
     if "speed" in content:
         parts.append(speed_table(content["speed"]))
     return "\n\n".join(parts) + "\n"
@@ -376,7 +377,9 @@ def main(arguments: Sequence[str]) -> None:
         runs = list(content["runs"].values())
         write_results(options.results_dir, NAME, content, to_markdown(content), draw(runs) if runs else None)
 
-    if options.speed:
+    if options.table_only:
+        write()
+    elif options.speed:
         content["speed"] = {**measure_speed(options), "provenance": made_by}
         write()
     else:
@@ -393,7 +396,7 @@ def main(arguments: Sequence[str]) -> None:
                 continue
             # One result of a task, contender and seed: the last one
             kept = {k: v for k, v in content["runs"].items() if (v["env"], v["contender"], v["seed"]) != one[:3]}
-            content["runs"] = {**kept, key: run(*one)}
+            content["runs"] = {**kept, key: {**run(*one), "provenance": made_by}}
             content["provenance"] = made_by
             write()
     print(to_markdown(content))

@@ -49,6 +49,8 @@ from sb3_reinforce.ranks import Ranks
 NAME = "ranks"
 SPEED_KEY = ("env", "n_ranks", "round", "n_envs", "n_steps", "steps", "code_hash")
 THRESHOLD_KEY = ("env", "n_ranks", "seed", "threshold", "max_steps", "code_hash")
+#: What differs between the runs of a row, or of a table.
+REPEATED = ("n_ranks", "round", "seed")
 #: Ranks of the computed table.
 MANY_RANKS = (2, 8, 64, 512)
 #: Repetitions of a reduction whose cost is measured, and draws of the slowest of many ranks.
@@ -385,8 +387,11 @@ def main(arguments: Sequence[str]) -> None:
     content["provenance"] = provenance(NAME, arguments, options.seeds)
     kinds = (("speed", SPEED_KEY, speed_specs(options)), ("threshold", THRESHOLD_KEY, threshold_specs(options)))
     for kind, key_names, specs in kinds:
-        # Of other sources nothing is kept: a table is about one code
-        content[kind] = [row for row in content[kind] if row["code_hash"] == code_hash()]
+        # Of other sources or settings nothing is kept: a row of the table is about one code and one question
+        asked = {spec["env"]: {name: spec[name] for name in key_names if name not in REPEATED} for spec in specs}
+        content[kind] = [
+            row for row in content[kind] if row["code_hash"] == code_hash() and {**row, **asked.get(row["env"], {})} == row
+        ]
         for spec in tqdm(specs, desc=kind, disable=None):
             if not is_done(content[kind], spec, key_names):
                 load = os.getloadavg()[0]

@@ -329,6 +329,7 @@ def summarize(rows: list[Row], runs: dict[tuple[str, int, str], dict[str, Any]])
             summary |= {
                 "n_seeds": len(own),
                 "seeds": [run["seed"] for run in own],
+                "sources": sorted({run["provenance"]["code_hash"] for run in own}),
                 "mean": float(np.mean(means)),
                 "std": float(np.std(means, ddof=1)) if len(means) > 1 else None,
                 "means": means,
@@ -377,7 +378,11 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
         reached = {
             conf: [row["reached"] for row in aims if row["conf"] == conf] for conf in dict.fromkeys(r["conf"] for r in aims)
         }
-        return ", ".join(f"{conf} {sum(map(bool, values))} of {len(values)}" for conf, values in reached.items())
+        return ", ".join(
+            f"{conf} {values.count(True)} of {len(values)}"
+            + (f" ({values.count(None)} not run)" if None in values and any(value is not None for value in values) else "")
+            for conf, values in reached.items()
+        )
 
     has_own = any(row["is_own"] for row in rows)
     parts = [
@@ -393,7 +398,11 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
     ]
     if crashes:
         parts.append("## Crashed in the last call\n\n" + "\n".join(f"- {crash}" for crash in crashes))
-    parts.append(provenance_line(made_by))
+    n_sources = len({source for row in rows for source in row.get("sources", ())})
+    parts.append(
+        f"The runs were made by {n_sources} states of the sources, each as it stands in `{NAME}_runs.jsonl`; this page by "
+        + provenance_line(made_by)
+    )
     parts.append(
         "\n".join(
             f"- {row['name']} not reached: {score(row)} (seeds: {row['n_seeds']}), target {target(row)}"

@@ -210,6 +210,13 @@ def test_memory_tasks_resume(tmp_path):
     assert len(speed["rows"]) == 3 and all(row["steps_per_second"] > 0 for row in speed["rows"].values())
 
 
+def test_a_task_that_was_not_solved_is_bounded_by_what_the_median_run_spent():
+    shown = importlib.import_module("memory_tasks").shown
+    runs = [{"seconds": seconds, "reached": seconds < 80.0} for seconds in (1.0, 2.0, 90.0, 100.0, 500.0)]
+    assert shown(runs, "seconds", ",.1f") == "> 90.0"
+    assert shown(runs[:3], "seconds", ",.1f") == "2.0"
+
+
 def test_cartpole_defaults_keeps_finished_seeds_of_the_same_code(tmp_path, monkeypatch):
     cartpole_defaults = importlib.import_module("cartpole_defaults")
     tiny = ["--timesteps", 64, "--episodes", 1]
@@ -374,7 +381,10 @@ def test_zoo_table_has_configurations_side_by_side(tmp_path, zoo_table, fake_run
     assert [rows["Ant-v5", conf] for conf in ("tiny", "tiny-adam")] == [0, 1]
     run_in_process("zoo_table", results_dir, *arguments)
     assert fake_runs.pop_trained() == [("Ant-v5", 0)]
-    assert "Targets reached: tiny 0 of 17, tiny-adam 0 of 17." in (results_dir / "zoo_table.md").read_text()
+    assert (
+        "Targets reached: tiny 0 of 17 (15 not run), tiny-adam 0 of 17 (15 not run)."
+        in (results_dir / "zoo_table.md").read_text()
+    )
     with pytest.raises(SystemExit, match="No entry for adam; there is: tiny, tiny-adam"):
         run_in_process("zoo_table", results_dir, "--conf", "adam", *arguments)
 
@@ -587,6 +597,11 @@ def test_laboratory(tmp_path, monkeypatch):
     before = (folder / "gradients.html").stat().st_mtime_ns
     run_in_process("laboratory", tmp_path / "results", *arguments)
     assert (folder / "gradients.html").stat().st_mtime_ns == before
+    # But a shorter training is another one
+    arguments[3] = "500"
+    run_in_process("laboratory", tmp_path / "results", *arguments)
+    shorter = json.loads((folder / "provenance.json").read_text())["training_returns"]
+    assert max(map(int, shorter)) < 500 < max(map(int, content["training_returns"]))
 
 
 def test_stages_are_chosen_by_how_far_training_has_come():
@@ -654,6 +669,11 @@ def test_ranks_resumes_and_compares_the_numbers_of_ranks_round_by_round(tmp_path
     assert "computed, not measured" in text
     assert "| CartPole-v1 | 475.0 | 1 | 0 of 1 |  |  |" in text
     assert "| CartPole-v1 | 475.0 | 2 | 1 of 1 | 500 | 2.0 |" in text
+    # Another question is not answered by the medians of both
+    run_in_process("ranks", tmp_path, "--n-envs", 4, "--threshold", "CartPole-v1=200", *arguments[:4], "--seeds", 0)
+    content = read_results(tmp_path, "ranks")
+    assert {row["n_envs"] for row in content["speed"]} == {4} and len(content["speed"]) == 4
+    assert {row["threshold"] for row in content["threshold"]} == {200.0}
 
 
 @pytest.mark.parametrize("aim", [{}, {"threshold": 9.0, "max_steps": 30_000, "seed": 0}])
