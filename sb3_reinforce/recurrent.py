@@ -25,7 +25,7 @@ from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.lstm import is_plain, run_lstm
 from sb3_reinforce.masking import forbid, masked
 from sb3_reinforce.policies import OptionalCriticMixin, uncompiled
-from sb3_reinforce.reading import BatchReader, Steps
+from sb3_reinforce.reading import BatchReader, Steps, is_own
 from sb3_reinforce.returns import Array, IntArray
 from sb3_reinforce.sampling import (
     ActionSampler,
@@ -116,8 +116,7 @@ class EpisodeReader(BatchReader):
     def __init__(self, policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> None:
         super().__init__(policy, micro_batch_size)
         own = uncompiled(policy)
-        inherited: Any = RecurrentActorCriticPolicy.get_distribution
-        if type(own).get_distribution is not inherited or "get_distribution" in vars(own):
+        if is_own(own, "get_distribution"):
             raise ValueError(
                 f"{type(own).__name__} overrides get_distribution, which acts step by step, but whole episodes are read from "
                 "their first step: override _get_action_dist_from_latent instead, which both go through"
