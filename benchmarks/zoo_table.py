@@ -379,8 +379,7 @@ def to_markdown(rows: list[dict[str, Any]], crashes: list[str], made_by: dict[st
             conf: [row["reached"] for row in aims if row["conf"] == conf] for conf in dict.fromkeys(r["conf"] for r in aims)
         }
         return ", ".join(
-            f"{conf} {values.count(True)} of {len(values)}"
-            + (f" ({values.count(None)} not run)" if None in values and any(value is not None for value in values) else "")
+            f"{conf} {values.count(True)} of {len(values)}" + (f" ({values.count(None)} not run)" if None in values else "")
             for conf, values in reached.items()
         )
 

@@ -20,7 +20,7 @@ from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.lab.collect import check_environment, frozen
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
-from sb3_reinforce.masking import MASK_KEY, has_mask_key
+from sb3_reinforce.masking import split_observation
 from sb3_reinforce.policies import averaged_model
 from sb3_reinforce.policy_step import clone_tensors, compute_gradient
 from sb3_reinforce.reading import make_reader
@@ -251,15 +251,15 @@ def as_batch(
         raise ValueError(f"actions must be of shape {(n_steps, *action_shape)}, not {actions.shape}")
     if isinstance(model.action_space, spaces.Box) and policy.squash_output:
         actions = policy.scale_action(actions)
-    to_tensor: Any = obs_as_tensor(observations, model.device)
-    has_masks = model.use_masking and has_mask_key(space)
+    seen: Any = obs_as_tensor(observations, model.device)
+    seen, masks = split_observation(seen) if model.use_masking else (seen, None)
     return EpisodeBatch(
-        observations={key: part for key, part in to_tensor.items() if key != MASK_KEY} if has_masks else to_tensor,
+        observations=seen,
         actions=th.as_tensor(np.asarray(actions).reshape(n_steps, -1), device=model.device),
         rewards=np.zeros(n_steps),
         episode_lengths=lengths,
         cut_steps=np.zeros(0, dtype=np.int64),
         final_observations=None,
         locate=lambda step: (0, step),
-        action_masks=to_tensor[MASK_KEY].flatten(1).bool() if has_masks else None,
+        action_masks=None if masks is None else masks.flatten(1).bool(),
     )
