@@ -38,7 +38,7 @@ def run_lstm(lstm: nn.LSTM, inputs: th.Tensor) -> th.Tensor:
         outputs = lstm(inputs)[0]
         return outputs
     if not is_plain(lstm):
-        # It differentiates in training mode only, and not twice
+        # cuDNN differentiates in training mode only, and not twice
         with th.backends.cudnn.flags(enabled=False):
             outputs = lstm(inputs)[0]
         return outputs
