@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_reinforce import REINFORCE
@@ -26,6 +27,110 @@ class GradientRecorder(th.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self.recorded.append([None if p.grad is None else p.grad.clone() for p in parameters])
+
+
+def optimizer_steps(model: REINFORCE) -> list[dict[str, np.ndarray]]:
+    """A list that grows with every step of the optimizer, by the gradient of each parameter that has one."""
+    steps: list[dict[str, np.ndarray]] = []
+
+    def note(*_: Any) -> None:
+        named = model.policy.named_parameters()
+        steps.append({name: parameter.grad.numpy().copy() for name, parameter in named if parameter.grad is not None})
+
+    model.policy.optimizer.register_step_pre_hook(note)
+    return steps
+
+
+class UpdateByHand(NamedTuple):
+    """
+    An update, computed step by step from the definitions: flat arrays, the episodes of an environment in a row.
+
+    :param returns: What the critic is fitted on.
+    :param advantages: Return minus baseline.
+    :param gradient: Of the loss, by the name of the parameter.
+    """
+
+    returns: np.ndarray
+    advantages: np.ndarray
+    gradient: dict[str, np.ndarray]
+
+
+class UpdatesByHand(BaseCallback):
+    """Computes each update of a policy without recurrence, from the rollout and the model's arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates: list[UpdateByHand] = []
+
+    def _on_rollout_start(self) -> None:
+        self.finals: dict[tuple[int, int], np.ndarray] = {}
+        self.n_steps = 0
+
+    def _on_step(self) -> bool:
+        for env_idx, info in enumerate(self.locals["infos"]):
+            if info.get("TimeLimit.truncated", False):
+                self.finals[env_idx, self.n_steps] = info["terminal_observation"]
+        self.n_steps += 1
+        return True
+
+    def _on_rollout_end(self) -> None:
+        model, buffer = self.model, self.model.rollout_buffer
+        gamma, ent_coef = model.gamma, model.ent_coef_schedule(model._current_progress_remaining)
+        episodes, log_probs, entropies = [], [], []
+        for env_idx, ends in enumerate(buffer.episode_ends):
+            for start, end in zip([0, *ends], ends, strict=False):
+                observations = th.as_tensor(buffer.observations[start:end, env_idx])
+                actions = th.as_tensor(buffer.actions[start:end, env_idx].reshape(-1, *model.action_space.shape))
+                values, log_prob, entropy = model.policy.evaluate_actions(observations, actions)
+                rewards, values = buffer.rewards[start:end, env_idx].astype(float), values.detach().flatten().double().numpy()
+                if model.entropy_in_return:
+                    rewards -= ent_coef * log_prob.detach().numpy()
+                bootstraps = model.baseline == "value" and model.bootstrap_at_time_limit and model._n_updates > 0
+                if bootstraps and (env_idx, end - 1) in self.finals:
+                    final = th.as_tensor(self.finals[env_idx, end - 1])[None]
+                    rewards[-1] += gamma * model.policy.predict_values(final).item()
+                episodes.append((rewards, values))
+                log_probs.append(log_prob)
+                entropies.append(entropy)
+        lengths = [len(rewards) for rewards, _ in episodes]
+        to_go = [
+            [sum(gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(len(rewards))] for rewards, _ in episodes
+        ]
+        whole = [[returns[0]] * len(returns) for returns in to_go]
+        credited = whole if model.return_type == "episode" else to_go
+        returns, advantages = np.concatenate(to_go), []
+        for n, (rewards, values) in enumerate(episodes):
+            others = [credited[m] for m in range(len(episodes)) if m != n]
+            for t in range(lengths[n]):
+                at_the_same_time = [other[t] for other in others if len(other) > t]
+                baseline = {
+                    "value": values[t],
+                    "mean": np.mean([np.mean(episode) for episode in credited]),
+                    "leave_one_out": np.mean([np.mean(other) for other in others]) if others else 0.0,
+                    "time_step": np.mean(at_the_same_time or [np.mean(other) for other in others]) if others else 0.0,
+                    None: 0.0,
+                }[model.baseline]
+                advantages.append(credited[n][t] - baseline)
+                if model.gae_lambda < 1.0:
+                    differences = rewards + gamma * np.append(values[1:], 0.0) - values
+                    decay = gamma * model.gae_lambda
+                    advantages[-1] = sum(decay**k * difference for k, difference in enumerate(differences[t:]))
+        weights = np.array(advantages)
+        if model.gae_lambda < 1.0:
+            returns = weights + np.concatenate([values for _, values in episodes])
+        if model.normalize_advantage:
+            weights = (weights - weights.mean()) / (weights.std(ddof=1) + 1e-8)
+        if model.discounted_weighting and model.return_type == "reward_to_go":
+            weights = weights * np.concatenate([gamma ** np.arange(length) for length in lengths])
+        loss = -(th.as_tensor(weights) * th.cat(log_probs).double()).sum()
+        if not model.entropy_in_return:
+            loss = loss - ent_coef * th.cat(entropies).double().sum()
+        loss = loss / (len(episodes) if model.loss_reduction == "episode" else sum(lengths))
+        names, parameters = zip(*model.policy.named_parameters(), strict=True)
+        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        pairs = zip(names, gradients, strict=True)
+        gradient = {name: part.numpy() for name, part in pairs if part is not None}
+        self.updates.append(UpdateByHand(returns, np.array(advantages), gradient))
 
 
 def linear_model(env: str = "sb3_reinforce/DiamondHill-v0", **kwargs: Any) -> REINFORCE:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FixedLengthEnv
+from helpers import FixedLengthEnv, UpdatesByHand
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_a2c import EPISODE_LENGTH, NoisyRewardEnv, TorchSampledPolicy
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.reading import BatchReader
 
 ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "returns", "advantages")
 
@@ -142,45 +141,58 @@ def test_steps_that_were_not_counted_are_marked_and_hold_zeros(baseline):
     ],
     ids=str,
 )
-def test_the_arrays_are_what_the_update_uses_and_reading_them_changes_nothing(kwargs, monkeypatch):
-    def trained(look):
+def test_the_arrays_are_what_the_update_uses_and_reading_them_changes_nothing(kwargs):
+    def trained(*callbacks):
         env = make_vec_env("Pendulum-v1", 3, seed=0)
-        model = REINFORCE("MlpPolicy", env, n_steps=210, seed=1, micro_batch_size=100, **kwargs)
-        used, step = [], model._policy_step
-        monkeypatch.setattr(model, "_policy_step", lambda *args: (used.append(args[2]), step(*args))[1])
-        return learn_and_look(model, 3_000, look), used, model.policy.parameters_to_vector()
+        model = REINFORCE("MlpPolicy", env, n_steps=210, max_rollout_steps=410, seed=1, micro_batch_size=100, **kwargs)
+        model.learn(2_000, callback=[*callbacks])
+        return model.policy.parameters_to_vector()
 
     def flat(buffer):
-        return {name: getattr(buffer, name).T[buffer.counted.T] for name in (*ARRAYS[4:], "returns")}
+        return {name: getattr(buffer, name).T[buffer.counted.T] for name in ("advantages", "returns")}
 
-    seen, used, parameters = trained(flat)
-    assert len(used) == len(seen) >= 2
-    for arrays, step_weights in zip(seen, used, strict=True):
-        np.testing.assert_allclose(arrays["advantages"], step_weights.advantages, rtol=1e-6, atol=1e-5)
-        np.testing.assert_allclose(arrays["returns"], step_weights.rewards_to_go, rtol=1e-6)
-    np.testing.assert_array_equal(parameters, trained(lambda buffer: None)[2])
+    seen, by_hand = AtRolloutEnd(flat), UpdatesByHand()
+    parameters = trained(seen, by_hand)
+    assert len(by_hand.updates) == len(seen.seen) >= 2
+    for arrays, update in zip(seen.seen, by_hand.updates, strict=True):
+        np.testing.assert_allclose(arrays["advantages"], update.advantages, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(arrays["returns"], update.returns, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(parameters, trained())
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"entropy_in_return": True, "ent_coef": 0.1}], ids=str)
-def test_nobody_pays_for_what_nobody_reads_and_nobody_pays_twice(kwargs, monkeypatch):
-    calls = []
-    for name in ("values", "log_probs"):
-        method = getattr(BatchReader, name)
-        monkeypatch.setattr(BatchReader, name, lambda *args, name=name, method=method: (calls.append(name), method(*args))[1])
+def test_nobody_pays_for_what_nobody_reads_and_nobody_pays_twice(kwargs):
+    def passes(look):
+        """Forward passes without a gradient, which is none of the update's own, from the end of the rollout on."""
+        counts = {"action_net": 0, "value_net": 0}
 
-    def calls_of(look):
-        calls.clear()
-        learn_and_look(uneven_model(**kwargs), 1, look)
-        return sorted(calls)
+        class Counting(AtRolloutEnd):
+            def _on_rollout_end(self):
+                for name in counts:
 
-    of_the_update = ["log_probs", "values"] if kwargs else ["values"]
-    assert calls_of(lambda buffer: (buffer.rewards, buffer.episode_starts, buffer.counted)) == of_the_update
-    assert calls_of(lambda buffer: (buffer.values, buffer.returns, buffer.advantages, buffer.values)) == of_the_update
-    assert calls_of(copies) == ["log_probs", "values"]
-    model = uneven_model(**kwargs).learn(1)
-    calls.clear()
+                    def count(*_, name=name):
+                        counts[name] += not th.is_grad_enabled()
+
+                    getattr(self.model.policy, name).register_forward_hook(count)
+                super()._on_rollout_end()
+
+        uneven_model(**kwargs).learn(1, callback=Counting(look))
+        return counts
+
+    of_the_update = {"action_net": 1 if kwargs else 0, "value_net": 1}
+    assert passes(lambda buffer: (buffer.rewards, buffer.episode_starts, buffer.counted)) == of_the_update
+    assert passes(lambda buffer: (buffer.values, buffer.returns, buffer.advantages, buffer.values)) == of_the_update
+    assert passes(copies) == {"action_net": 1, "value_net": 1}
+
+
+def test_a_second_update_is_of_another_policy():
+    model = uneven_model(critic_epochs=1, critic_learning_rate=0.1).learn(1)
+    before = model.rollout_buffer.values.copy()
+    with th.no_grad():
+        values = model.policy.predict_values(model.rollout_buffer.whole_episodes().observations).flatten().numpy()
     model.train()
-    assert sorted(calls) == of_the_update, "a second update is of another policy"
+    assert np.abs(values - before.T[COUNTED.T]).max() > 0.01
+    np.testing.assert_allclose(model.rollout_buffer.values.T[COUNTED.T], values, rtol=1e-5)
 
 
 def test_what_a_callback_writes_to_the_rewards_is_learned_from():

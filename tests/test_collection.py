@@ -128,11 +128,20 @@ def value_after_first_update(model):
     model._n_updates = 1
 
 
-def learned_returns(model, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(model, "_fit_critic", lambda reader, batch, rewards_to_go, actors: seen.update(returns=rewards_to_go))
-    model.learn(1)
-    return seen["returns"]
+def learned_returns(model):
+    """Of the first update, the episodes of an environment in a row."""
+    seen = []
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.model.rollout_buffer
+            seen.append(buffer.returns.T[buffer.counted.T])
+
+    model.learn(1, callback=Look())
+    return seen[0]
 
 
 @pytest.mark.parametrize(
@@ -143,36 +152,35 @@ def learned_returns(model, monkeypatch):
         (False, {}, 1),
     ],
 )
-def test_time_limits_are_bootstrapped_and_terminations_are_not(monkeypatch, truncate, switches, last_return):
+def test_time_limits_are_bootstrapped_and_terminations_are_not(truncate, switches, last_return):
     model = make_model(fixed_length_envs([3], truncate=truncate), n_steps=3, gamma=0.5, **switches)
     value_after_first_update(model)
-    returns = learned_returns(model, monkeypatch)
+    returns = learned_returns(model)
     np.testing.assert_allclose(returns, [1.5 + last_return / 4, 1 + last_return / 2, last_return], rtol=1e-6)
 
 
-def test_never_bootstraps_from_an_untrained_critic(monkeypatch):
+def test_never_bootstraps_from_an_untrained_critic():
     model = make_model(fixed_length_envs([3], truncate=True), n_steps=3, gamma=0.5)
     value_after_first_update(model)
     model._n_updates = 0
-    np.testing.assert_allclose(learned_returns(model, monkeypatch), [1.75, 1.5, 1.0])
+    np.testing.assert_allclose(learned_returns(model), [1.75, 1.5, 1.0])
 
 
-def test_bootstraps_from_the_true_final_observation(monkeypatch):
-    model = make_model(fixed_length_envs([3], [5], truncate=True), n_episodes=2, gamma=1.0)
+def test_bootstraps_from_the_true_final_observation():
+    envs = fixed_length_envs([3], [5], truncate=True)
+    model = make_model(envs, n_episodes=2, gamma=1.0, policy_kwargs={"net_arch": []})
     model._n_updates = 1
-    monkeypatch.setattr(model.policy, "predict_values", lambda obs: obs[:, :1] * 100)
-    returns = learned_returns(model, monkeypatch)
+    with th.no_grad():
+        model.policy.value_net.weight.copy_(th.tensor([[100.0, 0.0]]))
+    returns = learned_returns(model)
     # The observation is the time: 3 and 5 at the limits, and 0 after the reset that follows
     np.testing.assert_allclose(returns, [303, 302, 301, 505, 504, 503, 502, 501])
 
 
-def test_without_a_critic_the_limit_is_the_end(monkeypatch):
-    seen = []
+def test_without_a_critic_the_limit_is_the_end():
     model = make_model(fixed_length_envs([3], truncate=True), n_steps=3, gamma=0.5, baseline=None)
-    monkeypatch.setattr(model, "_policy_step", lambda reader, batch, weights, ent_coef: seen.append(weights.weights))
     model._n_updates = 1
-    model.learn(1)
-    np.testing.assert_allclose(seen[0], [1.75, 1.5, 1.0])
+    np.testing.assert_allclose(learned_returns(model), [1.75, 1.5, 1.0])
 
 
 @pytest.mark.parametrize("budget", [{"n_steps": 10}, {"n_episodes": 3}])
@@ -281,7 +289,7 @@ def test_cut_episodes_are_bootstrapped_even_without_time_limits(monkeypatch):
     model = make_model(fixed_length_envs([10**9]), n_steps=1, max_rollout_steps=2, gamma=0.5, bootstrap_at_time_limit=False)
     value_after_first_update(model)
     with pytest.warns(UserWarning, match="max_rollout_steps"):
-        np.testing.assert_allclose(learned_returns(model, monkeypatch), [1 + 0.5 * 4.5, 4.5])
+        np.testing.assert_allclose(learned_returns(model), [1 + 0.5 * 4.5, 4.5])
 
 
 def test_after_a_cut_the_next_rollout_starts_anew():

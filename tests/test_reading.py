@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 
@@ -36,7 +37,14 @@ def test_the_entropy_of_squashed_actions_is_logged(micro_batch_size):
     model = squashing_model(micro_batch_size=micro_batch_size, ent_coef=0.1)
     model.set_logger(Logger(None, []))
     seen = []
-    policy_step = model._policy_step
-    model._policy_step = lambda *args: (seen.append(args[0].log_probs(args[1])), policy_step(*args))[1]
-    model.learn(1)
-    assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(seen[0].mean(), rel=1e-5)
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.model.rollout_buffer
+            seen.append(buffer.log_probs[buffer.counted].mean())
+
+    model.learn(1, callback=Look())
+    assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(seen[0], rel=1e-5)

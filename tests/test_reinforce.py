@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FixedLengthEnv
-from stable_baselines3.common.callbacks import EvalCallback
+from helpers import FixedLengthEnv, UpdatesByHand, optimizer_steps
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -20,7 +20,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer
-from sb3_reinforce.reading import BatchReader
 
 
 class AnySpacesEnv(gym.Env):
@@ -71,8 +70,9 @@ def any_spaces_vec_env(observation_space, action_space, n_envs=2):
 def test_action_spaces(action_space, policy, observation_space, baseline):
     model = REINFORCE(policy, any_spaces_vec_env(observation_space, action_space), n_episodes=4, baseline=baseline)
     model.learn(40)
-    observation = model.observation_space.sample()
-    assert action_space.contains(model.predict(observation)[0]) or isinstance(action_space, spaces.MultiBinary)
+    action, _ = model.predict(model.observation_space.sample())
+    # SB3 hands out bits as float32, which MultiBinary does not contain
+    assert action_space.contains(action.astype(action_space.dtype)) and action.dtype in (action_space.dtype, np.float32)
 
 
 @pytest.mark.parametrize("policy, observation_space", OBSERVATION_SPACES, ids=lambda x: str(x)[:30])
@@ -91,35 +91,50 @@ def test_observation_spaces(policy, observation_space, n_envs):
     [
         {},
         {"discounted_weighting": True, "loss_reduction": "episode", "n_steps": 30},
-        {"entropy_in_return": True, "ent_coef": "lin_0.01", "normalize_advantage": True, "n_episodes": 3},
-        {"ent_coef": lambda progress: 0.01 * progress, "critic_learning_rate": "lin_0.01", "gamma": 1.0},
+        {"entropy_in_return": True, "ent_coef": "lin_0.5", "normalize_advantage": True, "n_episodes": 3},
+        {"ent_coef": lambda progress: 5.0 * progress, "critic_learning_rate": "lin_0.01", "gamma": 1.0},
     ],
     ids=range(4),
 )
-def test_switches_run_together(return_type, baseline, switches):
-    model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, return_type=return_type, seed=0, **switches)
-    before = model.policy.parameters_to_vector()
-    model.learn(300)
-    assert not np.array_equal(model.policy.parameters_to_vector(), before)
+def test_every_combination_of_switches_gives_the_gradient_of_its_definition(return_type, baseline, switches):
+    env = make_vec_env("CartPole-v1", 2, seed=0)
+    switches = switches if "n_episodes" in switches else {"n_steps": 60, **switches}
+    # A policy far from the uniform one, at which the entropy has no gradient
+    policy_kwargs = {"ortho_init": False, "net_arch": [8]}
+    kwargs = {"max_grad_norm": float("inf"), "seed": 0, "device": "cpu", "policy_kwargs": policy_kwargs, **switches}
+    assert_updates_are_those_by_hand(REINFORCE("MlpPolicy", env, baseline=baseline, return_type=return_type, **kwargs))
 
 
-def test_gae_differs_from_monte_carlo():
-    def parameters(gae_lambda):
-        model = REINFORCE("MlpPolicy", "CartPole-v1", gae_lambda=gae_lambda, seed=0)
-        return model.learn(300).policy.parameters_to_vector()
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.9])
+def test_the_gradient_with_gae(env_id, gae_lambda):
+    env = make_vec_env(env_id, 2, seed=0)
+    budget = {"n_episodes": 2, "max_rollout_steps": 200}
+    kwargs = {**budget, "max_grad_norm": float("inf"), "critic_learning_rate": 1.0, "seed": 0, "device": "cpu"}
+    assert_updates_are_those_by_hand(REINFORCE("MlpPolicy", env, gae_lambda=gae_lambda, **kwargs), total_timesteps=450)
 
-    assert not np.allclose(parameters(1.0), parameters(0.9))
+
+def assert_updates_are_those_by_hand(model, total_timesteps=300):
+    model.critic_epochs, steps, by_hand = 1, optimizer_steps(model), UpdatesByHand()
+    model.learn(total_timesteps, callback=by_hand)
+    n_steps = 2 if model.baseline == "value" else 1
+    assert len(steps) == n_steps * len(by_hand.updates) == n_steps * model._n_updates > n_steps
+    for gradient, update in zip(steps[::n_steps], by_hand.updates, strict=True):
+        assert gradient.keys() == update.gradient.keys()
+        size = max(np.abs(part).max() for part in update.gradient.values())
+        assert size > 0.0
+        for name, part in update.gradient.items():
+            np.testing.assert_allclose(gradient[name], part, atol=1e-4 * size, rtol=1e-4)
 
 
-def test_gae_targets_are_advantage_plus_value(monkeypatch):
-    model = REINFORCE("MlpPolicy", "CartPole-v1", gae_lambda=0.9, n_steps=20, seed=0)
-    seen = {}
-    monkeypatch.setattr(model, "_policy_step", lambda *args: seen.update(advantages=args[2].weights))
-    monkeypatch.setattr(model, "_fit_critic", lambda reader, batch, targets, actors: seen.update(targets=targets))
-    model.learn(1)
-    with th.no_grad():
-        values = model.policy.predict_values(model.rollout_buffer.whole_episodes().observations).flatten()
-    np.testing.assert_allclose(seen["targets"] - seen["advantages"], values, atol=1e-5)
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.9])
+def test_the_critic_is_fitted_on_advantage_plus_value(gae_lambda):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", gae_lambda=gae_lambda, n_steps=20, critic_epochs=1, seed=0, device="cpu")
+    by_hand = UpdatesByHand()
+    model.learn(1, callback=by_hand)
+    # Its first loss is that of the values that were subtracted
+    loss = np.mean(by_hand.updates[0].advantages ** 2)
+    assert model.logger.name_to_value["train/value_loss"] == pytest.approx(loss, rel=1e-4)
 
 
 class BringsItsOwnCritic(ActorCriticPolicy):
@@ -170,21 +185,16 @@ class SharedLinearExtractor(FlattenExtractor):
         return self.linear(super().forward(observations))
 
 
-def test_the_critic_does_not_move_what_it_shares_with_the_actor(monkeypatch):
+def test_the_critic_does_not_move_what_it_shares_with_the_actor():
     model = REINFORCE(
         "MlpPolicy", "CartPole-v1", policy_kwargs={"features_extractor_class": SharedLinearExtractor}, seed=0, critic_epochs=3
     )
-    after_policy_step = {}
-    fit = model._fit_critic
-
-    def noting_fit(*args):
-        after_policy_step.update({name: p.detach().clone() for name, p in model.policy.named_parameters()})
-        fit(*args)
-
-    monkeypatch.setattr(model, "_fit_critic", noting_fit)
+    steps = optimizer_steps(model)
     model.learn(1)
-    moved = {name for name, p in model.policy.named_parameters() if not th.equal(p, after_policy_step[name])}
-    assert moved and all("value_net" in name for name in moved)
+    policy_step, *critic_steps = steps
+    assert "features_extractor.linear.weight" in policy_step and not any("value" in name for name in policy_step)
+    critic = {name for name, _ in model.policy.named_parameters() if "value_net" in name}
+    assert [set(step) for step in critic_steps] == [critic] * 3
 
 
 def test_a_large_value_loss_does_not_shrink_the_policy_gradient():
@@ -195,16 +205,6 @@ def test_a_large_value_loss_does_not_shrink_the_policy_gradient():
         return th.cat([p.flatten() for name, p in model.policy.named_parameters() if "value" not in name]).detach()
 
     assert th.equal(policy_parameters(100.0, 1e-6), policy_parameters(100.0, 1e6))
-
-
-def test_the_critic_is_fitted_after_it_was_used(monkeypatch):
-    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
-    order = []
-    for owner, name in ((BatchReader, "values"), (model, "_policy_step"), (model, "_fit_critic")):
-        method = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, name=name, method=method: (order.append(name), method(*args))[1])
-    model.learn(1)
-    assert order == ["values", "_policy_step", "_fit_critic"]
 
 
 def test_the_critic_learns_the_returns():
@@ -237,13 +237,24 @@ def test_schedules_never_see_what_lies_beyond_their_end():
     assert min(seen) == 0.0
 
 
-def test_entropy_coefficient_decays(tmp_path):
+def test_entropy_coefficient_decays():
+    class Records(Logger):
+        def record(self, key, value, exclude=None):
+            seen.setdefault(key, []).append(value)
+
+    class Steps(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            progress_left.append(max(0.0, 1.0 - self.num_timesteps / 2_000))
+
+    seen, progress_left = {}, []
     model = REINFORCE("MlpPolicy", "CartPole-v1", ent_coef="lin_0.5", seed=0)
-    seen = []
-    policy_step = model._policy_step
-    model._policy_step = lambda *args: (seen.append(args[-1]), policy_step(*args))[1]
-    model.learn(2_000)
-    assert 0.5 > seen[0] > seen[-1] >= -1e-9
+    model.set_logger(Records(None, []))
+    model.learn(2_000, callback=Steps())
+    assert len(progress_left) > 3
+    np.testing.assert_allclose(seen["train/ent_coef"], 0.5 * np.array(progress_left))
 
 
 def test_same_seed_same_parameters_bit_for_bit():
@@ -300,19 +311,17 @@ def test_logged_numbers_of_one_known_rollout():
     assert "train/value_loss" not in logged and "train/explained_variance" not in logged
 
 
-def test_dropout_acts_and_differentiates_the_same_policy(monkeypatch):
+def test_dropout_acts_and_differentiates_the_same_policy():
     class Dropout(FlattenExtractor):
         def forward(self, observations):
             return th.nn.functional.dropout(super().forward(observations), 0.5, self.training)
 
     model = REINFORCE("MlpPolicy", "CartPole-v1", policy_kwargs={"features_extractor_class": Dropout}, seed=0)
-    modes = []
-    evaluate = BatchReader.log_prob_and_entropy
-    monkeypatch.setattr(
-        BatchReader, "log_prob_and_entropy", lambda *args: (modes.append(model.policy.training), evaluate(*args))[1]
-    )
-    model.learn(1)
-    assert modes == [False]
+    model.max_grad_norm, steps, by_hand = float("inf"), optimizer_steps(model), UpdatesByHand()
+    # By hand, the policy is in the mode in which it acted
+    model.learn(1, callback=by_hand)
+    for name, part in by_hand.updates[0].gradient.items():
+        np.testing.assert_allclose(steps[0][name], part, atol=1e-4)
 
 
 def test_eval_callback_vec_normalize_and_frame_stack(tmp_path):
