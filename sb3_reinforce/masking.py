@@ -69,7 +69,8 @@ def unmasked_space(observation_space: spaces.Space[Any], action_space: spaces.Sp
     if shape is None or int(np.prod(shape)) != n_options:
         raise ValueError(
             f"The key {MASK_KEY!r} of the observation space has shape {shape}, but the action space {action_space} "
-            f"needs {n_options} entries"
+            f"needs {n_options} entries. If frames are stacked, stack them below the mask: "
+            "ActionMaskInObservation(FrameStackObservation(env, 4))"
         )
     return spaces.Dict(others)
 
@@ -306,21 +307,42 @@ def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_sp
     return result
 
 
-def masks_for(policy: ActorCriticPolicy, masks: Any, observation: Any) -> th.Tensor:
+def split_masks(policy: ActorCriticPolicy, observation: Any) -> tuple[Any, Any]:
     """
-    Check masks that were handed over together with observations.
+    Take the masks out of an observation, unless the policy was built to see them.
+
+    :param policy: Which is given the observation.
+    :param observation: One or several observations.
+    :return: The observation as the network sees it, and the masks, None if there are none.
+    """
+    return (observation, None) if has_mask_key(policy.observation_space) else split_observation(observation)
+
+
+def take_masks(policy: ActorCriticPolicy, observation: Any, action_masks: Any = None) -> tuple[Any, th.Tensor | None]:
+    """
+    Take the masks out of what a policy is given, and check them.
 
     :param policy: Which is to act.
-    :param masks: One for each observation.
-    :param observation: One or several.
-    :return: Shape ``(n_observations, n_options)``.
+    :param observation: One or several observations as NumPy arrays, or several as tensors.
+    :param action_masks: One for each observation; they rule over those in the observation.
+    :return: The observation without the mask; and the masks, shape ``(n_observations, n_options)``, None if there are none.
     :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
     """
-    choices = choices_of(policy.action_space)
-    tensors, is_batch = policy.obs_to_tensor(observation)
+    observation, observed_masks = split_masks(policy, observation)
+    action_masks = observed_masks if action_masks is None else action_masks
+    if action_masks is None:
+        return observation, None
+    action_dims = choices_of(policy.action_space)
+    if isinstance(action_masks, th.Tensor):
+        if th.jit.is_tracing() or th.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
+            # What leaves PyTorch here becomes a constant
+            return observation, action_masks.flatten(1).bool()
+        action_masks = action_masks.cpu().numpy()
+    is_tensor = isinstance(next(iter(observation.values())) if isinstance(observation, dict) else observation, th.Tensor)
+    tensors, is_batch = (observation, True) if is_tensor else policy.obs_to_tensor(observation)
     n_rows = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
-    rows = masks if is_batch else [masks]
-    return th.as_tensor(check_masks(rows, choices, n_rows, "of observation {}"), device=policy.device)
+    rows = action_masks if is_batch else [action_masks]
+    return observation, th.as_tensor(check_masks(rows, action_dims, n_rows, "of observation {}"), device=policy.device)
 
 
 class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):

@@ -7,6 +7,10 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sb3_reinforce.masking import MASK_KEY, as_booleans, choices_of, masked, split_masks, take_masks
+
+#: What makes the distribution of a policy.
+ACTING_METHODS = ("get_distribution", "_get_action_dist_from_latent")
 #: Policies with memory, which need sb3-contrib.
 RECURRENT_POLICIES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
 
@@ -43,6 +47,18 @@ def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     """
     own: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
     return own
+
+
+def is_own(policy: ActorCriticPolicy, method: str) -> bool:
+    """
+    Tell whether a policy, or its class, has a method that is not of SB3, sb3-contrib or this package.
+
+    :param policy: Any actor-critic policy, not compiled.
+    :param method: Its name.
+    :return: Whether it overrides it.
+    """
+    libraries = ("stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
+    return method in vars(policy) or not getattr(type(policy), method).__module__.startswith(libraries)
 
 
 def remove_critic(policy: ActorCriticPolicy) -> None:
@@ -88,9 +104,13 @@ def reset_noise_apart(policy: ActorCriticPolicy) -> None:
         policy.reset_noise()
 
 
-class OptionalCriticMixin:
+class OptionalCriticMixin(ActorCriticPolicy):
     """
-    Adds ``use_critic`` to an SB3 actor-critic policy; mix it in first to give a custom policy the same choice.
+    Adds ``use_critic`` and action masks to an SB3 actor-critic policy; mix it in first to give a custom policy the same.
+
+    Every method takes observations as the environment gives them, with the mask under ``action_mask``, and the network sees
+    them without. Methods that act also take masks as ``action_masks``, which rule over those in the observation: booleans,
+    or 0 and 1, in the layout of sb3-contrib, shape ``(n_observations, n_options)``.
 
     SB3's default optimizer (Adam with an epsilon of 1e-5) becomes PyTorch's fused version of the same, whose step costs a
     third on small networks.
@@ -104,14 +124,77 @@ class OptionalCriticMixin:
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
         super().__init__(*args, **kwargs)
         if not use_critic:
-            assert isinstance(self, ActorCriticPolicy)
             remove_critic(self)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "use_critic": self.use_critic}  # type: ignore[misc]
+        # SB3's own classes do not know it, and can load what has a critic
+        critic_choice = {} if self.use_critic else {"use_critic": False}
+        return {**super()._get_constructor_parameters(), **critic_choice}
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """
+        Convert an observation to tensors, as in SB3; its mask stays with it.
+
+        :param observation: One or several observations.
+        :return: The tensors, and whether there were several.
+        :raises ValueError: If a mask has the wrong shape or type.
+        """
+        observation, masks = split_masks(self, observation)
+        tensors, is_batch = super().obs_to_tensor(observation)
+        if masks is not None:
+            rows = masks if is_batch else [masks]
+            booleans = as_booleans(rows, sum(choices_of(self.action_space)), len(rows), "of observation {}")
+            assert isinstance(tensors, dict)
+            tensors = {**tensors, MASK_KEY: th.as_tensor(booleans, device=self.device)}
+        return tensors, is_batch
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> Any:
+        """
+        Choose actions, as in SB3, among those that are allowed.
+
+        :param observation: One or several observations.
+        :param state: Hidden states, for recurrent policies.
+        :param episode_start: Where episodes start, for recurrent policies.
+        :param deterministic: Whether to choose the most probable action.
+        :param action_masks: Shape ``(n_options,)`` for one observation, ``(n_observations, n_options)`` for several.
+        :return: The actions and the next hidden states.
+        :raises ValueError: If a mask has the wrong shape or type, or allows no action.
+        """
+        observation, masks = take_masks(self, observation, action_masks)
+        with masked(self, masks):
+            return super().predict(observation, state, episode_start, deterministic)
+
+    def get_distribution(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.get_distribution``: the distribution over the actions that are allowed."""
+        obs, masks = take_masks(self, obs, action_masks)
+        with masked(self, masks):
+            return super().get_distribution(obs, *args, **kwargs)
+
+    def forward(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.forward``: actions that are allowed, and their log-probabilities."""
+        obs, masks = take_masks(self, obs, action_masks)
+        with masked(self, masks):
+            return super().forward(obs, *args, **kwargs)
+
+    def evaluate_actions(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.evaluate_actions``: log-probabilities and entropy of the distribution of the allowed."""
+        obs, masks = take_masks(self, obs, action_masks)
+        with masked(self, masks):
+            return super().evaluate_actions(obs, *args, **kwargs)
+
+    def predict_values(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.predict_values``: a mask changes no value."""
+        return super().predict_values(split_masks(self, obs)[0], *args, **kwargs)
 
 
-class MlpPolicy(OptionalCriticMixin, ActorCriticPolicy):
+class MlpPolicy(OptionalCriticMixin):
     """SB3's ``ActorCriticPolicy`` with the additional argument ``use_critic``."""
 
 

@@ -11,29 +11,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.masking import masked
-from sb3_reinforce.policies import has_memory, uncompiled
+from sb3_reinforce.policies import ACTING_METHODS, has_memory, is_own, uncompiled
 from sb3_reinforce.returns import Array
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
 
 #: Which steps of a batch: a slice, or a tensor of indices.
 Steps = Any
-
-
-#: What makes the distribution of a policy.
-ACTING_METHODS = ("get_distribution", "_get_action_dist_from_latent")
-
-
-def is_own(policy: ActorCriticPolicy, method: str) -> bool:
-    """
-    Tell whether a policy, or its class, has a method that is not of SB3 or sb3-contrib.
-
-    :param policy: Any actor-critic policy, not compiled.
-    :param method: Its name.
-    :return: Whether it overrides it.
-    """
-    function = getattr(type(policy), method)
-    return method in vars(policy) or not function.__module__.startswith(("stable_baselines3.", "sb3_contrib."))
 
 
 class BatchReader:
@@ -154,10 +138,8 @@ class BatchReader:
         :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
-        policy_class = type(uncompiled(self.policy))
-        if policy_class.forward is ActorCriticPolicy.forward or (
-            policy_class.predict_values is not ActorCriticPolicy.predict_values
-        ):
+        own = uncompiled(self.policy)
+        if not is_own(own, "forward") or is_own(own, "predict_values"):
             return self.values(batch)
 
         def values_of_forward(piece: slice) -> th.Tensor:

@@ -24,8 +24,8 @@ from torch import nn
 from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.lstm import is_plain, run_lstm
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import OptionalCriticMixin, uncompiled
-from sb3_reinforce.reading import BatchReader, Steps, is_own
+from sb3_reinforce.policies import OptionalCriticMixin, is_own, uncompiled
+from sb3_reinforce.reading import BatchReader, Steps
 from sb3_reinforce.returns import Array, IntArray
 from sb3_reinforce.sampling import (
     ActionSampler,
@@ -329,7 +329,7 @@ def make_recurrent_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.rando
     :return: The sampler, which remembers.
     """
     assert isinstance(policy, RecurrentActorCriticPolicy)
-    if not has_standard_distribution(policy, RecurrentActorCriticPolicy):
+    if not has_standard_distribution(policy):
         return RecurrentDistributionSampler(policy, n_envs)
     make_actor = NumpyLstmActor if is_standard_lstm(policy) else TorchLstmActor
     return RecurrentSampler(make_actor(policy, n_envs), make_draw(policy, n_envs, rng))

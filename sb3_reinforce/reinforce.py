@@ -38,7 +38,7 @@ from sb3_reinforce.collection import (
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
 from sb3_reinforce.joint_training import JointTraining
-from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, masks_for, split_observation, unmasked_space
+from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, take_masks, unmasked_space
 from sb3_reinforce.model_files import check_model_file, written_whole
 from sb3_reinforce.policies import (
     RECURRENT_POLICIES,
@@ -506,17 +506,14 @@ class REINFORCE(OnPolicyAlgorithm):
             (used in recurrent policies)
         :raises ValueError: If a mask has the wrong shape or type, or allows no action.
         """
-        if self.use_masking:
-            observation, observed_masks = split_observation(observation)
-            action_masks = observed_masks if action_masks is None else action_masks
-            if action_masks is None:
-                self._warn_once(
-                    "no masks",
-                    "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or "
-                    "wrap the environment in sb3_reinforce.masking.ActionMaskInObservation",
-                )
         policy = self.averaged_policy
-        masks = None if action_masks is None else masks_for(policy, action_masks, observation)
+        observation, masks = take_masks(policy, observation, action_masks)
+        if self.use_masking and masks is None:
+            self._warn_once(
+                "no masks",
+                "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or "
+                "wrap the environment in sb3_reinforce.masking.ActionMaskInObservation",
+            )
         with masked(policy, masks):
             return policy.predict(observation, state, episode_start, deterministic)
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from sb3_reinforce.buffers import NumpyObs
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import MlpPolicy, MultiInputPolicy, has_memory, uncompiled
+from sb3_reinforce.policies import ACTING_METHODS, MlpPolicy, MultiInputPolicy, has_memory, is_own, uncompiled
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 #: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
@@ -302,21 +302,18 @@ def make_draw(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) 
     return lambda logits: (logits + next(gumbel)).argmax(axis=1)
 
 
-def has_standard_distribution(policy: ActorCriticPolicy, base: type[ActorCriticPolicy] = ActorCriticPolicy) -> bool:
+def has_standard_distribution(policy: ActorCriticPolicy) -> bool:
     """
     Tell whether a policy's distribution is one of SB3's, with the parameters that ``action_net`` computes.
 
     :param policy: Any actor-critic policy.
-    :param base: The class whose methods compute them.
     :return: False for gSDE, and as soon as a method on the way to the distribution is overridden.
     """
-    methods = ("get_distribution", "_get_action_dist_from_latent")
     return (
         type(policy.action_dist)
         in (CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution, BernoulliDistribution)
         and type(policy.action_net) is nn.Linear
-        and all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
-        and not any(name in vars(policy) for name in methods)
+        and not any(is_own(policy, name) for name in ACTING_METHODS)
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.wrappers import FrameStackObservation
 from helpers import CueEnv, GradientRecorder, enumerate_cue_paths, gradients_of_paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +23,19 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
-from sb3_reinforce import REINFORCE, MlpPolicy
+from sb3_reinforce import REINFORCE, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.masking import ActionMaskInObservation, MaskReader, choices_of, find_source, masked, random_actions
+from sb3_reinforce.policies import OptionalCriticMixin
 from sb3_reinforce.sampling import DistributionSampler, ParameterSampler, make_action_sampler
 from sb3_reinforce.vec_env import GymnasiumVecEnv, make_envpool_vec_env
 
@@ -137,6 +147,10 @@ class OwnDistribution(MlpPolicy):
 
     def _get_action_dist_from_latent(self, latent_pi):
         return super()._get_action_dist_from_latent(latent_pi)
+
+
+class OwnMultiInput(OptionalCriticMixin, MultiInputActorCriticPolicy):
+    """A policy of one's own with the mixin."""
 
 
 @pytest.mark.parametrize("policy_class", [MlpPolicy, OwnDistribution])
@@ -553,6 +567,143 @@ def test_sb3_evaluates_with_the_masks_of_the_wrapper(tmp_path):
     mean, _ = evaluate_policy(loaded, make_env(), n_eval_episodes=50, deterministic=False)
     assert -1.25 <= mean <= 1.0
     loaded.learn(100)
+
+
+# The policy alone
+
+
+def cue_env():
+    return make_vec_env(CueEnv, 2, wrapper_class=ActionMaskInObservation)
+
+
+def one_step_distribution(policy, observation, **masks):
+    """The distribution of a policy at the start of episodes."""
+    start = ()
+    if hasattr(policy, "lstm_actor"):
+        state = (th.zeros(policy.lstm_hidden_state_shape).repeat(1, 2, 1),) * 2
+        start = (state, th.ones(2))
+    distribution = policy.get_distribution(observation, *start, **masks)
+    return distribution[0] if start else distribution
+
+
+@pytest.mark.parametrize("name", ["MultiInputPolicy", "MultiInputLstmPolicy"])
+@pytest.mark.parametrize("baseline", ["value", None])
+def test_a_policy_takes_the_observation_that_it_was_trained_on(name, baseline, tmp_path):
+    model = REINFORCE(
+        name, cue_env(), use_masking=True, baseline=baseline, policy_averaging=0.5, n_steps=20, seed=0, device="cpu"
+    ).learn(100)
+    model.policy.save(tmp_path / "policy")
+    loaded = type(model.policy).load(tmp_path / "policy", device="cpu")
+    observation = {"observation": np.eye(2, dtype=np.float32), "action_mask": np.array([[0, 1, 1], [1, 0, 1]])}
+    for policy in (model.policy, model.averaged_policy, loaded):
+        # What is forbidden raises
+        evaluate_policy(policy, cue_env(), n_eval_episodes=50, deterministic=False, warn=False)
+        one = {key: part[0] for key, part in observation.items()}
+        assert {int(policy.predict(one)[0]) for _ in range(200)} == {1, 2}
+        tensors, _ = policy.obs_to_tensor(observation)
+        probabilities = one_step_distribution(policy, tensors).distribution.probs
+        assert probabilities[[0, 1], [0, 1]].tolist() == [0.0, 0.0]
+        # Masks that are handed over rule
+        rotated = observation["action_mask"][::-1].copy()
+        for masks in (rotated, th.as_tensor(rotated), list(rotated)):
+            probabilities = one_step_distribution(policy, tensors, action_masks=masks).distribution.probs
+            assert probabilities[[0, 1], [1, 0]].tolist() == [0.0, 0.0]
+        assert policy.predict(observation, action_masks=[[0, 0, 1], [0, 1, 0]])[0].tolist() == [2, 1]
+        # They are gone afterwards
+        assert (one_step_distribution(policy, policy.obs_to_tensor(seen(observation))[0]).distribution.probs > 0).all()
+
+
+def seen(observation):
+    return {"observation": observation["observation"]}
+
+
+@pytest.mark.parametrize("policy_class", [MultiInputPolicy, OwnMultiInput])
+def test_every_method_of_a_policy_takes_masks(policy_class):
+    space = spaces.Dict({"observation": OBSERVATION_SPACE})
+    th.manual_seed(0)
+    policy = policy_class(space, spaces.Discrete(3), lambda _: 1e-3)
+    with th.no_grad():
+        policy.action_net.bias.copy_(th.tensor([0.0, 1.0, 2.0]))
+    observation, masks = {"observation": np.ones((4, 2), np.float32)}, np.tile([1, 0, 1], (4, 1))
+    plain, _ = policy.obs_to_tensor(observation)
+    with_mask, _ = policy.obs_to_tensor({**observation, "action_mask": masks})
+    unmasked = policy.get_distribution(plain).distribution.probs[0].detach()
+    expected = unmasked[[0, 2]] / unmasked[[0, 2]].sum()
+    actions = th.tensor([0, 2, 0, 2])
+    for inputs, keywords in ((with_mask, {}), (plain, {"action_masks": masks})):
+        np.testing.assert_allclose(
+            policy.get_distribution(inputs, **keywords).distribution.probs[0].detach(),
+            [expected[0], 0, expected[1]],
+            atol=1e-6,
+        )
+        values, log_probs, entropies = policy.evaluate_actions(inputs, actions, **keywords)
+        np.testing.assert_allclose(log_probs.exp().detach(), expected.repeat(2).detach(), atol=1e-6)
+        np.testing.assert_allclose(entropies.detach(), -(expected * expected.log()).sum().item(), atol=1e-6)
+        drawn, more_values, log_probs = policy(inputs, **keywords)
+        np.testing.assert_allclose(log_probs.exp().detach(), expected[drawn // 2].detach(), atol=1e-6)
+        assert th.equal(policy.predict_values(inputs), values) and th.equal(more_values, values)
+    for bad, message in (
+        (masks[:3], "for each of 4 obs"),
+        (masks * 0, "of observation 0 allows no"),
+        (masks[:, :2], "3 entries"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.get_distribution(plain, action_masks=bad)
+        with pytest.raises(ValueError, match=message):
+            policy.predict({**observation, "action_mask": bad})
+    # After the last step of an episode nothing has to be allowed, and it has a value all the same
+    assert policy.predict_values(policy.obs_to_tensor({**observation, "action_mask": masks * 0})[0]).shape == (4, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_policy_takes_its_masks_as_an_input():
+    class Probabilities(th.nn.Module):
+        def __init__(self, policy):
+            super().__init__()
+            self.policy = policy
+
+        def forward(self, observation, mask):
+            return self.policy.get_distribution({"observation": observation, "action_mask": mask}).distribution.probs
+
+    policy = MultiInputPolicy(spaces.Dict({"observation": OBSERVATION_SPACE}), spaces.Discrete(3), lambda _: 1e-3)
+    inputs = [(th.rand(n, 2), th.tensor([mask] * n)) for n, mask in ((2, [1, 0, 1]), (5, [0, 1, 1]))]
+    traced = th.jit.trace(Probabilities(policy), inputs[0], check_trace=False)
+    for observation, mask in inputs:
+        assert th.allclose(traced(observation, mask), Probabilities(policy)(observation, mask))
+
+
+@pytest.mark.parametrize("policy_class", [MultiInputActorCriticPolicy, MultiInputPolicy])
+def test_a_policy_that_observes_its_mask_sees_it(policy_class):
+    space = spaces.Dict({"seen": OBSERVATION_SPACE, "action_mask": spaces.MultiBinary(3)})
+    policy = policy_class(space, spaces.Discrete(3), lambda _: 1e-3)
+    assert policy.features_dim == 5
+    observation = {"seen": np.zeros(2, np.float32), "action_mask": np.array([1, 0, 0], np.int8)}
+    assert {int(policy.predict(observation)[0]) for _ in range(200)} == {0, 1, 2}
+
+
+def test_a_policy_of_sb3_itself_is_masked_through_the_model():
+    model = REINFORCE(MultiInputActorCriticPolicy, cue_env(), use_masking=True, n_steps=20, seed=0, device="cpu").learn(100)
+    evaluate_policy(model, cue_env(), n_eval_episodes=50, deterministic=False, warn=False)
+
+
+def test_masks_go_on_top_of_frame_stacks():
+    def make_env():
+        return ActionMaskInObservation(FrameStackObservation(CueEnv(), 3))
+
+    model = REINFORCE("MultiInputPolicy", make_env(), use_masking=True, n_steps=20, seed=0, device="cpu").learn(100)
+    assert model.policy.observation_space["observation"].shape == (3, 2)
+    evaluate_policy(model, make_env(), n_eval_episodes=20, deterministic=False, warn=False)
+
+    # A stack of masks is no mask
+    class BoxMask(DictEnv):
+        def __init__(self):
+            super().__init__()
+            self.observation_space["action_mask"] = spaces.Box(0, 1, (3,), np.int8)
+
+    with pytest.raises(ValueError, match=r"has shape \(9,\), but .* needs 3 entries.*stack them below the mask"):
+        REINFORCE("MultiInputPolicy", VecFrameStack(DummyVecEnv([BoxMask]), 3), use_masking=True)
+    # Masks of a method are not stacked
+    REINFORCE("MlpPolicy", VecFrameStack(DummyVecEnv([MethodEnv]), 3), use_masking=True, n_steps=20, device="cpu").learn(100)
 
 
 # The wrapper
