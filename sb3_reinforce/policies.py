@@ -25,7 +25,8 @@ class ZeroValue(nn.Module):
         :param latent_vf: Shape ``(batch, n_features)``.
         :return: Shape ``(batch, 1)``.
         """
-        return latent_vf.new_zeros((len(latent_vf), 1))
+        # From the shape, which an export keeps open, and not len(), which becomes a constant
+        return latent_vf.new_zeros((latent_vf.shape[0], 1))
 
 
 def has_memory(policy: ActorCriticPolicy) -> bool:
