@@ -7,7 +7,6 @@ import signal
 import sys
 import warnings
 from datetime import timedelta
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -20,10 +19,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import distributed
 
-from sb3_reinforce import REINFORCE, critic, reinforce
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.joint_training import checksum
-from sb3_reinforce.ranks import ALONE, Part, leave_ranks
-from sb3_reinforce.weighing import weigh_rollout
+from sb3_reinforce.ranks import leave_ranks
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
@@ -154,28 +152,25 @@ def lengths_for(lengths, size):
 def average_rank_means(model):
     """What a wrapper that averages the ranks' gradients would do."""
 
-    def weigh(buffer, batch, ranks):
-        reader = reinforce.make_reader(model.policy, model.micro_batch_size)
-        rollout = weigh_rollout(buffer, batch, reader, model.estimator, 0.0, model._n_updates > 0, ALONE)
-        weights = rollout.step_weights
-        n_steps = len(batch.actions)
-        part = Part(ranks, np.array([n_steps]), 0, n_steps)
-        return rollout._replace(
-            batch=batch._replace(part=part), step_weights=weights._replace(n_averaged=weights.n_averaged * ranks.size)
-        )
+    def average(optimizer, args, kwargs):
+        for parameter in model.policy.parameters():
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= distributed.get_world_size()
 
-    model._weigh = weigh
+    model.policy.optimizer.register_step_pre_hook(average)
 
 
-def difference(name, control=None):
+def difference(name, naively=False):
     """Train with all ranks and alone on the same episodes; tell how far the parameters are apart."""
     observation_space, action_space, updates, kwargs = CASES[name]
     rank, size = distributed.get_rank(), distributed.get_world_size()
     alone = make_model(observation_space, action_space, size, **kwargs)
-    model = make_model(observation_space, action_space, 1, distributed=True, **kwargs)
-    model._joint.start(model, 1)
-    if control is not None:
-        control(model)
+    model = make_model(observation_space, action_space, 1, distributed=not naively, **kwargs)
+    if naively:
+        average_rank_means(model)
+    # The start of a training, without a rollout
+    model.learn(0)
     before = vector(model).clone()
     assert th.equal(before, vector(alone))
     for update, lengths in enumerate(updates):
@@ -200,7 +195,7 @@ def difference(name, control=None):
 
 def exactness():
     results = {name: difference(name) for name in CASES}
-    results["averaged rank means"] = difference("none", average_rank_means)
+    results["averaged rank means"] = difference("none", naively=True)
     return results
 
 
@@ -286,7 +281,7 @@ def error_of(model, function):
 
 def update_of_corrupted(**kwargs):
     model = make_model(BOX, GAUSSIAN, 1, distributed=True, **kwargs)
-    model._joint.start(model, 1)
+    model.learn(0)
     for seed in range(2):
         fill(model, [[4, 3]], [seed])
         model.train()
@@ -421,13 +416,13 @@ def killed_in_the_fit():
     model = make_short(critic_batch_size=3)
     calls = []
 
-    def mse_loss(*args, **kwargs):
+    def count(*_):
         calls.append(1)
+        # The first step is the policy's
         if distributed.get_rank() == 1 and len(calls) == 3:
             kill()
-        return th.nn.functional.mse_loss(*args, **kwargs)
 
-    critic.F = SimpleNamespace(mse_loss=mse_loss)
+    model.policy.optimizer.register_step_pre_hook(count)
     model.learn(10_000)
 
 

@@ -183,15 +183,14 @@ def test_what_a_callback_sets_is_used(name, value, kwargs):
 
 
 @pytest.mark.parametrize("natural_gradient", [False, True])
-def test_another_learning_rate_is_the_critics_too(natural_gradient):
+def test_another_learning_rate_is_the_critics_too(natural_gradient, tmp_path):
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, seed=0, device="cpu", natural_gradient=natural_gradient)
-    model.learning_rate = 0.0
-    model._setup_lr_schedule()
+    model.save(tmp_path / "model")
+    model = REINFORCE.load(tmp_path / "model", env=model.env, learning_rate=0.0)
     before = [parameter.clone() for parameter in model.policy.value_net.parameters()]
     model.learn(1)
     assert all(map(th.equal, before, model.policy.value_net.parameters()))
-    model.learning_rate = "lin_0.01"
-    model._setup_lr_schedule()
+    model = REINFORCE.load(tmp_path / "model", learning_rate="lin_0.01")
     assert model.critic_lr_schedule(0.5) == model.lr_schedule(0.5) == pytest.approx(0.005)
 
 

@@ -15,7 +15,7 @@ import pytest
 from dask_cluster import TIMEOUT, Cluster, wait_until
 from distributed import Client
 
-from sb3_reinforce.zoo.compare import pool, run
+from sb3_reinforce.zoo.compare import pool
 from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.errors import UserError
 
@@ -132,18 +132,22 @@ def test_a_run_that_fails_is_told_of_and_not_repeated(notes, capsys):
     assert "FAILED bad: exit status 1: bad luck" in capsys.readouterr().err
 
 
-def test_a_report_that_comes_after_the_end_counts_nothing(notes):
-    with pool.Progress("runs", [notes.job("a"), notes.job("b")], 3) as progress:
+def test_a_report_that_comes_after_the_end_counts_nothing(notes, capsys):
+    jobs = [notes.job("a"), notes.job("b")]
+    with pool.Progress("runs", jobs, 3) as progress:
         progress.show(0, 0.5)
         progress.show(1, 0.25)
-        assert progress._bar.n == 3.75
-        assert progress._bar.postfix == "running: a, b"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "3.8/5 runs" in last and "running: a, b]" in last
+    with pool.Progress("runs", jobs, 3) as progress:
+        progress.show(0, 0.5)
         progress.end(0, None)
         progress.show(0, 0.9)
+        progress.show(1, 0.5)
         # A run that began anew
         progress.show(1, 0.0)
-        assert progress._bar.n == 4.0
-        assert progress._bar.postfix == "running: b"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "4.0/5 runs" in last and "running: b]" in last
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -316,7 +320,8 @@ def test_workers_with_other_versions_are_refused(notes, cluster, monkeypatch):
     assert message.count("numpy") == 3
     assert "the scheduler has" in message
     # As if the worker had come later
-    monkeypatch.setattr(Pool, "_check_cluster", lambda *_: None)
+    same = {"packages": pool.installed_versions(["numpy", "mujoco"])}
+    monkeypatch.setattr(Client, "get_versions", lambda *args, **kwargs: {"scheduler": same, "workers": {"tcp://a": same}})
     with pytest.raises(UserError, match=rf"other versions than here: tcp://.* has numpy {own['numpy']} \(here 1.0\)"):
         do(Pool(scheduler=cluster.address, packages=["numpy", "mujoco"]), [notes.job("a")])
     assert notes.started == []
@@ -405,40 +410,22 @@ def test_a_scheduler_that_cannot_be_reached(notes, monkeypatch, address, message
     assert "\n" not in str(error_info.value)
 
 
-class StubClient:
-    """
-    Says what a cluster is.
+def test_what_is_said_of_a_cluster(notes, cluster, capsys, monkeypatch):
+    def what_is_said(workers, processors=(), **changes):
+        """Of a cluster with these workers and their resources, which have these processors."""
+        there = {name: {"resources": resources} for name, resources in workers.items()}
+        of_workers = dict(zip(workers, processors, strict=True))
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "scheduler_info", lambda *args, **kwargs: {"workers": there})
+            patch.setattr(Client, "run", lambda *args, **kwargs: of_workers)
+            assert do(Pool(scheduler=cluster.address, **changes), [notes.job("quick")]) == {"quick": None}
+        # Besides the progress bar
+        return [line for line in capsys.readouterr().err.splitlines() if line.strip() and not line.startswith("compare:")]
 
-    :param workers: Resources by name of the worker.
-    :param processors: Their processors.
-    """
-
-    def __init__(self, workers: dict[str, dict[str, float]], processors: list[str]) -> None:
-        self.workers = workers
-        self.processors = processors
-
-    def get_versions(self, packages):
-        machine = {"packages": pool.installed_versions(packages)}
-        return {"scheduler": machine, "workers": dict.fromkeys(self.workers, machine)}
-
-    def scheduler_info(self, n_workers):
-        assert n_workers == -1
-        return {"workers": {name: {"resources": resources} for name, resources in self.workers.items()}}
-
-    def run(self, function):
-        assert function is run.cpu_model
-        return dict(zip(self.workers, self.processors, strict=True))
-
-
-def test_what_is_said_of_a_cluster(capsys):
-    there = Pool(scheduler="tcp://there", is_timed=True)
-    there._check_cluster(StubClient({"a": {}, "b": {}}, ["same", "same"]))
-    assert capsys.readouterr().err == ""
-    there._check_cluster(StubClient({"a": {}, "b": {}, "c": {}}, ["slow", "fast", "slow"]))
-    assert capsys.readouterr().err == "Warning: the same seconds are not the same work on unlike machines (fast; slow)\n"
-    there._replace(is_timed=False)._check_cluster(StubClient({}, []))
-    assert capsys.readouterr().err == "tcp://there has no worker yet: the runs wait for one\n"
-    with_gpu = there._replace(gpus_per_run=1.0)
-    with pytest.raises(UserError, match="--gpus-per-run: no worker of tcp://there has any"):
-        with_gpu._check_cluster(StubClient({"a": {}}, ["same"]))
-    with_gpu._check_cluster(StubClient({"a": {}, "b": {"GPU": 1.0}}, ["same", "same"]))
+    assert what_is_said({"a": {}, "b": {}}, ["same", "same"], is_timed=True) == []
+    (warning,) = what_is_said({"a": {}, "b": {}, "c": {}}, ["slow", "fast", "slow"], is_timed=True)
+    assert warning == "Warning: the same seconds are not the same work on unlike machines (fast; slow)"
+    assert what_is_said({}) == [f"{cluster.address} has no worker yet: the runs wait for one"]
+    with pytest.raises(UserError, match=f"--gpus-per-run: no worker of {cluster.address} has any"):
+        what_is_said({"a": {}}, ["same"], gpus_per_run=1.0)
+    assert what_is_said({"a": {}, "b": {"GPU": 1.0}}, ["same", "same"], gpus_per_run=1.0) == []

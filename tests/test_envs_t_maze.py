@@ -23,7 +23,8 @@ from sb3_reinforce.envs.t_maze import (
 def start_with(env, cue):
     for _ in range(200):
         observation, _ = env.reset()
-        if env._cue == cue:
+        seen = observation["observation"] if isinstance(observation, dict) else observation
+        if seen[cue] == 1.0:
             return observation
     pytest.fail(f"no episode of 200 shows cue {cue}")
 

@@ -493,7 +493,6 @@ def state_of(model):
             model._last_episode_starts,
             list(model.ep_info_buffer),
             model.get_env().get_attr("np_random")[0].bit_generator.state,
-            model._rng.bit_generator.state if isinstance(model, REINFORCE) else None,
             th.get_rng_state().numpy(),
             np.random.get_state(),
             random.getstate(),
@@ -503,9 +502,13 @@ def state_of(model):
 
 @pytest.mark.parametrize("algorithm", [REINFORCE, A2C, PPO])
 def test_the_model_is_left_as_it_is(algorithm):
-    own_env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
-    kwargs = {"n_steps": 64, "batch_size": 64} if algorithm is PPO else {"n_steps": 64}
-    model = algorithm("MlpPolicy", own_env, seed=0, device="cpu", **kwargs).learn(256)
+    def trained():
+        own_env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+        kwargs = {"n_steps": 64, "batch_size": 64} if algorithm is PPO else {"n_steps": 64}
+        return algorithm("MlpPolicy", own_env, seed=0, device="cpu", **kwargs).learn(256), own_env
+
+    unmeasured = trained()[0].learn(256, reset_num_timesteps=False)
+    model, own_env = trained()
     for parameter in model.policy.parameters():
         parameter.grad = th.ones_like(parameter)
     env = VecNormalize(make_vec_env("CartPole-v1", 2))
@@ -520,6 +523,7 @@ def test_the_model_is_left_as_it_is(algorithm):
     assert all(np.isfinite(result.kl) and result.kl > 0.0 for result in measurement.results.values())
     # It learns as if nothing had been
     model.learn(256, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model.policy.parameters_to_vector(), unmeasured.policy.parameters_to_vector())
 
 
 def test_the_same_seed_measures_the_same(cartpole):

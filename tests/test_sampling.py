@@ -227,11 +227,15 @@ def test_actions_do_not_depend_on_the_global_generators():
 
 
 def test_without_a_seed_the_generator_starts_from_that_of_pytorch():
-    def first_action():
-        th.manual_seed(4)
-        return REINFORCE("MlpPolicy", "CartPole-v1")._rng.random()
+    def actions(seed):
+        th.manual_seed(seed)
+        model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), n_steps=50)
+        model.policy.load_state_dict(initial)
+        model.learn(1)
+        return model.rollout_buffer.actions[:50].flatten().tolist()
 
-    assert first_action() == first_action()
+    initial = REINFORCE("MlpPolicy", "CartPole-v1").policy.state_dict()
+    assert actions(4) == actions(4) != actions(5)
 
 
 class TupleActionEnv(gym.Env):
