@@ -523,7 +523,8 @@ def test_the_model_is_left_as_it_is(algorithm):
     assert all(np.isfinite(result.kl) and result.kl > 0.0 for result in measurement.results.values())
     # It learns as if nothing had been
     model.learn(256, reset_num_timesteps=False)
-    np.testing.assert_array_equal(model.policy.parameters_to_vector(), unmeasured.policy.parameters_to_vector())
+    # Other draws would be another training; where arrays lie in memory rounds differently
+    np.testing.assert_allclose(model.policy.parameters_to_vector(), unmeasured.policy.parameters_to_vector(), atol=1e-6)
 
 
 def test_the_same_seed_measures_the_same(cartpole):

@@ -458,14 +458,14 @@ def test_a_stored_trial_gives_back_what_was_sampled(n_actions):
 
 def test_a_search_of_a_natural_step_chooses_what_that_uses(tmp_path, recwarn):
     params = {"natural_gradient": True, "learning_rate": 0.1, "policy_averaging": 0.99}
-    manager = search(tmp_path, None, hyperparams=params)
-    for trial in manager._study.trials:
+    manager, study = search(tmp_path, None, hyperparams=params)
+    for trial in study.trials:
         assert 0.005 <= trial.params["target_kl"] <= 0.1
         assert not {"learning_rate", "lr_schedule", "natural_gradient"} & set(trial.params)
     best = yaml.safe_load(Path(manager.save_path, "reinforce.yml").read_text())["Pendulum-v1"]
     assert best["natural_gradient"]
     for name in ("target_kl", "critic_learning_rate", "policy_averaging"):
-        assert best[name] == manager._study.best_params[name]
+        assert best[name] == study.best_params[name]
     config = f"{manager.save_path}/reinforce.yml"
     model, _ = make_manager(tmp_path, env_id="Pendulum-v1", config=config).setup_experiment()
     assert model.natural_gradient
@@ -473,7 +473,18 @@ def test_a_search_of_a_natural_step_chooses_what_that_uses(tmp_path, recwarn):
     assert not [warning for warning in recwarn if "no effect" in str(warning.message)]
 
 
-def search(folder: Path, storage: str | None, **kwargs) -> ExperimentManager:
+def optimize(manager: ExperimentManager) -> optuna.Study:
+    """Search, and return the study that RL Zoo asked Optuna for."""
+    studies, create_study = [], optuna.create_study
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna, "create_study", lambda **kwargs: (studies.append(create_study(**kwargs)), studies[-1])[1])
+        assert manager.setup_experiment() is None
+        manager.hyperparameters_optimization()
+    (study,) = studies
+    return study
+
+
+def search(folder: Path, storage: str | None, **kwargs) -> tuple[ExperimentManager, optuna.Study]:
     manager = make_manager(
         folder,
         env_id="Pendulum-v1",
@@ -488,19 +499,16 @@ def search(folder: Path, storage: str | None, **kwargs) -> ExperimentManager:
         no_optim_plots=True,
         **kwargs,
     )
-    assert manager.setup_experiment() is None
-    manager.hyperparameters_optimization()
-    return manager
+    return manager, optimize(manager)
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.log"])
 def test_searches_share_a_study_and_write_its_best_trial(tmp_path, storage):
     storage = storage.format(tmp_path)
     search(tmp_path / "logs", storage)
-    manager = search(tmp_path / "logs", storage)
+    _, study = search(tmp_path / "logs", storage)
     config = tmp_path / "logs/reinforce/Pendulum-v1_optimize_2/reinforce.yml"
     best = yaml.safe_load(config.read_text())["Pendulum-v1"]
-    study = manager._study
     assert len(study.trials) == 4
     assert best["critic_learning_rate"] == study.best_params["critic_learning_rate"]
     assert best["n_timesteps"] == ENTRIES["Pendulum-v1"]["n_timesteps"]
@@ -515,16 +523,16 @@ def test_searches_share_a_study_and_write_its_best_trial(tmp_path, storage):
 
 def test_a_study_that_is_complete_already_still_gives_its_best_trial(tmp_path):
     storage = f"{tmp_path}/study.log"
-    first = search(tmp_path / "logs", storage)
-    second = search(tmp_path / "logs", storage, max_total_trials=2)
-    assert second._study is None
+    first, _ = search(tmp_path / "logs", storage)
+    second, study = search(tmp_path / "logs", storage, max_total_trials=2)
+    assert len(study.trials) == 2
     configs = [Path(manager.save_path, "reinforce.yml").read_text() for manager in (first, second)]
     assert configs[0] == configs[1]
 
 
 def test_a_search_overrules_the_budget_of_the_file(tmp_path):
-    manager = search(tmp_path, None, hyperparams={"n_episodes": 2, "n_steps": None})
-    assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in manager._study.trials)
+    _, study = search(tmp_path, None, hyperparams={"n_episodes": 2, "n_steps": None})
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 2
 
 
 def test_a_search_without_a_completed_trial_says_so(tmp_path, monkeypatch):
@@ -549,21 +557,21 @@ def short_rollouts(monkeypatch):
         monkeypatch.setitem(HYPERPARAMS_CONVERTER, algo, lambda params: {"n_steps": 8, **params})
 
 
-def seeded_search(folder: Path, algo: str = "reinforce", env_id: str = "CartPole-v1", **kwargs) -> ExperimentManager:
+def seeded_search(
+    folder: Path, algo: str = "reinforce", env_id: str = "CartPole-v1", **kwargs
+) -> tuple[ExperimentManager, optuna.Study]:
     kwargs = {"n_trials": 1, "n_timesteps": 600, "seed": 5, "seeds_per_trial": 2, "verbose": 0, "sampler": "random", **kwargs}
     options = {"optimize_hyperparameters": True, "no_optim_plots": True, "n_eval_episodes": 2, "n_evaluations": 2}
     manager = ExperimentManager(argparse.Namespace(), algo, env_id, str(folder), **options, **kwargs)
-    assert manager.setup_experiment() is None
-    manager.hyperparameters_optimization()
-    return manager
+    return manager, optimize(manager)
 
 
 @pytest.mark.usefixtures("short_rollouts")
 @pytest.mark.parametrize("algo", ["reinforce", "a2c"])
 def test_the_value_of_a_trial_is_the_mean_of_trainings_with_its_seeds(tmp_path, capsys, monkeypatch, algo):
-    searched = seeded_search(tmp_path, algo, optimization_log_path=str(tmp_path / "trials"))
+    _, study = seeded_search(tmp_path, algo, optimization_log_path=str(tmp_path / "trials"))
     assert "trained with the seeds 5, 6" in capsys.readouterr().out
-    trial = searched._study.best_trial
+    trial = study.best_trial
     assert trial.user_attrs["seeds"] == [5, 6]
     values = trial.user_attrs["values"]
     assert trial.value == np.mean(values)
@@ -578,7 +586,7 @@ def test_the_value_of_a_trial_is_the_mean_of_trainings_with_its_seeds(tmp_path, 
     }
     # Said seeds are used seeds: what comes before does not matter
     monkeypatch.setattr(optuna.samplers.RandomSampler, "sample_independent", lambda *args: trial.params["learning_rate"])
-    again = seeded_search(tmp_path, algo, seed=6)._study.best_trial
+    again = seeded_search(tmp_path, algo, seed=6)[1].best_trial
     assert again.params == trial.params
     assert again.user_attrs["values"][0] == values[1]
 
@@ -613,10 +621,9 @@ class PruneAt(optuna.pruners.BasePruner):
 @pytest.mark.usefixtures("short_rollouts")
 def test_a_trial_is_pruned_before_its_last_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(ExperimentManager, "_create_pruner", lambda manager, method: PruneAt(3))
-    storage, manager = f"{tmp_path}/study.log", None
+    storage = f"{tmp_path}/study.log"
     with pytest.raises(UserError, match="No trial was completed"):
-        manager = seeded_search(tmp_path, seeds_per_trial=3, storage=storage, study_name="study")
-    assert manager is None
+        seeded_search(tmp_path, seeds_per_trial=3, storage=storage, study_name="study")
     backend = optuna.storages.journal.JournalFileBackend(storage)
     (trial,) = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend)).trials
     assert trial.state == optuna.trial.TrialState.PRUNED
@@ -640,9 +647,9 @@ def test_what_overshoots_a_budget_does_not_take_the_step_of_the_next_seed():
 def test_seeds_of_trials_that_run_in_threads(tmp_path, n_jobs):
     # Which trial ends first is up to the threads, and RL Zoo's pruner may stop the other
     options = {"storage": f"sqlite:///{tmp_path}/study.db", "study_name": "study", "pruner": "none"}
-    manager = seeded_search(tmp_path, n_trials=2, n_jobs=n_jobs, **options)
-    assert [trial.user_attrs["seeds"] for trial in manager._study.trials] == [[5, 6]] * 2
-    assert all(trial.value == np.mean(trial.user_attrs["values"]) for trial in manager._study.trials)
+    manager, study = seeded_search(tmp_path, n_trials=2, n_jobs=n_jobs, **options)
+    assert [trial.user_attrs["seeds"] for trial in study.trials] == [[5, 6]] * 2
+    assert all(trial.value == np.mean(trial.user_attrs["values"]) for trial in study.trials)
     assert manager.seed == 5
     with pytest.raises(UserError, match="--seeds-per-trial 1: the study study has trials with 2"):
         seeded_search(tmp_path, seeds_per_trial=1, **options)
@@ -664,7 +671,7 @@ def test_two_processes_may_create_the_database_at_the_same_time(tmp_path, monkey
     monkeypatch.setattr(LateStorage, "attempts", 0)
     monkeypatch.setattr(optuna.storages, "RDBStorage", LateStorage)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    assert len(search(tmp_path, f"sqlite:///{tmp_path}/study.db")._study.trials) == 2
+    assert len(search(tmp_path, f"sqlite:///{tmp_path}/study.db")[1].trials) == 2
     assert LateStorage.attempts > 1
 
 
