@@ -13,7 +13,7 @@ from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.masking import MaskReader, split_observation
 from sb3_reinforce.sampling import make_action_sampler
 
-#: Steps of an environment that a rollout may last beyond its budget, unless ``max_rollout_steps`` says otherwise.
+#: Without a time limit and ``max_rollout_steps``, steps of an environment that a rollout may last beyond its budget.
 DEFAULT_EXTRA_STEPS = 50_000
 #: With ``n_episodes``, how long the default bound expects an episode to be.
 EXPECTED_EPISODE_STEPS = 1_000
@@ -61,38 +61,21 @@ class Rollout(NamedTuple):
     n_cut: int
 
 
-def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int, n_left: int | None = None) -> int:
+def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int) -> int:
     """
-    Choose the bound of a rollout where none is given.
+    Choose the bound of a rollout in environments without a time limit, so that an episode that never ends does not hang.
+
+    It depends on the declared rollout alone, not on the budget of ``learn``: a rollout that has begun is finished.
 
     :param n_steps: Budget in steps of each environment.
     :param n_episodes: Budget in episodes over all environments, which rules where it is given.
     :param n_envs: Number of environments.
-    :param n_left: Steps that all environments together may still take (``steps_left``); None for no such limit.
     :return: Steps of each environment.
     """
     if n_episodes is not None:
-        bound = DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
-    else:
-        assert n_steps is not None
-        bound = DEFAULT_EXTRA_STEPS + n_steps
-    return bound if n_left is None else max(1, min(bound, n_left // n_envs))
-
-
-def steps_left(model: OnPolicyAlgorithm, n_envs: int, time_limit: int | None) -> int | None:
-    """
-    Tell how many steps ``learn`` may still take: whole episodes overshoot its budget, but not by any length.
-
-    :param model: Knows its budget, and the steps that it has taken.
-    :param n_envs: Number of environments, those of all ranks.
-    :param time_limit: Of an episode, None if there is none.
-    :return: What is left, over all environments, of the larger of twice the budget, and the budget and one episode of
-        each environment; None if the budget is used up, or training was not started by ``learn``.
-    """
-    if model.num_timesteps >= model._total_timesteps:
-        return None
-    budget, taken = (steps - model._num_timesteps_at_start for steps in (model._total_timesteps, model.num_timesteps))
-    return max(2 * budget, budget + n_envs * (time_limit or 0)) - taken
+        return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
+    assert n_steps is not None
+    return DEFAULT_EXTRA_STEPS + n_steps
 
 
 def find_time_limit(env: VecEnv) -> int | None:
@@ -115,7 +98,7 @@ def find_time_limit(env: VecEnv) -> int | None:
     return limit
 
 
-def explain_cut(max_steps: int, n_cut: int, has_critic: bool) -> str:
+def explain_cut(max_steps: float, n_cut: int, has_critic: bool) -> str:
     """
     Say that a rollout was bounded, and what to do.
 
@@ -128,8 +111,7 @@ def explain_cut(max_steps: int, n_cut: int, has_critic: bool) -> str:
     return (
         f"A rollout reached max_rollout_steps={max_steps} steps per environment with {n_cut} episodes still "
         f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
-        "raise max_rollout_steps, whose default also depends on the total_timesteps of learn; if they never end, wrap "
-        "the environment in gymnasium.wrappers.TimeLimit."
+        "raise max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit."
     )
 
 
@@ -155,7 +137,7 @@ def collect_episodes(
     callback: BaseCallback,
     rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
     quota: EpisodeQuota,
-    max_steps: int,
+    max_steps: float,
     bootstraps: bool,
     rng: np.random.Generator,
     use_masking: bool = False,
@@ -171,7 +153,7 @@ def collect_episodes(
     :param callback: Called at the start and at every step; it finds the locals of this function.
     :param rollout_buffer: Filled with the steps.
     :param quota: Decides which episodes count.
-    :param max_steps: Bound on the steps of each environment, where running episodes are cut.
+    :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
     :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
     :param rng: Draws the actions.
     :param use_masking: Whether the environment says which actions are allowed.

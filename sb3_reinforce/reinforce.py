@@ -1,6 +1,7 @@
 """REINFORCE as an SB3 algorithm: one constructor, one rollout, one update."""
 
 import io
+import math
 import pathlib
 import warnings
 from collections.abc import Iterable
@@ -33,7 +34,6 @@ from sb3_reinforce.collection import (
     default_max_steps,
     explain_cut,
     find_time_limit,
-    steps_left,
 )
 from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
@@ -130,8 +130,8 @@ class REINFORCE(OnPolicyAlgorithm):
         memory. None for one piece. With memory the pieces are made of whole episodes, and a longer episode is one piece.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
         with a warning, and their returns closed with the critic's value, once it was fitted, whatever
-        ``bootstrap_at_time_limit`` says of time limits. None for 50,000 steps beyond the budget, where an episode of
-        ``n_episodes`` is taken to last 1,000 steps, and for less where ``learn`` would otherwise overshoot (see there).
+        ``bootstrap_at_time_limit`` says of time limits. Cut episodes bias the gradient. None for no bound if all environments
+        have a time limit, else for 50,000 steps beyond ``n_steps``, or beyond ``n_episodes`` episodes of 1,000 steps.
     :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. ``float("inf")`` for
         no clipping.
     :param use_masking: Whether the environment says which actions are allowed, by one of the sources in
@@ -443,9 +443,11 @@ class REINFORCE(OnPolicyAlgorithm):
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
 
-        n_envs = env.num_envs * self._joint.ranks.size
-        n_left = steps_left(self, n_envs, self._time_limit)
-        bound = self.max_rollout_steps or default_max_steps(self.n_steps, self.n_episodes, n_envs, n_left)
+        bound: float = math.inf
+        if self.max_rollout_steps is not None:
+            bound = self.max_rollout_steps
+        elif self._time_limit is None:
+            bound = default_max_steps(self.n_steps, self.n_episodes, env.num_envs * self._joint.ranks.size)
         quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else self._joint.ranks.share(self.n_episodes))
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
         rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
@@ -638,9 +640,8 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Return a trained model.
 
-        :param total_timesteps: The total number of samples (env steps) to train on. The last rollout is finished: unless
-            ``max_rollout_steps`` is set, it never takes the total beyond twice this number, or this number and one episode of
-            each environment at its time limit, whichever is larger.
+        :param total_timesteps: The total number of samples (env steps) to train on. As in SB3, a rollout that has begun is
+            finished: the last one may take more steps, however few are left.
         :param callback: callback(s) called at every step with state of the algorithm.
         :param log_interval: Number of updates between logs.
         :param tb_log_name: the name of the run for TensorBoard logging

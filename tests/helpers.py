@@ -164,6 +164,11 @@ def policy_gradient(model: REINFORCE, episodes: Sequence[Path]) -> np.ndarray:
         buffer.finish_episode(0)
     model.policy.optimizer.recorded.clear()
     model.train()
+    return recorded_gradient(model)
+
+
+def recorded_gradient(model: REINFORCE) -> np.ndarray:
+    """The policy's gradient of the first update since the record was cleared: ascent direction, flat."""
     names = [name for name, _ in model.policy.named_parameters()]
     gradients = dict(zip(names, model.policy.optimizer.recorded[0], strict=True))
     weight, bias = gradients["action_net.weight"], gradients["action_net.bias"]

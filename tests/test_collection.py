@@ -1,18 +1,17 @@
 """Which episodes count, how long a rollout lasts, and what is done where an episode was cut."""
 
-import warnings
-
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from helpers import FixedLengthEnv, RandomLengthEnv
+from gymnasium import spaces
+from helpers import FixedLengthEnv, GradientRecorder, RandomLengthEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE
+from sb3_reinforce import REINFORCE, collection
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.collection import EpisodeQuota, default_max_steps, find_time_limit
 from sb3_reinforce.vec_env import make_gymnasium_vec_env
@@ -29,8 +28,6 @@ class SpyBuffer(EpisodeRolloutBuffer):
 
 
 def make_model(env, **kwargs):
-    # These environments have no time limit, so that a small total_timesteps would bound the rollout
-    kwargs = {"max_rollout_steps": 10_000, **kwargs}
     return REINFORCE("MlpPolicy", env, rollout_buffer_class=SpyBuffer, seed=0, device="cpu", **kwargs)
 
 
@@ -40,10 +37,12 @@ def fixed_length_envs(*lengths_of_env, **kwargs):
 
 @pytest.mark.parametrize("n_envs", [1, 3, 8])
 @pytest.mark.parametrize("budget", [{"n_episodes": 40}, {"n_steps": 2_000}])
-def test_short_episodes_are_not_over_counted(n_envs, budget):
+@pytest.mark.parametrize("total_timesteps", [1, 20_000])
+def test_short_episodes_are_not_over_counted(n_envs, budget, total_timesteps):
     env = make_vec_env(RandomLengthEnv, n_envs, seed=n_envs)
-    model = make_model(env, critic_epochs=1, baseline="mean", max_rollout_steps=None, **budget)
-    model.learn(30_000)
+    model = make_model(env, critic_epochs=1, baseline="mean", **budget)
+    while model.num_timesteps < 20_000:
+        model.learn(total_timesteps, reset_num_timesteps=False)
     lengths = np.concatenate([batch.episode_lengths for batch in model.rollout_buffer.batches])
     standard_error = 245 / np.sqrt(len(lengths))
     # With n_steps the number of episodes is random, and the mean over all a ratio estimate
@@ -212,9 +211,6 @@ def test_the_default_bound():
     assert default_max_steps(None, n_episodes=8, n_envs=1) == 58_000
     assert default_max_steps(None, n_episodes=9, n_envs=4) == 53_000
     assert default_max_steps(None, n_episodes=1, n_envs=4) == 51_000
-    assert default_max_steps(100, None, n_envs=8, n_left=50_100 * 8 + 7) == 50_100
-    assert default_max_steps(100, None, n_envs=8, n_left=4_007) == 500
-    assert default_max_steps(100, None, n_envs=8, n_left=3) == 1
 
 
 class EndlessEnv(FixedLengthEnv):
@@ -222,25 +218,80 @@ class EndlessEnv(FixedLengthEnv):
         super().__init__([10**9])
 
 
-@pytest.mark.parametrize("n_envs, n_steps", [(1, 5), (3, 5), (8, 2_000)])
-@pytest.mark.parametrize("budget", [40, 1_000])
-@pytest.mark.parametrize("time_limit", [None, 30, 400])
-def test_learn_overshoots_its_budget_by_no_more_than_it_says(n_envs, n_steps, budget, time_limit):
-    wrap = (lambda env: env) if time_limit is None else (lambda env: gym.wrappers.TimeLimit(env, time_limit))
-    env = make_vec_env(lambda: wrap(EndlessEnv()), n_envs)
-    model = REINFORCE("MlpPolicy", env, n_steps=n_steps, critic_epochs=1, device="cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A rollout reached max_rollout_steps")
-        for starts_anew in (True, False):
-            before = 0 if starts_anew else model.num_timesteps
-            model.learn(budget, reset_num_timesteps=starts_anew)
-            assert budget <= model.num_timesteps - before <= max(2 * budget, budget + n_envs * (time_limit or 0))
+def limited_env(env, max_episode_steps):
+    return env if max_episode_steps is None else gym.wrappers.TimeLimit(env, max_episode_steps)
 
 
-def test_the_bound_of_the_budget_cuts_no_episode_of_a_usual_length(recwarn):
-    env = make_vec_env(lambda: gym.wrappers.TimeLimit(EndlessEnv(), 100), 4)
-    REINFORCE("MlpPolicy", env, n_steps=64, critic_epochs=1).learn(1_200)
+class TwoArmedEnv(gym.Env):
+    """The first action chooses: 0 ends the episode with a reward of 1, 1 goes on and pays 2 at its last step."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length):
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.array([1.0, 0.0], np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        is_short = self.time == 1 and action == 0
+        over = is_short or self.time == self.length
+        return np.array([0.0, 1.0], np.float32), 1.0 if is_short else 2.0 * over, over, False, {}
+
+
+@pytest.mark.parametrize("budget", [{"n_steps": 800}, {"n_episodes": 200}], ids=str)
+@pytest.mark.parametrize("n_envs", [1, 4])
+@pytest.mark.parametrize("max_episode_steps, total_timesteps", [(None, 1), (None, 1e3), (30, 1)])
+def test_the_budget_of_learn_does_not_change_the_gradient(budget, n_envs, max_episode_steps, total_timesteps):
+    gradients = []
+    for seed in range(100, 104):
+        env = make_vec_env(lambda: limited_env(TwoArmedEnv(10), max_episode_steps), n_envs)
+        model = REINFORCE(
+            "MlpPolicy",
+            env,
+            gamma=1.0,
+            baseline="leave_one_out",
+            loss_reduction="episode",
+            max_grad_norm=1e9,
+            policy_kwargs={"net_arch": [], "optimizer_class": GradientRecorder},
+            seed=seed,
+            device="cpu",
+            **budget,
+        )
+        with th.no_grad():
+            model.policy.action_net.weight.zero_()
+        model.learn(total_timesteps)
+        names = [name for name, _ in model.policy.named_parameters()]
+        weight = dict(zip(names, model.policy.optimizer.recorded[0], strict=True))["action_net.weight"]
+        gradients.append(-float(weight[1, 0]))
+    # Of the logit of the long arm at the first step: p (1 - p) (2 - 1), with p = 1/2
+    assert np.mean(gradients) == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("max_episode_steps", [None, 700])
+def test_many_short_calls_of_learn_cut_no_episode(n_envs, max_episode_steps, recwarn):
+    env = make_vec_env(lambda: limited_env(FixedLengthEnv([700]), max_episode_steps), n_envs)
+    model = make_model(env, n_steps=400, critic_epochs=1)
+    for total_timesteps in (1_000, 1_000, 1, 50):
+        model.learn(total_timesteps, reset_num_timesteps=False)
+    lengths = np.concatenate([batch.episode_lengths for batch in model.rollout_buffer.batches])
+    assert len(lengths) >= 4 * n_envs and (lengths == 700).all()
     assert not [warning for warning in recwarn if "max_rollout_steps" in str(warning.message)]
+
+
+def test_only_an_environment_without_a_time_limit_is_bounded(monkeypatch):
+    monkeypatch.setattr(collection, "DEFAULT_EXTRA_STEPS", 100)
+    model = make_model(make_vec_env(EndlessEnv, 2), n_steps=7)
+    with pytest.warns(UserWarning, match="reached max_rollout_steps=107 steps"):
+        model.learn(1e1)
+    assert model.num_timesteps == 2 * 107
+    limited = make_vec_env(lambda: gym.wrappers.TimeLimit(EndlessEnv(), 300), 2)
+    assert make_model(limited, n_steps=7).learn(1e1).num_timesteps == 2 * 300
 
 
 def test_a_bound_of_ones_own_is_kept():
@@ -273,7 +324,7 @@ def test_fewer_episodes_than_environments_are_warned_of_once():
 
 def test_a_budget_below_an_episode_lets_every_environment_finish_one():
     env = make_vec_env(lambda: gym.wrappers.TimeLimit(FixedLengthEnv([10**9]), 50), 4)
-    model = make_model(env, n_steps=1, max_rollout_steps=None).learn(20)
+    model = make_model(env, n_steps=1).learn(20)
     assert model.num_timesteps == 4 * 50
     assert model.rollout_buffer.batches[0].episode_lengths.tolist() == [50] * 4
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch as th
-from helpers import ACTION_PROBABILITIES, linear_model, logit_gradient_to_parameters, policy_gradient
+from helpers import ACTION_PROBABILITIES, linear_model, logit_gradient_to_parameters, policy_gradient, recorded_gradient
+from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce.envs.diamond_hill import DECISION_STATES, Path, enumerate_paths, expected_return_gradient
 
@@ -157,6 +158,40 @@ def test_expected_gradient_of_every_combination(combination):
         assert np.abs(expected - exact).max() > 1e-3, "documented as biased, but is not"
     if combination.baseline != "value":
         assert read_table()[combination] == pytest.approx(describe(combination, expected), abs=1e-4)
+
+
+def paths_in(buffer) -> list[Path]:
+    """The path of each episode that a rollout holds; none may be cut."""
+    batch = buffer.whole_episodes()
+    found = []
+    for end, length in zip(np.cumsum(batch.episode_lengths), batch.episode_lengths, strict=True):
+        actions, rewards = batch.actions[end - length : end, 0].numpy(), batch.rewards[end - length : end]
+        (path,) = (p for p in PATHS if np.array_equal(p.actions, actions) and np.array_equal(p.rewards, rewards))
+        found.append(path)
+    return found
+
+
+@pytest.mark.parametrize("total_timesteps", [1, 1_000])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_learn_collects_whole_paths_by_their_probabilities_whatever_its_budget(n_envs, total_timesteps):
+    """With the table above: the expected gradient of a rollout of ``learn`` is exact, too."""
+    n_episodes = 3_000
+    env = make_vec_env("sb3_reinforce/DiamondHill-v0", n_envs, seed=1)
+    switches = {"baseline": "leave_one_out", "loss_reduction": "episode", "discounted_weighting": True}
+    model = linear_model(env, gamma=GAMMA, n_episodes=n_episodes, **switches)
+    model.learn(total_timesteps)
+    paths = paths_in(model.rollout_buffer)
+    assert len(paths) == n_episodes
+    for path in PATHS:
+        standard_error = np.sqrt(path.probability * (1 - path.probability) / n_episodes)
+        share = sum(other is path for other in paths) / n_episodes
+        assert share == pytest.approx(path.probability, abs=4 * standard_error)
+    combination = Combination("reward_to_go", True, "leave_one_out", "episode", False, n_episodes)
+    model.n_episodes = 20
+    model.policy.optimizer.recorded.clear()
+    model.learn(1)
+    episodes = tuple(paths_in(model.rollout_buffer))
+    np.testing.assert_allclose(recorded_gradient(model), reference_gradient(combination, episodes, np.zeros(3)), atol=1e-5)
 
 
 @pytest.mark.parametrize("loss_reduction", ["step", "episode"])

@@ -603,7 +603,8 @@ def test_evaluations_end_with_every_seed_of_every_trial(tmp_path, monkeypatch, c
         return create_envs(self, n_envs, eval_env, no_log)
 
     monkeypatch.setattr(rl_zoo3.exp_manager.ExperimentManager, "create_envs", note)
-    seeded_search(tmp_path, env_id="CliffWalking-v1", n_trials=2, max_episode_steps=20, n_timesteps=20)
+    # A2C, whose training ends there
+    seeded_search(tmp_path, "a2c", env_id="CliffWalking-v1", n_trials=2, max_episode_steps=20, n_timesteps=20)
     assert given == [{"max_episode_steps": 20}] * 4
     assert capsys.readouterr().out.count("registered without a time limit") == 1
 
