@@ -1,36 +1,62 @@
 """Files of saved models: written whole or not at all, and asked what they hold before they are loaded."""
 
+import contextlib
 import io
 import itertools
 import json
 import os
 import pathlib
+import secrets
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from stable_baselines3.common.save_util import open_path
 
 
 @contextmanager
-def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def written_whole(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """
-    Give a file a name beside its destination, and put it in its place when it is complete.
+    Open a new file beside a destination, and put it in the destination's place when it is complete.
 
-    :param path: The destination, ``.zip`` if it has no suffix.
-    :return: Context manager that gives the name to write to. If the destination is a folder, the file gets a free name beside
-        it, with a warning, as in SB3: what was trained must not be lost.
+    Symbolic links are followed, so that they stay links, and an existing file keeps its mode and, as far as it is allowed,
+    its owner.
+
+    :param path: The destination, ``.zip`` if it has no suffix. If it is a folder, the file gets a free name beside it, with a
+        warning, as in SB3: what was trained must not be lost.
+    :return: Context manager that gives the file to write to.
+    :raises OSError: If the destination cannot be written to; it is then as before.
     """
     destination = wanted = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
     if wanted.is_dir():
         names = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))
         destination = next(name for name in names if not name.exists())
         warnings.warn(f"{wanted} is a folder: the model is saved to {destination} instead", UserWarning, stacklevel=4)
-    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
+    if destination.is_symlink():
+        destination = pathlib.Path(os.path.realpath(destination))
+    if not destination.parent.is_dir():
+        warnings.warn(f"Path '{destination.parent}' does not exist. Will create it.", UserWarning, stacklevel=4)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.exists():
+        # Raises if the file is write-protected, which its folder need not be
+        with destination.open("ab") as file:
+            if not destination.is_file():
+                # A device or a pipe, which must not be replaced
+                yield file
+                return
+    unfinished = destination.with_name(f".{secrets.token_hex(4)}.unfinished")
     try:
-        yield unfinished
+        with unfinished.open("xb") as file:
+            yield file
+        if destination.exists():
+            old = destination.stat()
+            # Only the administrator may give files away, and Windows has no owners
+            with contextlib.suppress(OSError, AttributeError):
+                os.chown(unfinished, old.st_uid, old.st_gid)
+            unfinished.chmod(stat.S_IMODE(old.st_mode))
         os.replace(unfinished, destination)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -682,7 +682,8 @@ class REINFORCE(OnPolicyAlgorithm):
         Save all the attributes of the object and the model parameters in a zip-file.
 
         The file is written beside its destination and then put in its place, so that whatever happens in between, the
-        destination holds either the old model or the new one. Of several ranks only rank 0 writes.
+        destination holds either the old model or the new one. Symbolic links are followed, and an old file's mode stays. Of
+        several ranks only rank 0 writes.
 
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
@@ -693,8 +694,8 @@ class REINFORCE(OnPolicyAlgorithm):
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return
-        with written_whole(pathlib.Path(path)) as unfinished:
-            super().save(unfinished, exclude, include)
+        with written_whole(pathlib.Path(path)) as file:
+            super().save(file, exclude, include)  # type: ignore[arg-type]
 
     @classmethod
     def load(

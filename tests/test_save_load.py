@@ -1,7 +1,9 @@
 """What is saved comes back whole, in another process too, and a crash never leaves half a model."""
 
 import io
+import os
 import pathlib
+import stat
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import sb3_contrib
 import stable_baselines3
 import stable_baselines3.common.save_util
 import torch as th
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.sac.policies import SACPolicy
 
@@ -162,6 +165,121 @@ def test_a_crash_while_saving_leaves_the_old_model(tmp_path):
     assert (tmp_path / "model.zip").read_bytes() == before
     REINFORCE.load(tmp_path / "model")
     assert any(path.name.endswith(".unfinished") for path in tmp_path.iterdir()), "the crash came too early"
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+@pytest.mark.parametrize("chain", [["run/model.zip"], ["middle.zip", "run/other.zip", "model.zip"]])
+@pytest.mark.parametrize("is_dangling", [False, True])
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_save_writes_through_links(chain, is_dangling, is_absolute, tmp_path):
+    (tmp_path / "run").mkdir()
+    link = tmp_path / "latest.zip"
+    for target in chain:
+        link.symlink_to(link.parent / target if is_absolute else target)
+        link = link.parent / target
+    if not is_dangling:
+        link.write_bytes(b"old")
+    before = set(files_in(tmp_path))
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
+    model.save(tmp_path / "latest")
+    assert (tmp_path / "latest.zip").is_symlink() and not link.is_symlink()
+    assert set(files_in(tmp_path)) == before | {str(link.relative_to(tmp_path))}
+    assert_equal_models(model, REINFORCE.load(link))
+
+
+def test_a_dangling_link_into_a_folder_that_is_gone_is_saved_through(tmp_path):
+    (tmp_path / "latest.zip").symlink_to("gone/model.zip")
+    with pytest.warns(UserWarning, match="gone' does not exist. Will create it"):
+        REINFORCE("MlpPolicy", "CartPole-v1").save(tmp_path / "latest.zip")
+    assert files_in(tmp_path) == ["gone/model.zip", "latest.zip"]
+
+
+def test_the_best_model_of_an_evaluation_is_saved_through_a_link_and_keeps_its_mode(tmp_path):
+    target = tmp_path / "shared.zip"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best/best_model.zip").symlink_to(target)
+    callback = EvalCallback(
+        make_vec_env("CartPole-v1", 1), best_model_save_path=str(tmp_path / "best"), eval_freq=100, verbose=0
+    )
+    REINFORCE("MlpPolicy", "CartPole-v1", n_steps=50).learn(200, callback=callback)
+    assert files_in(tmp_path) == ["best/best_model.zip", "shared.zip"]
+    assert (tmp_path / "best/best_model.zip").is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    REINFORCE.load(target)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_of_new_files_and_an_old_one_keeps_its_own(umask, mode, tmp_path):
+    model, path = REINFORCE("MlpPolicy", "CartPole-v1"), tmp_path / "model.zip"
+    old_umask = os.umask(umask)
+    try:
+        model.save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        path.chmod(0o604)
+        model.save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(old_umask)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the administrator may give files away")
+def test_a_file_keeps_its_owner(tmp_path):
+    (tmp_path / "model.zip").touch()
+    os.chown(tmp_path / "model.zip", 1234, 5678)
+    REINFORCE("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    status = (tmp_path / "model.zip").stat()
+    assert (status.st_uid, status.st_gid) == (1234, 5678)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is write-protected for the administrator")
+def test_a_write_protected_file_is_refused(tmp_path):
+    (tmp_path / "model.zip").write_bytes(b"old")
+    (tmp_path / "model.zip").chmod(0o444)
+    with pytest.raises(PermissionError, match=r"model\.zip"):
+        REINFORCE("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == b"old"
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    for name in ("m" * (longest - 4), "m" * (longest - 4) + ".zip", "\u00e9" * (longest // 2 - 4) + ".zip"):
+        for _ in range(2):
+            model.save(tmp_path / name)
+        assert_equal_models(model, REINFORCE.load(tmp_path / name))
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    # What fits into a pipe
+    model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=None, policy_kwargs={"net_arch": [2]})
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "model.zip").symlink_to("pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
+        model.save(tmp_path / "model.zip")
+        assert_equal_models(model, REINFORCE.load(io.BytesIO(pipe.read())))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_failure_while_saving_through_a_link_leaves_link_and_model(tmp_path, monkeypatch):
+    target = tmp_path / "model.zip"
+    target.write_bytes(b"old")
+    (tmp_path / "latest.zip").symlink_to("model.zip")
+    for name in ("chmod", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, failing)
+            with pytest.raises(OSError, match="no space left"):
+                REINFORCE("MlpPolicy", "CartPole-v1").save(tmp_path / "latest")
+        assert files_in(tmp_path) == ["latest.zip", "model.zip"]
+        assert (tmp_path / "latest.zip").is_symlink() and target.read_bytes() == b"old"
+
+
+def failing(*args, **kwargs):
+    raise OSError("no space left on device")
 
 
 def test_a_model_saved_with_a_suffix_of_its_own_keeps_it(tmp_path, monkeypatch):
