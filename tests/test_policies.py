@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from torch.distributions import Distribution
 
 from sb3_reinforce import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce.recurrent import MlpLstmPolicy, MultiInputLstmPolicy
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
@@ -55,3 +58,44 @@ def test_an_exported_policy_without_a_critic_takes_any_number_of_observations(na
     for own, theirs in zip(module(five), exported(five), strict=True):
         assert own.shape == theirs.shape and th.allclose(own, theirs)
     assert exported(five)[1].shape == (5, 1)
+
+
+LSTM_KWARGS = {"lstm_hidden_size": 8, "n_lstm_layers": 2}
+OF_SB3 = {
+    "MlpPolicy": (MlpPolicy, BOX, ActorCriticPolicy, {"net_arch": [8]}),
+    "MlpPolicy, gSDE": (MlpPolicy, BOX, ActorCriticPolicy, {"use_sde": True, "full_std": False}),
+    "CnnPolicy": (CnnPolicy, IMAGE, ActorCriticCnnPolicy, {}),
+    "CnnPolicy, by the base class": (CnnPolicy, IMAGE, ActorCriticPolicy, {}),
+    "MultiInputPolicy": (MultiInputPolicy, DICT, MultiInputActorCriticPolicy, {}),
+    "MlpLstmPolicy": (MlpLstmPolicy, BOX, RecurrentActorCriticPolicy, LSTM_KWARGS),
+    "MlpLstmPolicy, shared": (
+        MlpLstmPolicy,
+        BOX,
+        RecurrentActorCriticPolicy,
+        {**LSTM_KWARGS, "shared_lstm": True, "enable_critic_lstm": False},
+    ),
+    "MultiInputLstmPolicy": (MultiInputLstmPolicy, DICT, RecurrentMultiInputActorCriticPolicy, LSTM_KWARGS),
+}
+
+
+@pytest.mark.parametrize("name", OF_SB3)
+def test_a_saved_policy_with_a_critic_is_loaded_by_the_class_that_it_derives_from(name, tmp_path):
+    policy_class, space, base, kwargs = OF_SB3[name]
+    action_space = BOX if "use_sde" in kwargs else DISCRETE
+    policy = policy_class(space, action_space, lambda _: 1e-3, **kwargs)
+    policy.save(tmp_path / "policy")
+    for loader in (base, policy_class):
+        loaded = loader.load(tmp_path / "policy", device="cpu")
+        assert type(loaded) is loader
+        for _ in range(10):
+            observation = space.sample()
+            own, theirs = (each.predict(observation, deterministic=True)[0] for each in (policy, loaded))
+            np.testing.assert_array_equal(own, theirs)
+    # Whoever has not this package can read it too
+    assert b"sb3_reinforce" not in (tmp_path / "policy").read_bytes()
+
+
+def test_a_saved_policy_without_a_critic_is_loaded_without_one(tmp_path):
+    policy = MlpPolicy(BOX, DISCRETE, lambda _: 1e-3, use_critic=False)
+    policy.save(tmp_path / "policy")
+    assert not MlpPolicy.load(tmp_path / "policy", device="cpu").use_critic
