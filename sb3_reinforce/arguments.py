@@ -85,6 +85,30 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be {NUMERIC_ARGUMENTS[name].words}, not {value!r}")
 
 
+#: Arguments that are True or False.
+SWITCHES = (
+    "discounted_weighting",
+    "normalize_advantage",
+    "entropy_in_return",
+    "bootstrap_at_time_limit",
+    "natural_gradient",
+    "use_masking",
+    "use_sde",
+)
+
+
+def check_switches(arguments: Mapping[str, Any]) -> None:
+    """
+    Check that what is on or off is a boolean, since any other value but 0 and an empty one would silently mean on.
+
+    :param arguments: Values of any type by names of ``SWITCHES``.
+    :raises ValueError: Names the first argument whose value is neither True nor False.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, not {value!r}")
+
+
 def check_budget(
     n_steps: int | None, n_episodes: int | None, n_envs: int | None, n_ranks: int, comparing_baseline: str | None
 ) -> str | None:

@@ -20,9 +20,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import (
     NUMERIC_ARGUMENTS,
+    SWITCHES,
     check_budget,
     check_numbers,
     check_spaces,
+    check_switches,
     copy_containers,
     make_schedule,
 )
@@ -286,6 +288,7 @@ class REINFORCE(OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         # SB3 keeps some arguments as private attributes
         check_numbers({name: vars(self).get(name, vars(self).get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
+        check_switches({name: getattr(self, name) for name in SWITCHES})
         n_envs = None if self.env is None else self.n_envs
         comparing = self.baseline if self.estimator.compares_episodes else None
         if (warning := check_budget(self.n_steps, self.n_episodes, n_envs, self._joint.ranks.size, comparing)) is not None:

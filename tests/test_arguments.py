@@ -1,6 +1,7 @@
 """Every numeric argument has a type and a range, and every space that SB3's policies would misread is refused."""
 
 import inspect
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from test_reinforce import AnySpacesEnv
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.arguments import NUMERIC_ARGUMENTS
+from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, SWITCHES
 
 SCHEDULES = ["learning_rate", "ent_coef", "critic_learning_rate", "target_kl"]
 MAY_BE_NONE = {"n_steps", "n_episodes", "critic_batch_size", "micro_batch_size", "max_rollout_steps", "fisher_max_steps"}
@@ -30,6 +31,16 @@ def test_the_table_has_every_numeric_argument():
     numeric = {p.name for p in parameters if any(kind in str(p.annotation).split(" | ") for kind in ("<class 'int'>", "int"))}
     numeric |= {p.name for p in parameters if "float" in str(p.annotation)}
     assert numeric - {"verbose"} == {*NUMERIC_ARGUMENTS, *SCHEDULES}
+
+
+def test_what_is_on_or_off_is_a_boolean():
+    parameters = inspect.signature(REINFORCE).parameters.values()
+    assert {p.name for p in parameters if p.annotation in (bool, "bool")} == {*SWITCHES, "distributed", "_init_setup_model"}
+    for name in SWITCHES:
+        for value in (1, 0, "false", None, []):
+            with pytest.raises(ValueError, match=f"^{name} must be True or False, not {re.escape(repr(value))}$"):
+                REINFORCE("MlpPolicy", "Pendulum-v1", **{name: value})
+    assert make(normalize_advantage=np.bool_(True)).normalize_advantage
 
 
 @pytest.mark.parametrize("name", NUMERIC_ARGUMENTS)
