@@ -352,7 +352,10 @@ def test_unknown_names_are_explained_in_one_line(capsys):
 def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
     (tmp_path / "mine.yml").write_text("default: {policy: MlpPolicy, n_timesteps: 100, learning_rate: [1]}")
     error = fails(capsys, "train", "--env", "CartPole-v1", "--conf-file", "mine.yml")
-    assert error == "sb3-reinforce: error: mine.yml, CartPole-v1, learning_rate: must be a number or text, not [1]\n"
+    assert error == (
+        "sb3-reinforce: error: mine.yml, CartPole-v1: learning_rate must be a number, a function of the progress remaining, "
+        "or like 'lin_0.01', not [1]\n"
+    )
     assert not (tmp_path / "logs").exists()
 
 
@@ -361,9 +364,15 @@ def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
     ("entry", "message"),
     [
         ({"policy_kwargs": "dict(a=open('ran', 'w'))"}, "policy_kwargs: \"open('ran', 'w')\" is not evaluated: only literals"),
+        ({"policy_kwargs": "dict(a=9**9**9)"}, "policy_kwargs: '9 ** 9 ** 9' is not evaluated"),
+        ({"env_wrapper": {"torch.hub.load": {"repo_or_dir": "x"}}}, "env_wrapper: torch.hub.load is no class derived from"),
+        (
+            {"vec_env_wrapper": "torch.utils.cpp_extension.load_inline"},
+            "vec_env_wrapper: torch.utils.cpp_extension.load_inline",
+        ),
         ({"monitor_kwargs": "dict(a=open('ran', 'w'))"}, "monitor_kwargs: \"open('ran', 'w')\" is not evaluated"),
         ({"normalize": "open('ran', 'w')"}, "normalize: \"open('ran', 'w')\" is not evaluated"),
-        ({"callback": [{"builtins.open": {"file": "ran", "mode": "w"}}]}, "callback: builtins.open is of Python's"),
+        ({"callback": [{"builtins.open": {"file": "ran", "mode": "w"}}]}, "callback: builtins.open is no class derived from"),
     ],
 )
 def test_a_configuration_runs_no_code(tmp_path, capsys, algo, entry, message):
@@ -417,12 +426,21 @@ def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, modu
         (["-params", "policy:'MlpPolcy'"], ["ValueError: Policy MlpPolcy unknown"]),
         (["-params", "policy_kwargs:dict(net_archh=[64])"], ["TypeError", "net_archh"]),
         (["-params", "normalize:dict(norm_obss=True)"], ["TypeError", "norm_obss"]),
-        (["-params", "env_wrapper:'gymnasium.wrappers.NoWrapper'"], ["AttributeError", "NoWrapper"]),
+        (
+            ["-params", "env_wrapper:'gymnasium.wrappers.NoWrapper'"],
+            ["--hyperparams, CartPole-v1, env_wrapper: ", "NoWrapper is no class"],
+        ),
         (["-params", "use_sde:True"], ["CartPole-v1", "gSDE"]),
-        (["-params", "n_envs:0"], ["--hyperparams, CartPole-v1, n_envs: must be at least 1, not 0"]),
-        (["-params", "n_timesteps:-5"], ["n_timesteps: must be at least 1, not -5"]),
+        (["-params", "n_envs:0"], ["--hyperparams, CartPole-v1, n_envs: must be a whole number of at least 1, not 0"]),
+        (["-params", "n_timesteps:-5"], ["n_timesteps: must be a number of at least 1, not -5"]),
         (["-params", "baseline:leave_one_out"], ["baseline:leave_one_out: what stands behind the colon must be Python"]),
         (["-params", "learning_rate:lin_0.01"], ["learning_rate:lin_0.01: ", "text needs quotes"]),
+        (["-params", "learning_rate=0.01"], ["learning_rate=0.01: must be KEY:VALUE, such as learning_rate:0.5\n"]),
+        (["-params", "gamma:0.9", "0.01"], [" 0.01: must be KEY:VALUE, such as 0.01:0.5\n"]),
+        (["-params", "learning_rate:", "0.01"], ["learning_rate:: nothing stands behind the colon, where no space may be\n"]),
+        (["-params", "gamma:1/0"], ["gamma:1/0: what stands behind the colon must be Python (division by zero)"]),
+        (["--env-kwargs", "gravity=1"], ["gravity=1: must be KEY:VALUE, such as gravity:0.5\n"]),
+        (["-params", "policy_kwargs:nn.Relu"], ["policy_kwargs:nn.Relu: what stands behind the colon must be Python"]),
         (["--device", "gpu"], ["RuntimeError"]),
         (["--algo", "ppo", "-params", "foo:1"], ["ppo.yml, CartPole-v1: ", "TypeError", "foo"]),
         (["--conf-file", "mine"], ["--conf-file mine: neither a .yml file nor a .py file nor a module", "called adam"]),

@@ -305,16 +305,21 @@ def run(name: str, function: Callable[[], Any], args: list[str]) -> None:
     sys.argv = [f"sb3-reinforce {name}", *args]
     try:
         function()
-    except (NameError, SyntaxError) as error:
+    except Exception as error:
         from sb3_reinforce.zoo import upstream
 
         argument = upstream.argument_that_is_no_python(error)
         if argument is None:
             raise
-        raise UsageError(
-            f"{argument}: what stands behind the colon must be Python ({error}); text needs quotes, as in "
-            "-params \"baseline:'leave_one_out'\""
-        ) from error
+        key, colon, value = argument.partition(":")
+        problem = (
+            f"what stands behind the colon must be Python ({error}); text needs quotes, as in -params \"baseline:'mean'\""
+        )
+        if not value.strip():
+            problem = "nothing stands behind the colon, where no space may be"
+        if not colon:
+            problem = f"must be KEY:VALUE, such as {key.partition('=')[0]}:0.5"
+        raise UsageError(f"{argument}: {problem}") from error
     finally:
         sys.argv = argv
 
