@@ -183,6 +183,15 @@ def test_who_cannot_act_is_left_out_there():
     assert Task("Pendulum-v1", "dqn", 0) not in tasks
 
 
+def test_a_variant_that_changes_nothing_is_said(capsys):
+    register()
+    plan.read_entries(["CartPole-v1"], plan.make_contenders([], {}, [("fast", {"learning_rate": 0.5, "gamma": 0.9})]))
+    assert capsys.readouterr().out == (
+        "fast: learning_rate=0.5 changes nothing on CartPole-v1: the natural step has the length target_kl, and the critic has "
+        "critic_learning_rate\n"
+    )
+
+
 def test_who_has_no_entry_is_said(tmp_path):
     register()
     known = {"policy": "MlpPolicy", "n_timesteps": 1}

@@ -4,20 +4,29 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
+import math
+import operator
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import ModuleType, NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from types import ModuleType
+from typing import Any
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
+import sb3_contrib
+import stable_baselines3
+import torch
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
+import sb3_reinforce
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.arguments import COUNT, COUNT_OR_NONE, Numbers, is_number, make_schedule
 from sb3_reinforce.zoo.errors import UserError
 
 SET_BY_FLAGS = {
@@ -27,47 +36,55 @@ SET_BY_FLAGS = {
     "verbose": "--verbose",
     "device": "--device",
 }
-#: What RL Zoo takes out of an entry for itself, and what it may be.
-ZOO_KEYS: dict[str, Any] = {
-    "n_timesteps": float,
-    "n_envs": int,
-    "normalize": bool | str | dict,
-    "monitor_kwargs": dict | str,
-    "env_kwargs": dict,
-    "frame_stack": int,
-    "env_wrapper": str | list | dict | None,
-    "vec_env_wrapper": str | list | dict | None,
-    "callback": str | list | dict | None,
+#: What RL Zoo evaluates as Python if it is text, and what it must be then.
+EXPRESSIONS: dict[str, tuple[str, Any]] = {
+    "policy_kwargs": ("a mapping", dict | None),
+    "normalize": ("true, false or a mapping", bool | dict),
+    "monitor_kwargs": ("a mapping", dict),
+    "replay_buffer_class": ("a class", type | None),
+    "replay_buffer_kwargs": ("a mapping", dict | None),
 }
-#: What must be at least 1.
-COUNTS = ("n_timesteps", "n_envs", "frame_stack")
-#: What RL Zoo evaluates as Python if it is a string; the result must be a dict.
-EVALUATED = ("policy_kwargs", "normalize", "monitor_kwargs")
-#: The same for other algorithms, where the result may be anything.
-ALL_EVALUATED = (*EVALUATED, "replay_buffer_class", "replay_buffer_kwargs")
-#: What RL Zoo imports by its name, and calls.
-IMPORTED = ("policy", "env_wrapper", "vec_env_wrapper", "callback")
-#: Packages whose classes an expression may name.
-KNOWN_PACKAGES = ("torch", "numpy", "gymnasium", "stable_baselines3", "sb3_contrib")
-#: What an expression may be made of, beside names, attributes and calls of the three functions.
-LITERALS = (ast.Expression, ast.Constant, ast.Dict, ast.List, ast.Tuple, ast.Set, ast.keyword, ast.Load)
-ARITHMETIC = (ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
-CONTAINERS = ("dict", "list", "tuple")
+#: What RL Zoo imports by its name and calls, and what it must derive from.
+IMPORTED = {"policy": BasePolicy, "env_wrapper": gym.Wrapper, "vec_env_wrapper": VecEnvWrapper, "callback": BaseCallback}
+#: Whose classes an expression may name: by the names that RL Zoo's own evaluation knows, and by full ones.
+KNOWN_PACKAGES = ("torch.nn.", "torch.optim.", "stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
+NAMES = vars(rl_zoo3.exp_manager) | {
+    package.__name__: package for package in (torch, stable_baselines3, sb3_contrib, sb3_reinforce)
+}
+CONTAINERS: dict[str, Callable[..., Any]] = {"dict": dict, "list": list, "tuple": tuple}
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+#: What else RL Zoo takes out of an entry for itself.
+ZOO_KEYS = {
+    "n_timesteps": Numbers("a number of at least 1", lambda value: is_number(value) and 1 <= value < math.inf),
+    "n_envs": COUNT,
+    "frame_stack": COUNT_OR_NONE,
+    "env_kwargs": Numbers("a mapping", lambda value: isinstance(value, dict)),
+}
 SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate", "target_kl")
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-    NoneType: "null",
+#: Arguments of A2C, PPO and TRPO that REINFORCE does not have.
+ELSEWHERE = {
+    "batch_size": "here critic_batch_size, since the policy takes one step on the whole rollout",
+    "n_epochs": "here critic_epochs, since the policy takes one step per rollout",
+    "clip_range": "leave it out, since one step per rollout has no ratio to clip",
+    "clip_range_vf": "leave it out, since the critic is not clipped",
+    "use_rms_prop": 'here policy_kwargs: "dict(optimizer_class=RMSpropTFLike, optimizer_kwargs=dict(eps=1e-5))"',
+    "rms_prop_eps": 'here policy_kwargs: "dict(optimizer_class=RMSpropTFLike, optimizer_kwargs=dict(eps=1e-5))"',
+    "n_critic_updates": "here critic_epochs",
+    "sub_sampling_factor": "here fisher_max_steps, a number of steps",
+    "line_search_shrinking_factor": "leave it out, since it is fixed",
+    "line_search_max_iter": "leave it out, since it is fixed",
 }
-NUMBER = r"\d+\.?\d*(e[+-]?\d+)?"
-
-ARGUMENTS: dict[str, Any] = {
-    name: hint
-    for name, hint in get_type_hints(REINFORCE.__init__).items()
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(REINFORCE).parameters.items()
     if name not in SET_BY_FLAGS and not name.startswith("_")
 }
 
@@ -125,220 +142,204 @@ def check_module(name: str, short_names: Collection[str]) -> None:
         raise UserError(f"--conf-file {name}: neither a .yml file nor a .py file nor a module that can be imported{shipped}")
 
 
-def check_hyperparameters(hyperparameters: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> None:
+def evaluate_entry(entry: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> dict[str, Any]:
     """
-    Check an entry as RL Zoo read it.
+    Evaluate the expressions in an entry of any algorithm, and check the classes that it names, so that RL Zoo runs no code.
 
-    :param hyperparameters: The entry with the overrides of the command line.
+    :param entry: The entry as RL Zoo read it, with the overrides of the command line.
     :param file: Where the entry comes from.
-    :param env_id: The environment that the entry was chosen for.
+    :param env_id: The environment that it was chosen for.
+    :param overrides: Keys that come from the command line instead.
+    :return: A copy with values for expressions.
+    :raises UserError: If an expression is more than literals, arithmetic and classes, or a class is not what its key needs.
+    """
+    evaluated = dict(entry)
+    for key in entry:
+        try:
+            if key in IMPORTED:
+                check_classes(key, entry[key])
+            elif key in EXPRESSIONS:
+                words, kind = EXPRESSIONS[key]
+                evaluated[key] = evaluate(entry[key]) if isinstance(entry[key], str) else entry[key]
+                if not isinstance(evaluated[key], kind):
+                    raise UserError(f"must be {words}, not {entry[key]!r}")
+        except UserError as error:
+            raise UserError(f"{'--hyperparams' if key in overrides else file}, {env_id}, {key}: {error}") from error
+    return evaluated
+
+
+def evaluate(expression: str) -> Any:
+    """
+    Evaluate an expression as RL Zoo would, such as ``dict(activation_fn=nn.ReLU)``, but without running any code.
+
+    :param expression: Literals, arithmetic without powers, ``dict``, ``list``, ``tuple``, and classes of ``KNOWN_PACKAGES``.
+    :return: Its value.
+    :raises UserError: If it is anything else.
+    """
+    try:
+        return _value_of(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise UserError(f"{expression[:80]!r} cannot be evaluated: {type(error).__name__}: {error}") from error
+
+
+def _value_of(node: ast.expr) -> Any:
+    hint = ""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.List(elts=items):
+            return [_value_of(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_value_of(item) for item in items)
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {_value_of(key): _value_of(value) for key, value in zip(keys, values, strict=True) if key is not None}
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in CONTAINERS:
+            if all(keyword.arg for keyword in keywords):
+                return CONTAINERS[name](*map(_value_of, args), **{str(item.arg): _value_of(item.value) for item in keywords})
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            if is_number(number := _value_of(operand)):
+                return -number
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in OPERATORS:
+            # Of numbers only: a list or a text may be repeated a billion times
+            if all(map(is_number, numbers := [_value_of(left), _value_of(right)])):
+                return OPERATORS[type(operation)](*numbers)
+        case ast.Name() | ast.Attribute():
+            path = ast.unparse(node)
+            if (found := find_class(path)) is not None:
+                return found
+            hint = suggest(path, [name for name in (*NAMES, *(f"nn.{name}" for name in vars(torch.nn))) if find_class(name)])
+    raise UserError(
+        f"{ast.unparse(node)!r} is not evaluated: only literals, arithmetic without powers, dict, list, tuple, and classes of "
+        f"torch.nn, torch.optim, stable_baselines3, sb3_contrib and sb3_reinforce{hint}"
+    )
+
+
+def find_class(path: str) -> type | None:
+    """
+    Find a class that an expression may name.
+
+    :param path: Such as ``nn.ReLU``, ``RMSpropTFLike`` or ``stable_baselines3.common.torch_layers.NatureCNN``.
+    :return: None if there is none, or it is of no known package.
+    """
+    name, *attributes = path.split(".")
+    value = NAMES.get(name)
+    for attribute in attributes:
+        value = vars(value).get(attribute) if isinstance(value, ModuleType) else None
+    is_known = isinstance(value, type) and f"{value.__module__}.".startswith(KNOWN_PACKAGES)
+    return value if is_known else None
+
+
+def check_classes(key: str, value: Any) -> None:
+    """
+    Check what RL Zoo would import and call.
+
+    :param key: One of ``IMPORTED``.
+    :param value: A name with its module, a mapping from it to arguments, a list of these, or the alias of a policy.
+    :raises UserError: If it cannot be imported, or is no class with the base that the key needs.
+    """
+    items = [] if value is None and key != "policy" else value if isinstance(value, list) else [value]
+    for path in [name for item in items for name in (item if isinstance(item, dict) else [item])]:
+        found, base, hint = path, IMPORTED[key], ""
+        if isinstance(path, str):
+            module_name, _, name = path.rpartition(".")
+            if key == "policy" and not module_name:
+                continue
+            if module_name[:1] in ("", "."):
+                raise UserError(f"{path} must be named with its module")
+            try:
+                module = importlib.import_module(module_name)
+            except ImportError as error:
+                raise UserError(f"{path} cannot be imported: {error}") from error
+            found = getattr(module, name, None)
+            hint = "" if found is not None else suggest(name, vars(module))
+        # A configuration in Python may hold the class itself, or a callback
+        if not (issubclass(found, base) if isinstance(found, type) else found is path and isinstance(found, base)):
+            raise UserError(f"{path} is no class derived from {base.__module__}.{base.__name__}{hint}")
+
+
+def check_hyperparameters(entry: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> None:
+    """
+    Check an entry of REINFORCE: its keys, what RL Zoo takes for itself, and the rest by the constructor's own checks.
+
+    :param entry: The entry with the overrides of the command line.
+    :param file: Where the entry comes from.
+    :param env_id: The environment that it was chosen for.
     :param overrides: Keys that come from the command line instead.
     :raises UserError: If a key is missing, unknown or forbidden, or a value has the wrong type or is out of range; names
-        file, environment and key.
+        file and environment, and all such keys at once.
     """
-    for key, value in hyperparameters.items():
-        problem = find_problem(key, value)
-        if problem is not None:
-            source = "--hyperparams" if key in overrides else file
-            raise UserError(f"{source}, {env_id}, {key}: {problem}")
-    for key in ("policy", "n_timesteps"):
-        if key not in hyperparameters:
-            raise UserError(f"{file}, {env_id}, {key}: missing")
-    kwargs = {key: value for key, value in hyperparameters.items() if key in ARGUMENTS and key not in (*EVALUATED, "policy")}
+    problems = {key: problem for key, value in entry.items() if (problem := find_problem(key, value)) is not None}
+    problems |= {key: "missing" for key in ("policy", "n_timesteps") if key not in entry}
+    source = f"{file} with --hyperparams" if overrides else file
+    if problems:
+        sources = {"--hyperparams" if key in overrides else file for key in problems}
+        problem = "; ".join(f"{key}: {problem}" for key, problem in problems.items())
+        raise UserError(f"{source if len(sources) > 1 else sources.pop()}, {env_id}, {problem}")
+    arguments = {key: value for key, value in entry.items() if key in DEFAULTS and key not in (*EXPRESSIONS, "policy")}
     try:
-        REINFORCE("MlpPolicy", env=None, _init_setup_model=False, **kwargs)._check_arguments()  # type: ignore[arg-type]
+        for key in SCHEDULES:
+            if arguments.get(key, DEFAULTS[key]) is not DEFAULTS[key]:
+                make_schedule(arguments[key], key)
+        REINFORCE("MlpPolicy", env=None, _init_setup_model=False, **arguments)._check_arguments()  # type: ignore[arg-type]
     except ValueError as error:
-        raise UserError(f"{file}, {env_id}: {error}") from error
+        raise UserError(f"{source}, {env_id}: {error}") from error
 
 
 def find_problem(key: str, value: Any) -> str | None:
     """
-    Say what is wrong with a hyperparameter.
+    Say what is wrong with a hyperparameter, before the constructor sees it.
 
     :param key: Its name.
-    :param value: Its value, as it stands in the file.
+    :param value: Its value.
     :return: None if nothing is wrong.
     """
+    known = [*DEFAULTS, *ZOO_KEYS, *IMPORTED, "normalize", "monitor_kwargs"]
     if key in SET_BY_FLAGS:
         return f"cannot stand in the file: use the flag {SET_BY_FLAGS[key]}"
-    known = {**ARGUMENTS, **ZOO_KEYS}
     if key not in known:
-        similar = difflib.get_close_matches(key, known, n=1)
-        return "unknown key" + (f", did you mean {similar[0]}?" if similar else "")
-    if isinstance(value, str):
-        if key in SCHEDULES:
-            return find_schedule_problem(value)
-        if key in EVALUATED:
-            return find_expression_problem(value)
-    if not has_type(value, known[key]):
-        return f"must be {describe(known[key])}, not {value!r}{hint_at_yaml(value)}"
-    if key in COUNTS and value < 1:
-        return f"must be at least 1, not {value!r}"
+        return f"unknown key{f', {ELSEWHERE[key]}' if key in ELSEWHERE else suggest(key, known)}"
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return f"{value!r} is text: write {int(value) if value.isdigit() else float(value)!r}"
+    if key in ZOO_KEYS and not ZOO_KEYS[key].contains(value):
+        return f"must be {ZOO_KEYS[key].words}, not {value!r}"
     return None
 
 
-def find_schedule_problem(value: str) -> str | None:
+def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
     """
-    Say what is wrong with a coefficient that is given as text.
+    Find the arguments of REINFORCE that change nothing beside the others.
 
-    :param value: RL Zoo's notation for a linear decay: ``lin_0.01``.
-    :return: None if nothing is wrong.
+    :param entry: An entry that was checked. What it lacks has the constructor's default.
+    :return: The reason by argument. Those of the natural step are missing: the constructor warns of them.
     """
-    if re.fullmatch(f"lin_{NUMBER}", value):
-        return None
-    return f"must be a number or like lin_0.01, not {value!r}{hint_at_yaml(value)}"
+    values = {**DEFAULTS, **entry}
+    idle: dict[str, str] = {}
+    has_critic = values["baseline"] == "value"
+    if not has_critic:
+        critic = ("critic_epochs", "critic_batch_size", "critic_learning_rate", "vf_coef", "bootstrap_at_time_limit")
+        idle |= dict.fromkeys(critic, f"baseline={values['baseline']!r} has no critic")
+    if values["natural_gradient"]:
+        step = "the natural step has the length target_kl"
+        if not has_critic:
+            idle |= dict.fromkeys(("learning_rate", "max_grad_norm"), f"{step}, and there is no critic")
+        elif values["critic_learning_rate"] is not None:
+            idle["learning_rate"] = f"{step}, and the critic has critic_learning_rate"
+    if values["return_type"] == "episode":
+        idle["discounted_weighting"] = "return_type='episode' discounts from the first step anyway"
+    if values["gamma"] == 1:
+        idle["discounted_weighting"] = "gamma is 1"
+    if not values["use_sde"]:
+        idle["sde_sample_freq"] = "use_sde is False"
+    return idle
 
 
-def hint_at_yaml(value: Any) -> str:
+def suggest(name: str, known: Collection[str]) -> str:
     """
-    Explain how a number became text.
+    Guess what was meant by an unknown name.
 
-    :param value: A value of the wrong type.
-    :return: Empty if it is something else.
+    :param name: The name.
+    :param known: The names that there are.
+    :return: A question to be put behind a message, empty without any guess.
     """
-    is_number = isinstance(value, str) and re.fullmatch(NUMBER, value) is not None
-    return f" (YAML takes {value} for text: write {float(value)!r})" if is_number else ""
-
-
-def check_code(hyperparameters: Mapping[str, Any], file: str, env_id: str) -> None:
-    """
-    Check that an entry of any algorithm makes RL Zoo run nothing but what hyperparameters are for.
-
-    :param hyperparameters: The entry, before RL Zoo evaluates and imports what it names.
-    :param file: Where it comes from.
-    :param env_id: The environment that it was chosen for.
-    :raises UserError: If an expression may do more than name numbers, containers and classes, or a callback is none.
-    """
-    for key, value in hyperparameters.items():
-        problem = None
-        if key in ALL_EVALUATED and isinstance(value, str):
-            problem = find_forbidden_part(value)
-        elif key in IMPORTED:
-            names = value if isinstance(value, list) else [value]
-            paths = [path for name in names for path in (name if isinstance(name, dict) else [name])]
-            problem = next(filter(None, (find_import_problem(key, path) for path in paths if isinstance(path, str))), None)
-        if problem is not None:
-            raise UserError(f"{file}, {env_id}, {key}: {problem}")
-
-
-def find_forbidden_part(value: str) -> str | None:
-    """
-    Say what in a Python expression is not to be evaluated, without evaluating anything.
-
-    :param value: An expression over the names that RL Zoo's experiment manager imports, such as ``nn``.
-    :return: None if it holds only literals, arithmetic, ``dict``, ``list``, ``tuple``, and names and attributes of
-        ``KNOWN_PACKAGES``.
-    """
-    try:
-        tree = ast.parse(value.lstrip(" \t"), mode="eval")
-        nodes: list[ast.AST] = [tree]
-        for node in nodes:
-            if is_known(node):
-                continue
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONTAINERS:
-                nodes += [*node.args, *node.keywords]
-            elif isinstance(node, (*LITERALS, *ARITHMETIC)):
-                nodes += ast.iter_child_nodes(node)
-            else:
-                return (
-                    f"{ast.unparse(node)!r} is not evaluated: only literals, arithmetic, dict, list, tuple, and classes of "
-                    f"{', '.join(KNOWN_PACKAGES)}"
-                )
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        return f"{value!r} cannot be evaluated: {type(error).__name__}: {error}"
-    return None
-
-
-def is_known(node: ast.AST) -> bool:
-    """
-    Tell whether a name, with attributes or without, stands for something of a known package.
-
-    :param node: A part of an expression.
-    :return: Whether it does, and is no function. A module that a known package has imported, such as ``th.os``, is not its.
-    """
-    path: list[str] = []
-    while isinstance(node, ast.Attribute):
-        path.insert(0, node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name) or any(name.startswith("_") for name in path):
-        return False
-    value = vars(rl_zoo3.exp_manager).get(node.id)
-    for position in range(len(path) + 1):
-        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        is_number = isinstance(value, (bool, int, float)) and position > 0
-        if not is_number and str(home).partition(".")[0] not in KNOWN_PACKAGES:
-            return False
-        if position < len(path):
-            # What is missing is for the evaluation to complain about
-            value = getattr(value, path[position], rl_zoo3.exp_manager.nn)
-    return isinstance(value, type) or not callable(value)
-
-
-def find_import_problem(key: str, path: str) -> str | None:
-    """
-    Say what is wrong with the name of something that RL Zoo would import and call.
-
-    :param key: The hyperparameter.
-    :param path: Module and name, such as ``gymnasium.wrappers.FlattenObservation``, or an alias of a policy.
-    :return: None if it is a callback where there must be one, and not of Python's own library anywhere else.
-    """
-    module, _, name = path.rpartition(".")
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        return f"{path} is of Python's standard library, where nothing of this kind is"
-    if key != "callback":
-        return None
-    try:
-        imported = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        return f"{path} cannot be imported: {error}"
-    is_callback = isinstance(imported, type) and issubclass(imported, BaseCallback)
-    return None if is_callback else f"{path} is no callback"
-
-
-def find_expression_problem(value: str) -> str | None:
-    """
-    Say what is wrong with a Python expression.
-
-    :param value: An expression over the names that RL Zoo's experiment manager imports, such as ``nn``.
-    :return: None if it gives a dict.
-    """
-    forbidden = find_forbidden_part(value)
-    if forbidden is not None:
-        return forbidden
-    try:
-        result = eval(value, dict(vars(rl_zoo3.exp_manager)))
-    except Exception as error:
-        return f"{value!r} cannot be evaluated: {type(error).__name__}: {error}"
-    return None if isinstance(result, dict) else f"must be a dict, not {value!r}"
-
-
-def has_type(value: Any, hint: Any) -> bool:
-    """
-    Check a value against a type annotation, with the numeric tower of PEP 484 and without booleans as numbers.
-
-    :param value: Any value.
-    :param hint: An annotation as they occur in the constructor of ``REINFORCE``.
-    :return: Whether it fits.
-    """
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return any(has_type(value, alternative) for alternative in get_args(hint))
-    if origin is type:
-        return isinstance(value, type)
-    if origin is Callable or hint is Callable:
-        return callable(value)
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
-
-
-def describe(hint: Any) -> str:
-    """
-    Name the types of an annotation that can stand in a YAML file.
-
-    :param hint: An annotation.
-    :return: Such as ``an integer or null``.
-    """
-    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = [get_origin(alternative) or alternative for alternative in alternatives]
-    return " or ".join(TYPE_NAMES[kind] for kind in kinds if kind in TYPE_NAMES)
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {similar[0]}?" if similar else ""

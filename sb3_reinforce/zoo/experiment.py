@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from sb3_reinforce.zoo import ALGORITHMS, hyperparams_path, shipped_configurations
-from sb3_reinforce.zoo.config import check_code, check_file, check_hyperparameters, check_module
+from sb3_reinforce.zoo.config import check_file, check_hyperparameters, check_module, evaluate_entry, find_idle
 from sb3_reinforce.zoo.errors import UserError
 
 #: Steps after which an evaluation episode ends in an environment that would let it go on for ever.
@@ -73,6 +73,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self._vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
         self._entry: dict[str, Any] = {}
+        #: What the user should know about the overrides.
+        self.notes: list[str] = []
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -111,9 +113,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        Read the entry of the environment, and check that it runs no code; if the algorithm is REINFORCE, check it whole.
+        Read the entry of the environment, evaluate its expressions, and if the algorithm is REINFORCE, check it whole.
 
-        :return: The entry, and a copy to be saved with the run.
+        :return: The entry, and a copy to be saved with the run, with expressions as they stand in the file.
         :raises UserError: If something is wrong with it; names file, environment and key.
         """
         env_id = self.env_name.gym_id
@@ -122,11 +124,19 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.algo in ALGORITHMS and self.config.endswith((".yml", ".yaml")):
             check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
-        check_code(hyperparams, self.config, env_id)
+        overrides = self.custom_hyperparams or {}
         if "distributed" in hyperparams:
             raise UserError(f"{self.config}, {env_id}, distributed: is for the command line, train --distributed")
+        hyperparams = evaluate_entry(hyperparams, self.config, env_id, overrides)
+        idle = {}
         if self.algo in ALGORITHMS:
-            check_hyperparameters(hyperparams, self.config, env_id, overrides=self.custom_hyperparams or ())
+            check_hyperparameters(hyperparams, self.config, env_id, overrides)
+            idle = find_idle(hyperparams)
+        if self.continue_training:
+            idle |= dict.fromkeys(("policy", "policy_kwargs"), "the loaded agent keeps its policy")
+        self.notes = [f"{key}={overrides[key]!r} changes nothing on {env_id}: {idle[key]}" for key in overrides if key in idle]
+        for note in self.notes:
+            print(note)
         self._entry = copy.deepcopy(dict(saved_hyperparams))
         return hyperparams, saved_hyperparams
 

@@ -288,6 +288,8 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
             raise CannotAct(f"{contender.name} cannot act in {env.action_space}") from error
         finally:
             env.close()
+    for note in manager.notes:
+        print(f"{contender.name}: {note}")
     return dict(yaml.safe_load(yaml.safe_dump(dict(manager._entry))))
 
 
