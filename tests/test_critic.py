@@ -5,57 +5,72 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers import FixedLengthEnv
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
+from test_reinforce import AnySpacesEnv
 
-from sb3_reinforce import REINFORCE, MlpPolicy
-from sb3_reinforce.buffers import EpisodeBatch
-from sb3_reinforce.critic import fit_critic
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce import REINFORCE
 
-VF_COEF, LEARNING_RATE = 0.7, 0.05
+VF_COEF, LEARNING_RATE, N_STEPS, N_EPOCHS = 0.7, 0.05, 10, 2
 
 
-def make_policy():
-    th.manual_seed(0)
-    observation_space = spaces.Box(-1, 1, (3,), np.float32)
-    kwargs = {"net_arch": {"pi": [], "vf": [4]}, "optimizer_class": th.optim.SGD}
-    return MlpPolicy(observation_space, spaces.Discrete(2), lambda _: LEARNING_RATE, **kwargs)
+def make_model(**kwargs):
+    env = AnySpacesEnv(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2))
+    policy_kwargs = {"net_arch": {"pi": [], "vf": [4]}, "optimizer_class": th.optim.SGD}
+    rates = {"learning_rate": 0.0, "critic_learning_rate": LEARNING_RATE, "critic_epochs": N_EPOCHS, "vf_coef": VF_COEF}
+    model = REINFORCE("MlpPolicy", env, gamma=0.0, policy_kwargs=policy_kwargs, seed=0, device="cpu", **rates, **kwargs)
+    model.max_grad_norm = float("inf")
+    model.set_logger(Logger(None, []))
+    return model
 
 
 @pytest.mark.parametrize("batch_size", [None, 3, 4, 9, 10, 11])
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_every_minibatch_is_a_step_on_its_own_mean(batch_size, micro_batch_size):
     generator = np.random.default_rng(1)
-    observations = th.as_tensor(generator.normal(size=(10, 3)), dtype=th.float32)
-    targets = generator.normal(size=10)
+    observations, targets = generator.normal(size=(N_STEPS, 3)).astype(np.float32), generator.normal(size=N_STEPS)
+    model, slow = make_model(critic_batch_size=batch_size, micro_batch_size=micro_batch_size), make_model().policy
+    model.rollout_buffer.reset()
+    for observation, reward in zip(observations, targets, strict=True):
+        # Without a discount, a reward is the return of its step
+        model.rollout_buffer.add(observation[None], np.zeros((1, 1)), np.array([reward]))
+    model.rollout_buffer.finish_episode(0)
+    pieces, steps = [], []
 
-    policy, slow = make_policy(), make_policy()
-    loss = fit_critic(
-        BatchReader(policy, micro_batch_size),
-        EpisodeBatch(observations, th.zeros(10, 1), targets, np.array([10]), np.array([]), None, lambda index: (0, index)),
-        targets,
-        [*policy.action_net.parameters()],
-        np.random.default_rng(2),
-        epochs=2,
-        batch_size=batch_size,
-        vf_coef=VF_COEF,
-        max_grad_norm=float("inf"),
-    )
+    def note_piece(module, inputs):
+        if th.is_grad_enabled():
+            pieces.append([int(np.argmin(np.abs(observations - row).sum(axis=1))) for row in inputs[0].numpy()])
 
-    critic = [*slow.mlp_extractor.value_net.parameters(), *slow.value_net.parameters()]
-    rng, losses = np.random.default_rng(2), []
-    for _ in range(2):
-        order = rng.permutation(10) if (batch_size or 10) < 10 else np.arange(10)
-        for chosen in np.split(order, range(batch_size or 10, 10, batch_size or 10)):
-            errors = slow.predict_values(observations[chosen]).flatten() - th.as_tensor(targets[chosen], dtype=th.float32)
-            losses.append((errors**2).mean())
-            gradients = th.autograd.grad(VF_COEF * losses[-1], critic)
-            with th.no_grad():
-                for parameter, gradient in zip(critic, gradients, strict=True):
-                    parameter -= LEARNING_RATE * gradient
-    np.testing.assert_allclose(policy.parameters_to_vector(), slow.parameters_to_vector(), atol=1e-6)
-    assert not np.allclose(policy.parameters_to_vector(), make_policy().parameters_to_vector(), atol=1e-3)
-    assert loss == pytest.approx(th.stack(losses).mean().item(), rel=1e-5)
+    def note_step(*_):
+        steps.append([*pieces])
+        pieces.clear()
+
+    model.policy.mlp_extractor.value_net.register_forward_pre_hook(note_piece)
+    model.policy.optimizer.register_step_pre_hook(note_step)
+    model.train()
+
+    of_the_policy, *minibatches = steps
+    assert of_the_policy == []
+    assert all(len(piece) <= (micro_batch_size or N_STEPS) for pieces_of_step in minibatches for piece in pieces_of_step)
+    minibatches = [np.concatenate(pieces_of_step) for pieces_of_step in minibatches]
+    size = min(batch_size or N_STEPS, N_STEPS)
+    sizes = [size] * (N_STEPS // size) + [N_STEPS % size] * (N_STEPS % size > 0)
+    assert [len(chosen) for chosen in minibatches] == sizes * N_EPOCHS
+    epochs = np.split(np.concatenate(minibatches), N_EPOCHS)
+    assert all(sorted(epoch) == list(range(N_STEPS)) for epoch in epochs)
+    assert size == N_STEPS or not np.array_equal(*epochs)
+
+    critic, losses = [*slow.mlp_extractor.value_net.parameters(), *slow.value_net.parameters()], []
+    for chosen in minibatches:
+        values = slow.predict_values(th.as_tensor(observations[chosen])).flatten()
+        losses.append(((values - th.as_tensor(targets[chosen], dtype=th.float32)) ** 2).mean())
+        gradients = th.autograd.grad(VF_COEF * losses[-1], critic)
+        with th.no_grad():
+            for parameter, gradient in zip(critic, gradients, strict=True):
+                parameter -= LEARNING_RATE * gradient
+    np.testing.assert_allclose(model.policy.parameters_to_vector(), slow.parameters_to_vector(), atol=1e-6)
+    assert not np.allclose(slow.parameters_to_vector(), make_model().policy.parameters_to_vector(), atol=1e-3)
+    assert model.logger.name_to_value["train/value_loss"] == pytest.approx(th.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_the_value_loss_that_is_logged():
