@@ -15,30 +15,18 @@ import torch as th
 Product = Callable[[th.Tensor], th.Tensor]
 
 
-def fisher_product(
-    mean_kl: th.Tensor,
-    parameters: Sequence[th.nn.Parameter],
-    damping: float = 0.0,
-    add_up: Callable[[th.Tensor], th.Tensor] = lambda product: product,
-) -> Product:
+def fisher_product(mean_kl: th.Tensor, parameters: Sequence[th.nn.Parameter]) -> Product:
     """
-    Make the function that multiplies with ``F + damping * I``.
+    Make the function that multiplies with F.
 
     :param mean_kl: Mean KL divergence from a constant copy of the policy to the policy, a scalar that depends on the
         parameters. Its value is 0, and so is its gradient; its second derivative is F.
     :param parameters: Of the policy. Those that do not matter for the divergence have zero rows and columns. They must not
         be changed before the last product.
-    :param damping: Added to the diagonal, at least 0: makes the matrix invertible, and damps steps along directions in which
-        the policy hardly changes.
-    :param add_up: Takes the product with this part of F, and returns that with F, where several processes have a part each.
     :return: Takes and returns a vector of shape ``(n_parameters,)``, in the order of the parameters.
     """
     kl_gradient = flat_gradient(mean_kl, parameters, create_graph=True)
-
-    def multiply(vector: th.Tensor) -> th.Tensor:
-        return add_up(flat_gradient(kl_gradient @ vector, parameters, retain_graph=True)) + damping * vector
-
-    return multiply
+    return lambda vector: flat_gradient(kl_gradient @ vector, parameters, retain_graph=True)
 
 
 def flat_gradient(

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.estimators import StepWeights
-from sb3_reinforce.natural_gradient import conjugate_gradient, fisher_product, step_of_size
+from sb3_reinforce.natural_gradient import Product, conjugate_gradient, fisher_product, step_of_size
 from sb3_reinforce.ranks import RankError, count_steps
 from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 
@@ -91,8 +91,8 @@ class NaturalStep(NamedTuple):
     """
     What became of a natural step.
 
-    :param kl: Mean KL divergence from the policy before to the policy after, in nats, over the steps that the Fisher matrix
-        is estimated from. 0 if the step was skipped.
+    :param kl: Mean KL divergence from the policy before to the policy after, in nats, over all steps. 0 if the step was
+        skipped.
     :param n_shortenings: How often the step was shortened, because the exact divergence was too far above the target.
     :param curvature: ``s (F + damping) s`` for the step s at length 1: how much the policy changes for a step of parameters.
     :param skipped: Why the policy was left as it was; None if it moved.
@@ -112,6 +112,7 @@ def natural_step(
     cg_max_steps: int,
     cg_damping: float,
     fisher_max_steps: int | None,
+    rng: np.random.Generator,
 ) -> NaturalStep:
     """
     Move the policy along ``F^-1 g``, as far as changes it by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
@@ -123,7 +124,8 @@ def natural_step(
         it, so that the exact divergence tends to be smaller.
     :param cg_max_steps: Conjugate gradients' steps.
     :param cg_damping: Added to the diagonal of F.
-    :param fisher_max_steps: F is estimated from at most so many steps, evenly spread; None for all.
+    :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
+    :param rng: Draws the subset, if there are more steps; that of rank 0 on all ranks.
     :return: What became of it.
     """
     parameters = gradient.parameters
@@ -131,13 +133,19 @@ def natural_step(
     if not ascent.any():
         return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
 
-    ranks, all_episodes = batch.part.ranks, batch.of_all_ranks()
-    steps = reader.thinned(all_episodes, fisher_max_steps)
-    # Of each rank the part that its steps have in the mean over the steps of all
-    part_of_kl = divergence_from_now(reader, batch, batch.part.own(steps), count_steps(steps, len(all_episodes.actions)))
-    product = fisher_product(part_of_kl(), parameters, cg_damping, ranks.sum)
-    direction = conjugate_gradient(product, ascent, cg_max_steps)
-    curvature = float(direction @ product(direction))
+    all_episodes = batch.of_all_ranks()
+    n_steps = len(all_episodes.actions)
+    divergence = behind_fisher = Divergence(reader, batch, slice(0, n_steps))
+    if fisher_max_steps is not None and n_steps > fisher_max_steps:
+        subset = reader.subsample(all_episodes, fisher_max_steps, batch.part.ranks.broadcast(rng))
+        behind_fisher = Divergence(reader, batch, subset)
+    fisher = behind_fisher.fisher_product(parameters)
+
+    def damped(vector: th.Tensor) -> th.Tensor:
+        return fisher(vector) + cg_damping * vector
+
+    direction = conjugate_gradient(damped, ascent, cg_max_steps)
+    curvature = float(direction @ damped(direction))
     if not (math.isfinite(curvature) and curvature > 0.0):
         return NaturalStep(0.0, 0, curvature, f"the curvature along it is {curvature}")
 
@@ -149,7 +157,7 @@ def natural_step(
         for n_shortenings in range(MAX_SHORTENINGS + 1):
             for parameter, old, change in zip(parameters, before, changes, strict=True):
                 parameter.copy_(old + SHORTENING**n_shortenings * change.view_as(old))
-            kl = sum(ranks.gather(lambda: float(part_of_kl())))
+            kl = divergence.value()
             if kl <= KL_TOLERANCE * target_kl:
                 return NaturalStep(kl, n_shortenings, curvature)
         for parameter, old in zip(parameters, before, strict=True):
@@ -159,26 +167,47 @@ def natural_step(
     )
 
 
-def divergence_from_now(
-    reader: BatchReader, batch: EpisodeBatch, steps: Steps, n_averaged: int | None = None
-) -> Callable[[], th.Tensor]:
+class Divergence:
     """
-    Measure how far the policy has moved since this call.
+    The mean KL divergence from a policy as it is now to the policy as it is when asked, micro-batch by micro-batch.
 
     :param reader: Of the policy.
     :param batch: The episodes.
-    :param steps: Which of their steps.
-    :param n_averaged: What the sum over these steps is divided by; None for their number.
-    :return: Computes the mean KL divergence from the policy as it is now to the policy as it is then, differentiable.
+    :param steps: The steps averaged over, of the episodes of all ranks.
     """
-    n_steps = count_steps(steps, len(batch.actions))
-    if n_steps == 0:
-        return lambda: th.zeros((), device=reader.policy.device)
-    fraction = n_steps / (n_averaged or n_steps)
-    with th.no_grad():
-        # The policy returns the same object every time, with new contents
-        now = copy.copy(reader.distribution(batch, steps))
-    return lambda: fraction * mean_divergence(now, reader.distribution(batch, steps))
+
+    def __init__(self, reader: BatchReader, batch: EpisodeBatch, steps: Steps) -> None:
+        self.reader, self.batch = reader, batch
+        self.n_averaged = count_steps(steps, len(batch.of_all_ranks().actions))
+        self.micro_batches = reader.micro_batches(batch, batch.part.own(steps))
+        with th.no_grad():
+            # The policy returns the same object every time, with new contents
+            self.before = [copy.copy(reader.distribution(batch, micro_batch)) for micro_batch in self.micro_batches]
+
+    def of_micro_batch(self, index: int) -> th.Tensor:
+        """What a micro-batch contributes to the mean, a differentiable scalar in nats."""
+        micro_batch = self.micro_batches[index]
+        fraction = count_steps(micro_batch, len(self.batch.actions)) / self.n_averaged
+        return fraction * mean_divergence(self.before[index], self.reader.distribution(self.batch, micro_batch))
+
+    @th.no_grad()
+    def value(self) -> float:
+        """The mean, in nats."""
+        ranks = self.batch.part.ranks
+        return sum(ranks.gather(lambda: sum(float(self.of_micro_batch(i)) for i in range(len(self.micro_batches)))))
+
+    def fisher_product(self, parameters: Sequence[th.nn.Parameter]) -> Product:
+        """Multiplies a vector with F. The graph of a single micro-batch is kept, those of several are made at each product."""
+        sum_over_ranks, indices = self.batch.part.ranks.sum, range(len(self.micro_batches))
+        if len(indices) == 1:
+            only = fisher_product(self.of_micro_batch(0), parameters)
+            return lambda vector: sum_over_ranks(only(vector))
+
+        def multiply(vector: th.Tensor) -> th.Tensor:
+            products = (fisher_product(self.of_micro_batch(index), parameters)(vector) for index in indices)
+            return sum_over_ranks(sum(products, th.zeros_like(vector)))
+
+        return multiply
 
 
 def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:

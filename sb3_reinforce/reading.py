@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.masking import masked
 from sb3_reinforce.policies import ACTING_METHODS, has_memory, is_own, uncompiled
+from sb3_reinforce.ranks import count_steps
 from sb3_reinforce.returns import Array
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
@@ -32,14 +33,31 @@ class BatchReader:
         self.policy = policy
         self.micro_batch_size = micro_batch_size
 
-    def pieces(self, batch: EpisodeBatch) -> Iterator[slice]:
+    def pieces(self, batch: EpisodeBatch) -> list[Steps]:
         """
         Cut a batch into micro-batches.
 
         :param batch: The episodes.
         :return: Slices that together cover each of its steps once.
         """
-        return self._slices(len(batch.actions))
+        return self.micro_batches(batch, slice(0, len(batch.actions)))
+
+    def micro_batches(self, batch: EpisodeBatch, steps: Steps) -> list[Steps]:
+        """
+        Cut chosen steps into micro-batches.
+
+        :param batch: The episodes.
+        :param steps: Which of its steps.
+        :return: The steps of each micro-batch; none without steps.
+        """
+        cuts = self._cuts(batch, steps)
+        if isinstance(steps, slice):
+            return [slice(steps.start + cut.start, steps.start + cut.stop) for cut in cuts]
+        return [steps[cut] for cut in cuts]
+
+    def _cuts(self, batch: EpisodeBatch, steps: Steps) -> Iterator[slice]:
+        """Where the micro-batches are among the chosen steps."""
+        return self._slices(count_steps(steps, len(batch.actions)))
 
     def _slices(self, n_steps: int) -> Iterator[slice]:
         size = self.micro_batch_size or max(1, n_steps)
@@ -56,24 +74,23 @@ class BatchReader:
         """
         n_steps = len(batch.actions)
         if size is None or size >= n_steps:
-            yield list(self.pieces(batch))
+            yield self.pieces(batch)
             return
         order = th.as_tensor(rng.permutation(n_steps), device=self.policy.device)
         for start in range(0, n_steps, size):
-            chosen = order[start : start + size]
-            yield [chosen[piece] for piece in self._slices(len(chosen))]
+            yield self.micro_batches(batch, order[start : start + size])
 
-    def thinned(self, batch: EpisodeBatch, max_steps: int | None) -> Steps:
+    def subsample(self, batch: EpisodeBatch, max_steps: int, rng: np.random.Generator) -> Steps:
         """
-        Choose evenly spread steps, of which a mean over the batch can be estimated, within one micro-batch.
+        Choose steps at random, of which a mean over the batch can be estimated.
 
-        :param batch: The episodes.
-        :param max_steps: At most so many are chosen; None for no such bound.
-        :return: Every k-th step.
+        :param batch: The episodes, with more steps than that.
+        :param max_steps: How many are chosen.
+        :param rng: Chooses them.
+        :return: The steps, in order.
         """
-        n_steps = len(batch.actions)
-        bound = min(max_steps or n_steps, self.micro_batch_size or n_steps)
-        return slice(0, n_steps, -(-n_steps // bound))
+        chosen = np.sort(rng.choice(len(batch.actions), max_steps, replace=False))
+        return th.as_tensor(chosen, device=self.policy.device)
 
     def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
         """

@@ -122,16 +122,12 @@ class EpisodeReader(BatchReader):
                 "their first step: override _get_action_dist_from_latent instead, which both go through"
             )
 
-    def pieces(self, batch: EpisodeBatch) -> Iterator[slice]:
-        """
-        Cut a batch into micro-batches of whole episodes.
-
-        :param batch: The episodes.
-        :return: Slices that together cover each of its steps once. Longer than ``micro_batch_size`` is only a single episode.
-        """
-        ends = np.cumsum(batch.episode_lengths)
-        for group in group_episodes(batch.episode_lengths, self.micro_batch_size):
-            yield slice(int(ends[group.start] - batch.episode_lengths[group.start]), int(ends[group.stop - 1]))
+    def _cuts(self, batch: EpisodeBatch, steps: Steps) -> Iterator[slice]:
+        """Whole episodes. Longer than ``micro_batch_size`` is only a single one."""
+        lengths = lengths_of(batch, steps)
+        ends = np.cumsum(lengths)
+        for group in group_episodes(lengths, self.micro_batch_size):
+            yield slice(int(ends[group.start] - lengths[group.start]), int(ends[group.stop - 1]))
 
     def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
         """
@@ -143,28 +139,26 @@ class EpisodeReader(BatchReader):
         :return: The micro-batches of each minibatch.
         """
         if size is None or size >= len(batch.actions):
-            yield list(self.pieces(batch))
+            yield self.pieces(batch)
             return
         order = rng.permutation(len(batch.episode_lengths))
         for group in group_episodes(batch.episode_lengths[order], size):
-            chosen = order[group]
-            micro_batches = group_episodes(batch.episode_lengths[chosen], self.micro_batch_size)
-            yield [self._steps_of(batch, chosen[micro_batch]) for micro_batch in micro_batches]
+            yield self.micro_batches(batch, self._steps_of(batch, order[group]))
 
-    def thinned(self, batch: EpisodeBatch, max_steps: int | None) -> Steps:
+    def subsample(self, batch: EpisodeBatch, max_steps: int, rng: np.random.Generator) -> Steps:
         """
-        Choose evenly spread episodes, of which a mean over the batch can be estimated, within one micro-batch.
+        Choose episodes at random, of which a mean over the batch can be estimated.
+
+        How many does not depend on which, since to take episodes until the next one does not fit would prefer short ones.
 
         :param batch: The episodes.
-        :param max_steps: At most so many steps are chosen, unless the first episode is longer; None for no such bound.
-        :return: The steps of every k-th episode.
+        :param max_steps: At most so many steps are chosen, unless a single episode is longer.
+        :param rng: Chooses them.
+        :return: Their steps, in order.
         """
-        n_steps, n_episodes = len(batch.actions), len(batch.episode_lengths)
-        bound = min(max_steps or n_steps, self.micro_batch_size or n_steps)
-        stride = -(-n_steps // bound)
-        while stride < n_episodes and batch.episode_lengths[::stride].sum() > bound:
-            stride += 1
-        return self._steps_of(batch, np.arange(0, n_episodes, stride))
+        longest_first = np.sort(batch.episode_lengths)[::-1]
+        n_fitting = max(1, int(np.searchsorted(np.cumsum(longest_first), max_steps, side="right")))
+        return self._steps_of(batch, np.sort(rng.choice(len(longest_first), n_fitting, replace=False)))
 
     def _steps_of(self, batch: EpisodeBatch, episodes: IntArray) -> th.Tensor:
         ends = np.cumsum(batch.episode_lengths)[episodes]
@@ -272,7 +266,8 @@ def group_episodes(lengths: IntArray, max_steps: int | None) -> Iterator[slice]:
             yield slice(first, episode)
             first, n_steps = episode, 0
         n_steps += length
-    yield slice(first, len(lengths))
+    if len(lengths) > 0:
+        yield slice(first, len(lengths))
 
 
 def read_episodes(lstm: nn.LSTM, inputs: th.Tensor, lengths: IntArray) -> th.Tensor:

@@ -123,8 +123,9 @@ class REINFORCE(OnPolicyAlgorithm):
     :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as
         in TRPO (Schulman et al. 2015, appendix C).
     :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix; 0.1 as in TRPO.
-    :param fisher_max_steps: With ``natural_gradient``, the Fisher matrix is estimated from at most so many steps, evenly
-        spread over the rollout, since its products are what the step costs. None for all.
+    :param fisher_max_steps: With ``natural_gradient``, the Fisher matrix is estimated from a random subset of at most so many
+        steps (with memory: of whole episodes), since its products are what the step costs. The divergence of the step is
+        computed over all steps. None for all.
     :param policy_averaging: Decay in (0, 1) of an exponential moving average of the policy's parameters over updates (Polyak
         & Juditsky 1992): ``predict`` answers with ``averaged_policy``, while ``policy`` acts and learns. 0.8 averages over
         the last five updates or so. None: they are the same.
@@ -606,7 +607,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _natural_step(self, reader: BatchReader, batch: EpisodeBatch, gradient: PolicyGradient) -> None:
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        step = natural_step(reader, batch, gradient, target_kl, self.cg_max_steps, self.cg_damping, self.fisher_max_steps)
+        bounds = (target_kl, self.cg_max_steps, self.cg_damping, self.fisher_max_steps)
+        step = natural_step(reader, batch, gradient, *bounds, self._rng)
         if step.skipped is not None:
             self._warn_once("skipped", f"A natural step was skipped, and the policy left as it was: {step.skipped}.")
         self.logger.record("train/target_kl", target_kl)

@@ -181,6 +181,17 @@ def logit_gradient_to_parameters(logit_gradient: np.ndarray) -> np.ndarray:
     return (logit_gradient.T @ states).flatten()
 
 
+class SilentEnv(gym.Env):
+    """Has spaces, and is never asked for anything else."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+
 class FixedLengthEnv(gym.Env):
     """Episodes of given lengths, one after the other; the observation is [time, episode], the reward the action."""
 

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from helpers import SilentEnv
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
@@ -58,7 +59,7 @@ CASES = {
     "micro-batches": (BOX, DISCRETE, UNEVEN, {"micro_batch_size": 4, "critic_batch_size": 9}),
     "Gaussian, lambda": (BOX, GAUSSIAN, UNEVEN, {"gae_lambda": 0.95, "critic_batch_size": 7}),
     "natural": (BOX, DISCRETE, UNEVEN, {"natural_gradient": True}),
-    "natural, thinned": (BOX, GAUSSIAN, UNEVEN, {"natural_gradient": True, "fisher_max_steps": 7}),
+    "natural, Fisher steps": (BOX, GAUSSIAN, UNEVEN, {"natural_gradient": True, "fisher_max_steps": 10}),
     "Dict": (DICT, DISCRETE, UNEVEN, {"ent_coef": 0.1}),
     "gSDE": (BOX, GAUSSIAN, UNEVEN, {"use_sde": True}),
     "masks": (BOX, DISCRETE, UNEVEN, {**MASKED, "natural_gradient": True}),
@@ -80,17 +81,6 @@ CASES = {
         },
     ),
 }
-
-
-class SilentEnv(gym.Env):
-    """Has spaces, and is never asked for anything else."""
-
-    def __init__(self, observation_space, action_space):
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.observation_space.sample(), {}
 
 
 def make_model(observation_space, action_space, n_envs, **kwargs):

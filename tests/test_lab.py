@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_exactness import COMBINATIONS, TEMPERATURE
@@ -27,10 +28,11 @@ from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.envs import diamond_hill
 from sb3_reinforce.estimators import Estimator
 from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
+from sb3_reinforce.lab.cloning import unit_weights
 from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
 from sb3_reinforce.lab.gradients import ScoreReader, compression, group_gradients, steps_of, take_episodes
 from sb3_reinforce.lab.lineup import OWN, choose, make_lineup
-from sb3_reinforce.lab.measurement import expected_starts, measure_episodes, prepare
+from sb3_reinforce.lab.measurement import divergence_of_step, expected_starts, measure_episodes, prepare
 from sb3_reinforce.lab.report import write_report
 from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.returns import rewards_to_go
@@ -500,12 +502,14 @@ def state_of(model):
     )
 
 
-@pytest.mark.parametrize("algorithm", [REINFORCE, A2C, PPO])
-def test_the_model_is_left_as_it_is(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "kwargs"),
+    [(REINFORCE, {}), (REINFORCE, {"natural_gradient": True, "fisher_max_steps": 30}), (A2C, {}), (PPO, {"batch_size": 64})],
+)
+def test_the_model_is_left_as_it_is(algorithm, kwargs):
     def trained():
         own_env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
-        kwargs = {"n_steps": 64, "batch_size": 64} if algorithm is PPO else {"n_steps": 64}
-        return algorithm("MlpPolicy", own_env, seed=0, device="cpu", **kwargs).learn(256), own_env
+        return algorithm("MlpPolicy", own_env, seed=0, device="cpu", n_steps=64, **kwargs).learn(256), own_env
 
     unmeasured = trained()[0].learn(128, reset_num_timesteps=False)
     model, own_env = trained()
@@ -713,6 +717,19 @@ def test_a_natural_step_has_the_divergence_that_it_is_told():
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=8, natural_gradient=True, target_kl=0.02, device="cpu")
     result = measure(model, make_vec_env("CartPole-v1", 2), 40, estimators=["to-go"]).results["to-go"]
     assert 0.005 < result.kl < 0.03
+
+
+def test_the_natural_step_that_is_tried_out_is_the_one_that_training_takes():
+    kwargs = {"natural_gradient": True, "fisher_max_steps": None, "device": "cpu"}
+    model = REINFORCE("MlpPolicy", FixedLengthEnv([60]), seed=0, n_episodes=20, **kwargs)
+    episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [60]}), 20)
+    batch = episodes.batch
+    assert len(batch.actions) > sb3_reinforce.lab.gradients.MICRO_BATCH_SIZE
+    weights = unit_weights(batch)._replace(weights=np.random.default_rng(0).normal(size=len(batch.actions)))
+    tried = divergence_of_step(episodes, batch, weights, 0.0)
+    model.set_logger(Logger(None, []))
+    model._policy_step(make_reader(model.policy), batch, weights, 0.0)
+    assert tried == pytest.approx(model.logger.name_to_value["train/kl"], rel=1e-4)
 
 
 # Bad input

@@ -95,16 +95,15 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_fisher_products_are_those_of_the_fisher_matrix(name, damping):
+def test_fisher_products_are_those_of_the_fisher_matrix(name):
     make_distribution, explicit_fisher = HEADS[name]
     th.manual_seed(1)
     head = Head(make_distribution())
     with th.no_grad():
         now = copy.copy(head())
-    product = fisher_product(mean_divergence(now, head()), head.parameters, damping)
+    product = fisher_product(mean_divergence(now, head()), head.parameters)
     n = sum(parameter.numel() for parameter in head.parameters)
-    expected = explicit_fisher(head) + damping * th.eye(n, dtype=th.float64)
+    expected = explicit_fisher(head)
     assert expected.abs().max() > 0.01
     th.testing.assert_close(dense(product, n), expected, atol=1e-10, rtol=0.0)
 

@@ -1,22 +1,23 @@
 """The natural step of the model itself: where it goes, how far, for every policy and space, and when it stays."""
 
 import copy
-import itertools
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from helpers import (
     ACTION_PROBABILITIES,
     GradientRecorder,
+    SilentEnv,
     linear_model,
     optimizer_steps,
     policy_gradient,
     set_action_probabilities,
 )
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvMultiBinary
@@ -26,9 +27,8 @@ from test_recorded import DictWorld
 
 from sb3_reinforce import REINFORCE, policy_step
 from sb3_reinforce.envs.diamond_hill import DECISION_STATES, enumerate_paths
-from sb3_reinforce.natural_gradient import fisher_product
 from sb3_reinforce.policy_step import KL_TOLERANCE, MAX_SHORTENINGS, SHORTENING
-from sb3_reinforce.reading import BatchReader
+from sb3_reinforce.reading import BatchReader, make_reader
 
 PATHS = enumerate_paths(ACTION_PROBABILITIES)
 DAMPING = 0.05
@@ -84,13 +84,14 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def test_the_models_fisher_matrix_is_the_enumerated_one():
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 5])
+def test_the_models_fisher_matrix_is_the_enumerated_one(micro_batch_size):
     model = natural_model()
     store(model, PATHS)
-    batch, reader = model.rollout_buffer.whole_episodes(), BatchReader(model.policy)
+    batch, reader = model.rollout_buffer.whole_episodes(), BatchReader(model.policy, micro_batch_size)
     net = model.policy.action_net
-    divergence = policy_step.divergence_from_now(reader, batch, reader.thinned(batch, None))
-    product = fisher_product(divergence(), [net.weight, net.bias])
+    divergence = policy_step.Divergence(reader, batch, slice(0, len(batch.actions)))
+    product = divergence.fisher_product([net.weight, net.bias])
     matrix = np.stack([product(row).numpy() for row in th.eye(6)])
     order = [0, 1, 4, 2, 3, 5]  # weights and bias of each logit beside each other
     np.testing.assert_allclose(matrix[np.ix_(order, order)], enumerated_fisher(), atol=1e-6)
@@ -112,17 +113,117 @@ def test_the_step_is_the_damped_natural_gradient_and_its_quadratic_kl_the_target
     assert logged["train/curvature"] == pytest.approx(step @ matrix @ step / (step @ step), rel=1e-3)
 
 
-def test_the_step_is_measured_on_no_more_steps_than_asked_for():
+def test_the_direction_comes_from_a_random_subset_of_the_steps(monkeypatch):
+    states = np.concatenate([episode.observations for episode in PATHS])
+    few, subsample = [], BatchReader.subsample
+
+    def noted(*args):
+        few.append(subsample(*args))
+        return few[-1]
+
+    monkeypatch.setattr(BatchReader, "subsample", noted)
     step = updated(natural_model(fisher_max_steps=3, target_kl=1e-6))
-    observations = np.concatenate([episode.observations for episode in PATHS])
-    few = SimpleNamespace(observations=observations[:: -(-len(observations) // 3)])
-    assert len(few.observations) <= 3
+    assert len(few) == 1 and len(few[0]) == 3
 
     def direction(episodes):
         return np.linalg.solve(enumerated_fisher(episodes) + DAMPING * np.eye(6), gradient_of())
 
-    assert cosine(step, direction([few])) == pytest.approx(1.0, abs=1e-4)
+    assert cosine(step, direction([SimpleNamespace(observations=states[few[0]])])) == pytest.approx(1.0, abs=1e-4)
     assert cosine(step, direction(PATHS)) < 0.99
+
+
+def periodic_model(n_contexts, **kwargs):
+    """A linear softmax policy on one-hot contexts, of which every episode shows one after the other."""
+    env = SilentEnv(spaces.Box(0.0, np.inf, (n_contexts,), np.float32), spaces.Discrete(2))
+    arguments = {"baseline": None, "natural_gradient": True, "seed": 1, "device": "cpu", **kwargs}
+    model = REINFORCE("MlpPolicy", env, policy_kwargs={"net_arch": []}, **arguments)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def store_periodic(model, n_contexts, lengths, scale):
+    rng = np.random.default_rng(0)
+    buffer = model.rollout_buffer
+    buffer.reset()
+    for length in lengths:
+        for t in range(length):
+            observation = scale * np.eye(n_contexts, dtype=np.float32)[t % n_contexts]
+            buffer.add(observation[None], rng.integers(2, size=1), rng.normal(size=1))
+        buffer.finish_episode(0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n_contexts=st.integers(1, 7),
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    max_steps=st.integers(1, 80),
+    scale=st.sampled_from([1.0, 3.0, 10.0]),
+    micro_batch_size=st.sampled_from([None, 13]),
+)
+@example(n_contexts=2, lengths=[2] * 101, max_steps=200, scale=10.0, micro_batch_size=None)
+def test_the_divergence_is_that_over_all_steps_whatever_is_periodic(n_contexts, lengths, max_steps, scale, micro_batch_size):
+    model = periodic_model(n_contexts, fisher_max_steps=max_steps, micro_batch_size=micro_batch_size)
+    store_periodic(model, n_contexts, lengths, scale)
+    states = model.rollout_buffer.whole_episodes().observations
+
+    def logits():
+        with th.no_grad():
+            return model.policy.get_distribution(states).distribution.logits.clone()
+
+    old, _, new = logits(), model.train(), logits()
+    divergence = float((old.exp() * (old - new)).sum(dim=1).mean())
+    assert divergence == pytest.approx(model.logger.name_to_value["train/kl"], rel=1e-3, abs=1e-6)
+    assert divergence <= KL_TOLERANCE * model.target_kl * 1.001
+    assert not th.equal(old, new)
+
+
+def test_both_of_two_alternating_contexts_are_behind_the_fisher_matrix():
+    """Every second step, as it was once, would be of one context only, and the step twice as long in the other."""
+    model = periodic_model(2, fisher_max_steps=100, target_kl=1e-4)
+    store_periodic(model, 2, [2] * 100, 1.0)
+    rng = np.random.default_rng(0)
+    batch = model.rollout_buffer.whole_episodes()
+    chosen = BatchReader(model.policy).subsample(batch, 100, rng)
+    assert len(set(chosen.tolist())) == 100
+    share = float(batch.observations[chosen, 0].mean())
+    assert 0.3 < share < 0.7
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_a_bound_that_is_not_reached_changes_nothing(policy):
+    def parameters(**kwargs):
+        model = REINFORCE(policy, "CartPole-v1", natural_gradient=True, n_steps=30, seed=0, device="cpu", **kwargs)
+        model.learn(90)
+        return model.policy.parameters_to_vector()
+
+    np.testing.assert_array_equal(parameters(fisher_max_steps=None), parameters(fisher_max_steps=1_000))
+    assert not np.array_equal(parameters(), parameters(fisher_max_steps=20))
+
+
+@pytest.mark.parametrize("fisher_max_steps", [None, 60])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_micro_batches_change_nothing_about_the_natural_step(policy, fisher_max_steps):
+    def logits(micro_batch_size):
+        model = REINFORCE(
+            policy,
+            make_vec_env("CartPole-v1", 2, seed=0),
+            natural_gradient=True,
+            cg_max_steps=4,
+            fisher_max_steps=fisher_max_steps,
+            micro_batch_size=micro_batch_size,
+            n_steps=50,
+            seed=0,
+            device="cpu",
+        )
+        model.learn(1)
+        reader, batch = make_reader(model.policy), model.rollout_buffer.whole_episodes()
+        assert len(batch.actions) > 100
+        with th.no_grad():
+            return reader.distribution(batch, slice(0, len(batch.actions))).distribution.logits.numpy().copy()
+
+    whole = logits(None)
+    for micro_batch_size in (1, 16, 64):
+        np.testing.assert_allclose(logits(micro_batch_size), whole, atol=1e-4)
 
 
 def test_the_entropy_bonus_turns_the_step():
@@ -246,17 +347,6 @@ def test_learning_rate_and_clipping_do_not_matter_to_the_policy():
         return th.cat([p.flatten() for name, p in model.policy.named_parameters() if "value" not in name]).detach()
 
     assert th.equal(parameters(), parameters(learning_rate=1e-5, max_grad_norm=1e-3))
-
-
-@given(n_steps=st.integers(1, 500), max_steps=st.none() | st.integers(1, 600), micro=st.none() | st.integers(1, 600))
-def test_the_steps_behind_the_fisher_matrix_are_spread_and_bounded(n_steps, max_steps, micro):
-    chosen = list(range(n_steps))[BatchReader(None, micro).thinned(SimpleNamespace(actions=range(n_steps)), max_steps)]
-    bound = min(max_steps or n_steps, micro or n_steps)
-    assert 1 <= len(chosen) <= bound
-    assert len({later - earlier for earlier, later in itertools.pairwise(chosen)}) <= 1
-    assert chosen[0] == 0 and 2 * len(chosen) > min(bound, n_steps)
-    stride = chosen[1] - chosen[0] if len(chosen) > 1 else n_steps
-    assert chosen[-1] >= n_steps - stride
 
 
 class SharedLayer(FlattenExtractor):

@@ -139,7 +139,7 @@ def stand_in_for(model: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
     stand_in.policy.set_training_mode(False)
     stand_in.set_logger(Logger(None, []))
     if isinstance(stand_in, REINFORCE):
-        stand_in._warned = set()
+        stand_in._warned, stand_in._rng = set(), copy.deepcopy(model._rng)  # type: ignore[attr-defined]
     return stand_in
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import update_learning_rate
@@ -36,7 +35,7 @@ from sb3_reinforce.lab.lineup import (
 )
 from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
-from sb3_reinforce.policy_step import clipped_norm, clone_tensors, compute_gradient, divergence_from_now
+from sb3_reinforce.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import Array, IntArray
 
@@ -635,10 +634,9 @@ def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: St
     """
     model, reader = episodes.model, episodes.reader
     policy = model.policy
-    steps = reader.thinned(batch, None)
     before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
     update_learning_rate(policy.optimizer, model.lr_schedule(model._current_progress_remaining))
-    divergence = divergence_from_now(reader, batch, steps)
+    divergence = Divergence(reader, batch, slice(0, len(batch.actions)))
     try:
         if isinstance(model, REINFORCE):
             with warnings.catch_warnings():
@@ -647,8 +645,7 @@ def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: St
         else:
             clipped_norm(compute_gradient(reader, batch, step_weights, ent_coef), model.max_grad_norm)
             policy.optimizer.step()
-        with th.no_grad():
-            return float(divergence())
+        return divergence.value()
     finally:
         policy.load_state_dict(before[0])
         policy.optimizer.load_state_dict(before[1])
