@@ -187,8 +187,8 @@ def test_a_variant_that_changes_nothing_is_said(capsys):
     register()
     plan.read_entries(["CartPole-v1"], plan.make_contenders([], {}, [("fast", {"learning_rate": 0.5, "gamma": 0.9})]))
     assert capsys.readouterr().out == (
-        "fast: learning_rate=0.5 changes nothing on CartPole-v1: the natural step has the length target_kl, and the critic has "
-        "critic_learning_rate\n"
+        "fast: learning_rate=0.5 changes nothing on CartPole-v1: "
+        "the natural step has the length target_kl, and the critic has critic_learning_rate\n"
     )
 
 
