@@ -168,7 +168,6 @@ class REINFORCE(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    n_steps: int | None  # type: ignore[assignment]
     rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer
 
     def __init__(
@@ -267,8 +266,6 @@ class REINFORCE(OnPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        if self.n_steps is None and self.n_episodes is None:
-            self.n_steps = DEFAULT_N_STEPS
         if self.distributed:
             self._joint = JointTraining(join_ranks(self.device))
             self.device = self._joint.ranks.device_of(self.device)
@@ -306,6 +303,16 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
+
+    @property  # type: ignore[override]
+    def n_steps(self) -> int | None:
+        """The budget in steps of each environment; None if ``n_episodes`` rules. The default is not saved as if chosen."""
+        chosen: int | None = vars(self)["n_steps"]
+        return DEFAULT_N_STEPS if chosen is None and self.n_episodes is None else chosen
+
+    @n_steps.setter
+    def n_steps(self, n_steps: int | None) -> None:
+        vars(self)["n_steps"] = n_steps
 
     @property
     def ent_coef_schedule(self) -> Schedule:
@@ -671,7 +678,7 @@ class REINFORCE(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "policy_average", "distributed", "_joint"]
+        return [*super()._excluded_save_params(), "_rng", "policy_average", "distributed", "_joint", "_warned"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -704,19 +711,30 @@ class REINFORCE(OnPolicyAlgorithm):
 
     @classmethod
     def load(
-        cls: type[SelfREINFORCE], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+        cls: type[SelfREINFORCE],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
     ) -> SelfREINFORCE:
         """
         Load a model from a zip-file, as ``BaseAlgorithm.load`` does.
 
         :param path: path to the file (or a file-like) where to load the agent from
-        :param args: env, device, custom_objects, print_system_info, force_reset: see ``BaseAlgorithm.load``
-        :param kwargs: the same, and arguments of the model to replace
+        :param env: the new environment to run the loaded model on (can be None if you only need prediction)
+        :param device: Device on which the code should run.
+        :param custom_objects: Objects that replace what was saved under their names
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: arguments of the model to replace
         :return: new model instance with loaded parameters
         :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
         """
-        check_model_file(path, kwargs)
-        return super().load(path, *args, **kwargs)
+        check_model_file(path, {**(custom_objects or {}), **kwargs})
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_parameters(
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"

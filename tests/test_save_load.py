@@ -93,6 +93,32 @@ def test_arguments_can_be_replaced_on_loading(tmp_path):
         REINFORCE.load(tmp_path / "model", gamma=2.0)
 
 
+@pytest.mark.parametrize("replaced", [{"n_episodes": 5}, {"custom_objects": {"n_episodes": 5}}])
+def test_a_default_is_not_saved_as_if_it_had_been_chosen(replaced, tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1")
+    assert model.n_steps == 256
+    model.save(tmp_path / "default")
+    loaded = REINFORCE.load(tmp_path / "default", env=make_vec_env("CartPole-v1", 1), **replaced)
+    assert loaded.n_steps is None
+    assert len(loaded.learn(10).ep_info_buffer) == 5
+    assert REINFORCE.load(tmp_path / "default").n_steps == 256
+    for chosen in ({"n_steps": 64}, {"custom_objects": {"n_steps": 64}}):
+        assert REINFORCE.load(tmp_path / "default", **chosen).n_steps == 64
+    # What was chosen is dropped by who says so
+    REINFORCE("MlpPolicy", "CartPole-v1", n_steps=256).save(tmp_path / "chosen")
+    with pytest.raises(ValueError, match="n_steps=256 and n_episodes=5 are both set"):
+        REINFORCE.load(tmp_path / "chosen", **replaced)
+    assert REINFORCE.load(tmp_path / "chosen", n_steps=None, **replaced).n_episodes == 5
+
+
+def test_a_warning_that_was_given_once_comes_again_after_loading(tmp_path):
+    with pytest.warns(UserWarning, match="n_episodes=2 is below the number of environments, 3"):
+        model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", 3), n_episodes=2)
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="n_episodes=2 is below the number of environments, 3"):
+        REINFORCE.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 3))
+
+
 def test_without_an_environment_it_predicts(tmp_path):
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0)
     model.save(tmp_path / "model")
@@ -360,6 +386,9 @@ def test_a_file_that_has_more_or_less_than_is_asked_for_is_refused(own, other, m
     saved.save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=rf"model\.zip holds a model with {message}.*load_state_dict"):
         REINFORCE.load(tmp_path / "model.zip", **other)
+    with pytest.raises(ValueError, match=message):
+        REINFORCE.load(tmp_path / "model.zip", None, "cpu", other)
+    REINFORCE.load(tmp_path / "model.zip", custom_objects=other, **{"baseline": "value", "policy_averaging": None, **own})
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=1, **other)
     before = model.policy.parameters_to_vector()
     with pytest.raises(ValueError, match=message):
