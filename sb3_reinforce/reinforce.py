@@ -733,8 +733,15 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: new model instance with loaded parameters
         :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
         """
-        check_model_file(path, {**(custom_objects or {}), **kwargs})
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        replaced = {**(custom_objects or {}), **kwargs}
+        check_model_file(path, replaced)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except RuntimeError as error:
+            if not replaced or "state_dict" not in str(error):
+                raise
+            words = ", ".join(f"{name}={value!r}" for name, value in replaced.items())
+            raise ValueError(f"{path} holds parameters that do not fit a model with {words}: load it as it is") from error
 
     def set_parameters(
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"

@@ -401,6 +401,26 @@ def test_a_file_that_has_more_or_less_than_is_asked_for_is_refused(own, other, m
     assert th.equal(distributions[0].distribution.probs, distributions[1].distribution.probs)
 
 
+@pytest.mark.parametrize(
+    "own, other, words",
+    [
+        ({}, {"use_sde": True}, "use_sde=True"),
+        ({"use_sde": True}, {"custom_objects": {"use_sde": False}}, "use_sde=False"),
+        (
+            {},
+            {"gamma": 0.5, "custom_objects": {"policy_kwargs": {"net_arch": [4]}}},
+            "policy_kwargs={'net_arch': .4.}, gamma=0.5",
+        ),
+    ],
+)
+def test_arguments_that_ask_for_other_parameters_are_named(own, other, words, tmp_path):
+    REINFORCE("MlpPolicy", "Pendulum-v1", **own).save(tmp_path / "model.zip")
+    with pytest.raises(
+        ValueError, match=rf"model\.zip holds parameters that do not fit a model with {words}: load it as it is"
+    ):
+        REINFORCE.load(tmp_path / "model.zip", **other)
+
+
 def test_a_baseline_may_change_on_loading_if_both_do_without_a_critic(tmp_path):
     REINFORCE("MlpPolicy", "CartPole-v1", baseline="mean").save(tmp_path / "model")
     assert REINFORCE.load(tmp_path / "model", baseline="leave_one_out").baseline == "leave_one_out"
