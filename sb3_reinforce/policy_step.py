@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution, kl_divergence
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.estimators import StepWeights
 from sb3_reinforce.natural_gradient import Product, conjugate_gradient, fisher_product, step_of_size
-from sb3_reinforce.ranks import RankError, count_steps
+from sb3_reinforce.ranks import count_steps
 from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 
 #: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
@@ -227,19 +226,22 @@ def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
 
 
 @contextmanager
-def unchanged_by_failure(policy: ActorCriticPolicy) -> Iterator[None]:
+def unchanged_by_failure(*learners: th.nn.Module | th.optim.Optimizer) -> Iterator[None]:
     """
-    Put a policy and its optimizer back to where they were if an update fails.
+    Put policies and optimizers back to where they were, without gradients, if an update does not end.
 
-    :param policy: Changed in place.
+    Whatever the reason: with Ctrl-C or without memory, too, what is saved next is the result of the update before.
+
+    :param learners: Changed in place.
     :return: Context manager around an update.
     """
-    policy_before, optimizer_before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
+    before = [clone_tensors(learner.state_dict()) for learner in learners]
     try:
         yield
-    except (ValueError, RankError):
-        policy.load_state_dict(policy_before)
-        policy.optimizer.load_state_dict(optimizer_before)
+    except BaseException:
+        for learner, state in zip(learners, before, strict=True):
+            learner.load_state_dict(state)
+            learner.zero_grad()
         raise
 
 

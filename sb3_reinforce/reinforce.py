@@ -541,15 +541,21 @@ class REINFORCE(OnPolicyAlgorithm):
         Batch normalisation and dropout stay in evaluation mode, as while acting: the log-probabilities that are
         differentiated must be those of the policy that acted.
 
-        :raises ValueError: If a loss or a gradient is NaN or infinite. Policy and optimizer are then as before.
+        Whatever is raised, policy, optimizer, average and ``_n_updates`` are then as before the update.
+
+        :raises ValueError: If a loss or a gradient is NaN or infinite.
         """
         self.policy.set_training_mode(False)
-        with unchanged_by_failure(self.policy):
+        averages = [] if self.policy_averaging is None else [self.policy_average]
+        with unchanged_by_failure(self.policy, self.policy.optimizer, *averages):
             self._update(self.rollout_buffer.whole_episodes())
-        if self.policy_averaging is not None:
-            self.policy_average.update_parameters(self.policy)
-            if self.use_sde:
-                reset_noise_apart(self.averaged_policy)
+            for average in averages:
+                average.update_parameters(self.policy)
+                if self.use_sde:
+                    reset_noise_apart(self.averaged_policy)
+            self.rollout_buffer.finish_update()
+            self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _update(self, batch: EpisodeBatch) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
@@ -574,9 +580,6 @@ class REINFORCE(OnPolicyAlgorithm):
             self.logger.record("train/explained_variance", explained_variance(values, step_weights.rewards_to_go))
             self._fit_critic(reader, batch, own.rewards_to_go, actor_parameters)
 
-        self.rollout_buffer.finish_update()
-        self._n_updates += 1
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/ent_coef", ent_coef)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
