@@ -3,13 +3,15 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, map_observation
+from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, NumpyArray, map_observation
 from sb3_reinforce.masking import MaskReader, split_observation
 from sb3_reinforce.sampling import make_action_sampler
 
@@ -131,6 +133,23 @@ def make_action_transform(model: OnPolicyAlgorithm) -> Any:
     return lambda actions: np.minimum(np.maximum(actions, low), high)
 
 
+def reset_noise_of(policy: ActorCriticPolicy, episode_starts: NumpyArray) -> None:
+    """
+    Sample new noise matrices of gSDE for the environments in which an episode starts.
+
+    Episodes that share a matrix are not independent: a baseline that compares them would subtract an episode's own noise.
+
+    :param policy: Uses gSDE.
+    :param episode_starts: Where an episode starts, shape ``(n_envs,)``.
+    """
+    distribution: Any = policy.action_dist
+    present = distribution.exploration_matrices
+    with th.no_grad():
+        policy.reset_noise(len(episode_starts))
+        starts = th.as_tensor(episode_starts, device=policy.device)[:, None, None]
+        distribution.exploration_matrices = th.where(starts, distribution.exploration_matrices, present)
+
+
 def collect_episodes(
     model: OnPolicyAlgorithm,
     env: VecEnv,
@@ -180,6 +199,8 @@ def collect_episodes(
     while n_running > 0 and n_steps < max_steps:
         if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
             model.policy.reset_noise(env.num_envs)
+        elif model.use_sde and n_steps > 0 and np.any(model._last_episode_starts):
+            reset_noise_of(model.policy, model._last_episode_starts)  # type: ignore[arg-type]
 
         observations: Any = model._last_obs
         if read_masks is not None:

@@ -144,9 +144,10 @@ class REINFORCE(OnPolicyAlgorithm):
         that of a single process with the episodes of all. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a
         total. Callbacks, logs and files are rank 0's. Not saved: the model loads anywhere.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
-        instead of action noise exploration (default: False)
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of the rollout)
+        instead of action noise exploration (default: False). Unless ``sde_sample_freq=1``, the gradient is biased: the steps
+        that share a noise matrix are scored as if each had noise of its own (an example is in ``docs/exactness.md``).
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, and at the start of every episode.
+        Default: -1 (only sample at the start of every episode)
     :param rollout_buffer_class: Rollout buffer class to use, derived from ``EpisodeRolloutBuffer`` or
         ``DictEpisodeRolloutBuffer``. If ``None``, it will be automatically selected.
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.

@@ -1,5 +1,7 @@
 """Which episodes count, how long a rollout lasts, and what is done where an episode was cut."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from helpers import FixedLengthEnv, GradientRecorder, RandomLengthEnv
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -349,6 +352,91 @@ def test_after_a_cut_the_next_rollout_starts_anew():
         model.learn(15)
     for number, batch in enumerate(model.rollout_buffer.batches):
         np.testing.assert_array_equal(batch.observations.numpy(), [[t, number] for t in range(5)])
+
+
+class LinearRewardEnv(gym.Env):
+    """The reward of each step is its action times a slope; the observation is always 1."""
+
+    observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+    action_space = spaces.Box(-100.0, 100.0, (1,), np.float32)
+
+    def __init__(self, *slopes):
+        self.slopes = slopes
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        reward = self.slopes[self.time] * float(action[0])
+        self.time += 1
+        return np.ones(1, np.float32), reward, self.time == len(self.slopes), False, {}
+
+
+def gradient_of_the_mean(slopes, n_envs, policy="MlpPolicy", n_episodes=1_500, **kwargs):
+    """Of the estimate of one large rollout with gSDE, with respect to the mean of the actions."""
+    policy_kwargs = {"net_arch": [], "optimizer_class": GradientRecorder}
+    if policy == "MlpLstmPolicy":
+        policy_kwargs |= {"lstm_hidden_size": 1}
+    model = REINFORCE(
+        policy,
+        make_vec_env(lambda: LinearRewardEnv(*slopes), n_envs),
+        n_episodes=n_episodes,
+        gamma=1.0,
+        loss_reduction="episode",
+        use_sde=True,
+        max_grad_norm=float("inf"),
+        policy_kwargs=policy_kwargs,
+        seed=100,
+        device="cpu",
+        **kwargs,
+    )
+    model.learn(1)
+    names = [name for name, _ in model.policy.named_parameters()]
+    return -float(dict(zip(names, model.policy.optimizer.recorded[0], strict=True))["action_net.bias"])
+
+
+@pytest.mark.parametrize(
+    "n_envs, sde_sample_freq, policy",
+    [(1, -1, "MlpPolicy"), (4, -1, "MlpPolicy"), (1, 2_000, "MlpPolicy"), (4, 2_000, "MlpPolicy"), (2, -1, "MlpLstmPolicy")],
+)
+def test_no_two_episodes_share_the_noise_of_gsde(n_envs, sde_sample_freq, policy):
+    # With a matrix for several episodes, leave-one-out subtracts an episode's own noise
+    found = gradient_of_the_mean([2.0], n_envs, policy, baseline="leave_one_out", sde_sample_freq=sde_sample_freq)
+    assert found == pytest.approx(2.0, abs=0.35)
+
+
+@pytest.mark.parametrize("sde_sample_freq, expected", [(-1, 0.5), (1, -0.5)])
+def test_within_an_episode_the_noise_of_gsde_biases_the_gradient(sde_sample_freq, expected):
+    """The example of docs/exactness.md: -1.5 + 1 is right, and with common noise the second reward is credited twice."""
+    found = gradient_of_the_mean([-1.5, 1.0], 8, n_episodes=4_000, baseline=None, sde_sample_freq=sde_sample_freq)
+    assert found == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize("lengths", [[[3, 5]], [[3, 5], [4], [2]]], ids=["one environment", "three"])
+@pytest.mark.parametrize("sde_sample_freq, period", [(-1, 10**9), (2, 2)])
+def test_noise_of_gsde_lasts_no_longer_than_its_episode(monkeypatch, lengths, sde_sample_freq, period):
+    seen, get_noise = [], StateDependentNoiseDistribution.get_noise
+
+    def note(self, latent):
+        matrices = self.exploration_mat[None] if len(latent) == 1 else self.exploration_matrices
+        seen.append(matrices[:, 0, 0].tolist())
+        return get_noise(self, latent)
+
+    def make_env(of_env):
+        box = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        return gym.wrappers.TransformAction(FixedLengthEnv(of_env), lambda action: 0, box)
+
+    env = DummyVecEnv([lambda of_env=of_env: make_env(of_env) for of_env in lengths])
+    model = REINFORCE("MlpPolicy", env, seed=0, use_sde=True, sde_sample_freq=sde_sample_freq, n_steps=60, device="cpu")
+    monkeypatch.setattr(StateDependentNoiseDistribution, "get_noise", note)
+    model.learn(1)
+    for numbers, of_env in zip(zip(*seen, strict=True), lengths, strict=True):
+        starts = np.cumsum([0, *itertools.islice(itertools.cycle(of_env), 60)])
+        for step in range(1, 60):
+            is_new = step in starts or step % period == 0
+            assert (numbers[step] != numbers[step - 1]) == is_new, step
 
 
 class StopAt(BaseCallback):

@@ -11,10 +11,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -60,8 +59,6 @@ class _Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         dones = self.locals["dones"]
-        if self.model.use_sde and dones.any():
-            redraw_noise(self.model.policy, dones)
         self.n_steps = np.where(dones, 0, (0 if self.n_steps is None else self.n_steps) + 1)
         if self.n_steps.max() >= MAX_EPISODE_STEPS:
             raise ValueError(
@@ -71,25 +68,6 @@ class _Watch(BaseCallback):
         if self.bar is not None:
             self.bar.update(self.locals["n_episodes"] - self.bar.n)
         return True
-
-
-def redraw_noise(policy: BasePolicy, dones: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-    """
-    Draw a new exploration matrix for each environment whose episode has ended, where a training would go on with the old one.
-
-    Episodes that share a matrix are alike, and how noisy a gradient is would be underestimated from how they differ.
-
-    :param policy: With gSDE; its exploration matrices change.
-    :param dones: Shape ``(n_envs,)``.
-    """
-    distribution = policy.action_dist
-    assert isinstance(distribution, StateDependentNoiseDistribution)
-    ended = th.as_tensor(dones, device=policy.device)[:, None, None]
-    with th.no_grad():
-        fresh = distribution.weights_dist.sample((len(dones),))  # type: ignore[no-untyped-call]
-        distribution.exploration_matrices = th.where(ended, fresh, distribution.exploration_matrices)
-        # What a single environment is given
-        distribution.exploration_mat = distribution.exploration_matrices[0]
 
 
 def check_model(model: BaseAlgorithm, n_episodes: int) -> None:
