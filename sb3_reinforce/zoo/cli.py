@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sb3_reinforce.zoo.errors import UsageError, UserError
+from sb3_reinforce.zoo.errors import UsageError, UserError, is_about_request
 
 PROGRAM = "sb3-reinforce"
 
@@ -99,6 +99,8 @@ EXTRA_MODULES = {
         "distributed",
     ),
 }
+#: What this package and RL Zoo raise to tell the user something.
+EXPLAINED = (AssertionError, FileNotFoundError, ModuleNotFoundError, ValueError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,18 +158,24 @@ def explain(error: Exception) -> str | None:
     Turn an error into the one line that the user needs.
 
     :param error: Any error.
-    :return: None if it may be a bug, which needs its traceback.
+    :return: None if its traceback is needed: it was raised in an environment, a callback or a policy of the user, or may be a
+        bug.
     """
-    message = " ".join(str(error).split())
-    if isinstance(error, UserError) or "pip install" in message:
-        return message
-    if isinstance(error, ModuleNotFoundError):
-        module = (error.name or "").partition(".")[0]
-        package = '"sb3-reinforce[zoo]"' if module in EXTRA_MODULES else module
-        return f"{message}: pip install {package}"
-    from sb3_reinforce.zoo.upstream import is_raised_on_purpose
+    from gymnasium.error import DependencyNotInstalled
 
-    return message if is_raised_on_purpose(error) else None
+    from sb3_reinforce.ranks import RankError
+
+    message = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return message
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA_MODULES:
+        return f'{message}: pip install "sb3-reinforce[zoo]"'
+    if isinstance(error, ImportError | DependencyNotInstalled) and "pip install" in message:
+        return message
+    if isinstance(error, RankError):
+        # What failed on this rank may be a bug, of which the tracebacks of the others tell nothing
+        return message if error.__cause__ is None or explain(error.__cause__) else None  # type: ignore[arg-type]
+    return message if isinstance(error, EXPLAINED) and is_about_request(error, ["importlib"]) else None
 
 
 def describe_commands() -> str:

@@ -1,4 +1,12 @@
-"""The errors that the command line shows in one line."""
+"""The errors that the command line shows in one line; all others keep their traceback."""
+
+import traceback
+from collections.abc import Collection
+
+#: Packages whose errors are about what the user asked for.
+OWN = ("sb3_reinforce", "rl_zoo3", "huggingface_sb3")
+#: Packages that check what these hand on to them.
+LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "importlib")
 
 
 class UserError(Exception):
@@ -7,3 +15,26 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """A command line that cannot be read."""
+
+
+def is_about_request(error: BaseException, libraries: Collection[str] = ()) -> bool:
+    """
+    Tell whether an error is about what the user asked for, and not from an environment, a callback or a policy of the user.
+
+    :param error: An error that was caught.
+    :param libraries: Packages that may have raised it too, if nobody else's code lies between them and this package or RL Zoo.
+    :return: Whether the innermost frame, but for those of the libraries, is of this package or RL Zoo.
+    """
+    packages = _packages(error)
+    if packages[-1] in libraries and error.__cause__ is not None:
+        # gymnasium raises the TypeError of a constructor once more
+        packages += _packages(error.__cause__)
+    while packages and packages[-1] in libraries:
+        packages.pop()
+    return bool(packages) and packages[-1] in OWN
+
+
+def _packages(error: BaseException) -> list[str]:
+    """Name the package of each frame of a traceback, the innermost last."""
+    names = [frame.f_globals.get("__package__") or "" for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [name.partition(".")[0] for name in names]

@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import glob
 import itertools
 import os
 import shutil
@@ -26,7 +27,7 @@ from torch import nn
 
 from sb3_reinforce.zoo import ALGORITHMS, hyperparams_path, shipped_configurations
 from sb3_reinforce.zoo.config import check_file, check_hyperparameters, check_module, evaluate_entry, find_idle
-from sb3_reinforce.zoo.errors import UserError
+from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
 
 #: Steps after which an evaluation episode ends in an environment that would let it go on for ever.
 MAX_EPISODE_STEPS = 10_000
@@ -103,12 +104,28 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self._prepare_storage()
         try:
             return super().setup_experiment()
-        except Exception as error:
+        except BaseException as error:
             if self._made_folder:
                 shutil.rmtree(self.save_path)
-            if isinstance(error, CONFIGURATION_ERRORS) and not isinstance(error, UserError):
+            if isinstance(error, CONFIGURATION_ERRORS) and is_about_request(error, LIBRARIES):
                 where = f"{self.config}, {self.env_name.gym_id}"
                 raise UserError(f"{where}: cannot be set up as asked: {type(error).__name__}: {error}") from error
+            raise
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train a model.
+
+        :param model: As ``setup_experiment`` returned it.
+        :raises Exception: What the training raised. If nothing was learned and saved before, the folder of the run is gone, as
+            in ``setup_experiment``.
+        """
+        n_updates = model._n_updates
+        try:
+            super().learn(model)
+        except BaseException:
+            if self._made_folder and model._n_updates == n_updates and not glob.glob("*.zip", root_dir=self.save_path):
+                shutil.rmtree(self.save_path)
             raise
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,15 +5,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import huggingface_sb3  # type: ignore[import-untyped]
-import rl_zoo3
 import rl_zoo3.utils
-
-import sb3_reinforce
-from sb3_reinforce.ranks import RankError
 
 #: The scripts that RL Zoo starts in new processes, and the commands that do the same with REINFORCE registered.
 CHILDREN = {("-m", "rl_zoo3.record_video"): "record-video", ("enjoy.py",): "enjoy"}
@@ -87,34 +82,6 @@ def current_hub_errors() -> Iterator[None]:
 
     with replaced(requests.exceptions, "HTTPError", HfHubHTTPError):
         yield
-
-
-def file_of(error: BaseException) -> str:
-    """
-    Find where an error was raised.
-
-    :param error: An error that was caught.
-    :return: Path of the innermost source file.
-    """
-    return traceback.extract_tb(error.__traceback__)[-1].filename
-
-
-def is_raised_on_purpose(error: BaseException) -> bool:
-    """
-    Tell whether RL Zoo, its Hub integration or this package raised an error to tell the user something.
-
-    :param error: An error that was caught.
-    :return: False if it may be a bug, which needs its traceback.
-    """
-    if isinstance(error, RankError):
-        # What failed here may be a bug, of which another rank's traceback tells nothing
-        return error.__cause__ is None or is_raised_on_purpose(error.__cause__)
-    packages = [Path(package.__path__[0]) for package in (rl_zoo3, huggingface_sb3, sb3_reinforce)]
-    if not any(package in Path(file_of(error)).parents for package in packages):
-        return False
-    if isinstance(error, ValueError | AssertionError):
-        return str(traceback.extract_tb(error.__traceback__)[-1].line).startswith(("raise ", "assert "))
-    return isinstance(error, FileNotFoundError)
 
 
 def argument_that_is_no_python(error: Exception) -> str | None:
