@@ -153,6 +153,37 @@ def test_a_checkpoint_that_is_no_run_of_the_zoo(tmp_path):
     assert make_stage("--model", tmp_path / "rl_model_400_steps.zip")[1] is None
 
 
+def test_statistics_may_lie_anywhere(tmp_path):
+    venv = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    model = REINFORCE("MlpPolicy", venv, n_episodes=1, seed=0, device="cpu").learn(400)
+    paths = [tmp_path / "first.zip", tmp_path / "second.zip"]
+    for count, path in enumerate(paths, start=1):
+        model.num_timesteps = count
+        model.save(path)
+        venv.ret_rms.count = float(count)
+        venv.save(tmp_path / f"{count}.pkl")
+    statistics = [tmp_path / "2.pkl", tmp_path / "1.pkl"]
+    arguments = ["--env", "Pendulum-v1", "--model", *paths[::-1], "--vec-normalize", *statistics]
+    stages = make_stages(make_parser().parse_args(list(map(str, arguments))))
+    assert [stage.model.num_timesteps for stage in stages] == [1, 2]
+    for count, stage in enumerate(stages, start=1):
+        normalize = unwrap_vec_normalize(stage.env)
+        assert normalize.ret_rms.count == count
+        assert normalize.norm_reward
+        assert not normalize.training
+        stage.env.close()
+
+
+@pytest.mark.parametrize("run_of_pendulum", ["true"], indirect=True)
+def test_arguments_of_the_environment(run_of_pendulum):
+    for models in (["-f", run_of_pendulum.parents[1]], ["--model", run_of_pendulum / "Pendulum-v1.zip"], ["--untrained"]):
+        arguments = ["--env", "Pendulum-v1", *models, "--env-kwargs", "g:3.5", "render_mode:rgb_array"]
+        (stage,) = make_stages(make_parser().parse_args(list(map(str, arguments))))
+        assert set(stage.env.get_attr("g")) == {3.5}
+        assert set(stage.env.get_attr("render_mode")) == {"rgb_array"}
+        stage.env.close()
+
+
 def test_models_on_images(tmp_path):
     """Channels come first for the policy, last in the environment."""
     kwargs = {"screen_height": 36, "screen_width": 36, "discrete": True}
@@ -189,11 +220,18 @@ def test_models_come_in_the_order_of_their_steps(models):
         (["--untrained", "--estimators", "nonsense"], "estimators: there is no 'nonsense'"),
         (["--model", "MODELS/bare.zip", "--estimators", "to-go-critic"], "'to-go-critic' needs a critic"),
         (["--untrained", "--env", "Nonsense-v1"], "--env Nonsense-v1: "),
+        (["--untrained", "--env-kwargs", "nonsense:1"], "unexpected keyword argument 'nonsense'"),
+        (["--model", "MODELS/late.zip", "--env-kwargs", "nonsense:1"], "unexpected keyword argument 'nonsense'"),
+        (["--untrained", "--vec-normalize", "x.pkl"], "--vec-normalize: must be one file for each --model (0), not 1"),
+        (["--model", "MODELS/late.zip", "--vec-normalize", "x.pkl"], "--vec-normalize x.pkl: No such file"),
+        (["--model", "MODELS/late.zip", "--vec-normalize", "MODELS/notes.txt"], "notes.txt: is no file of VecNormalize"),
+        (["--model", "MODELS/late.zip", "--vec-normalize", "MODELS/pendulum.pkl"], "spaces must have the same shape"),
         (["--model", "MODELS/late.zip", "--env", "Acrobot-v1"], "env: is not one that the model can act in"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_collected(models, monkeypatch, capsys, arguments, message):
     (models / "notes.txt").write_text("no model")
+    VecNormalize(make_vec_env("Pendulum-v1")).save(models / "pendulum.pkl")
     monkeypatch.chdir(models)
     monkeypatch.setattr("sb3_reinforce.lab.measurement.collect", lambda *_: pytest.fail("collected"))
     arguments = [word.replace("MODELS", str(models)) for word in arguments]

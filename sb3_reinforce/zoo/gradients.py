@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import rl_zoo3.import_envs  # noqa: F401 (registers the environments that RL Zoo knows)
@@ -29,7 +29,8 @@ from sb3_reinforce.lab.lineup import choose, make_lineup
 from sb3_reinforce.lab.measurement import check_batch_size, measure
 from sb3_reinforce.model_files import algorithm_of, saved_attributes
 from sb3_reinforce.zoo import ALGORITHM, register
-from sb3_reinforce.zoo.errors import UsageError, UserError
+from sb3_reinforce.zoo.commands import add_environment_options, import_gym_packages
+from sb3_reinforce.zoo.errors import LIBRARIES, UsageError, UserError, is_about_request
 
 NAME = "gradients"
 N_ENVS = 8
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError(f"unknown algorithm {options.algo!r}, choose from {', '.join(sorted(ALGOS))}")
     if options.gamma is not None and not 0.0 <= options.gamma <= 1.0:
         raise UsageError(f"--gamma {options.gamma}: must be in [0, 1]")
+    import_gym_packages(options.gym_packages)
     try:
         gym.spec(options.env)
     except (gym.error.Error, ModuleNotFoundError) as error:
@@ -125,6 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--env", required=True, metavar="ID", help="environment")
+    add_environment_options(parser)
     parser.add_argument("--algo", default=ALGORITHM, help="algorithm of the models, such as reinforce_lstm, a2c or ppo")
     models = parser.add_mutually_exclusive_group()
     models.add_argument(
@@ -136,6 +139,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--model", type=Path, nargs="+", default=[], metavar="FILE", help="measure these models, in the order of their steps"
+    )
+    parser.add_argument(
+        "--vec-normalize",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="statistics of VecNormalize, one file for each --model; by default those in its run folder or beside it",
     )
     parser.add_argument(
         "--untrained", action="store_true", help="measure a model before its training too, or alone if no other is asked for"
@@ -175,11 +186,16 @@ def make_stages(options: argparse.Namespace) -> list[Stage]:
     :raises UserError: If one cannot be had.
     """
     paths = list(options.model)
+    statistics: list[Path | None] = list(options.vec_normalize) or [None] * len(paths)
+    if len(statistics) != len(paths):
+        raise UserError(f"--vec-normalize: must be one file for each --model ({len(paths)}), not {len(statistics)}")
     if options.folder is not None or not (paths or options.untrained):
         paths.append(find_agent(options.folder or Path("logs"), options.algo, options.env))
+        statistics.append(None)
     stages = [make_untrained(options)] if options.untrained else []
     # A shell puts rl_model_100000_steps.zip before rl_model_20000_steps.zip
-    return stages + sorted((load_stage(path, options) for path in paths), key=lambda stage: stage.model.num_timesteps)
+    loaded = [load_stage(*files, options) for files in zip(paths, statistics, strict=True)]
+    return stages + sorted(loaded, key=lambda stage: stage.model.num_timesteps)
 
 
 def find_agent(folder: Path, algo: str, env_id: str) -> Path:
@@ -200,11 +216,12 @@ def find_agent(folder: Path, algo: str, env_id: str) -> Path:
     return path
 
 
-def load_stage(path: Path, options: argparse.Namespace) -> Stage:
+def load_stage(path: Path, statistics: Path | None, options: argparse.Namespace) -> Stage:
     """
     Load a model, and make an environment as that of its training.
 
     :param path: The model.
+    :param statistics: The statistics of its observations, None to look for them.
     :param options: Command line.
     :return: The model and its environment.
     :raises UserError: If there is no such model of the algorithm, or no such environment.
@@ -220,18 +237,20 @@ def load_stage(path: Path, options: argparse.Namespace) -> Stage:
         raise UserError(f"--model {path}: holds a model of {algorithm}, and --algo is {options.algo}")
     model = ALGOS[options.algo].load(path, device="cpu")
     # What SB3 itself adds to the environments of a model, and RL Zoo to those of images in training only
-    env = model._wrap_env(create_env(options.env, path, options.seed))
+    env = model._wrap_env(create_env(options.env, path, statistics, options.seed, dict(options.env_kwargs)))
     label = f"{model.num_timesteps:,} steps" if model.num_timesteps else UNTRAINED
     return Stage(label, model, env)  # type: ignore[arg-type]
 
 
-def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
+def create_env(env_id: str, path: Path, statistics: Path | None, seed: int, env_kwargs: dict[str, Any]) -> VecEnv:
     """
     Make an environment as RL Zoo does for an agent: with its wrappers, arguments and statistics.
 
     :param env_id: The environment.
     :param path: The model.
+    :param statistics: The statistics of its observations, None to look for them.
     :param seed: Its seed.
+    :param env_kwargs: Arguments of the environment that rule over those of the training.
     :return: The environment; rewards are normalised as in the training, for the critic was fitted on such.
     :raises UserError: If it cannot be made.
     """
@@ -241,14 +260,18 @@ def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
     arguments = (
         yaml.load((folder / "args.yml").read_text(), Loader=yaml.UnsafeLoader) if (folder / "args.yml").is_file() else {}
     )
-    env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **(arguments.get("env_kwargs") or {})}
     is_normalized = bool(hyperparams.get("normalize"))
+    if statistics is None and is_normalized:
+        statistics = find_statistics(path, folder / RUN_STATISTICS)
+    elif statistics is None and not hyperparams and statistics_beside(path).is_file():
+        # Of a checkpoint that is no run of RL Zoo
+        statistics = statistics_beside(path)
+    normalize = None if statistics is None else read_statistics(statistics)
     try:
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as own:
             if is_normalized:
                 # RL Zoo looks for them under this name only, which those of the end of the run have
-                statistics = find_statistics(path, folder / RUN_STATISTICS)
-                stats_path = os.path.dirname(shutil.copy(statistics, Path(own, RUN_STATISTICS)))
+                stats_path = os.path.dirname(shutil.copy(statistics, Path(own, RUN_STATISTICS)))  # type: ignore[arg-type]
             env = create_test_env(
                 env_id,
                 N_ENVS,
@@ -256,20 +279,38 @@ def create_env(env_id: str, path: Path, seed: int) -> VecEnv:
                 seed,
                 should_render=False,
                 hyperparams=copy.deepcopy(hyperparams),
-                env_kwargs=env_kwargs,
+                env_kwargs={**(hyperparams.get("env_kwargs") or {}), **(arguments.get("env_kwargs") or {}), **env_kwargs},
                 vec_env_cls=DummyVecEnv,
             )
-    except (gym.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
+            if statistics is not None and not is_normalized:
+                env = VecNormalize.load(str(statistics), env)
+                env.training = False
+    except (gym.error.Error, AssertionError, ModuleNotFoundError, TypeError, ValueError) as error:
+        if not is_about_request(error, LIBRARIES):
+            raise
         raise UserError(f"--env {env_id}: cannot be made as for {path}: {error}") from error
-    own_statistics = statistics_beside(path)
-    if not hyperparams and own_statistics.is_file():
-        # Of a checkpoint that is no run of RL Zoo
-        env = VecNormalize.load(str(own_statistics), env)
-        env.training = False
-    normalize = unwrap_vec_normalize(env)
-    if normalize is not None and is_normalized:
-        normalize.norm_reward = pickle.loads(statistics.read_bytes()).norm_reward
+    if normalize is not None:
+        unwrap_vec_normalize(env).norm_reward = normalize.norm_reward  # type: ignore[union-attr]
     return env
+
+
+def read_statistics(path: Path) -> VecNormalize:
+    """
+    Read what ``VecNormalize.save`` wrote.
+
+    :param path: The file.
+    :return: The wrapper, without environments.
+    :raises UserError: If it did not write this file.
+    """
+    try:
+        normalize = pickle.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"--vec-normalize {path}: {error.strerror}") from error
+    except Exception as error:
+        raise UserError(f"{path}: is no file of VecNormalize: {error}") from error
+    if not isinstance(normalize, VecNormalize):
+        raise UserError(f"{path}: is no file of VecNormalize, but of {type(normalize).__name__}")
+    return normalize
 
 
 def statistics_beside(path: Path) -> Path:
@@ -316,7 +357,8 @@ def make_untrained(options: argparse.Namespace) -> Stage:
     from sb3_reinforce.zoo.compare.plan import make_manager
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        manager = make_manager(options.env, options.algo, None, options.seed, folder)
+        overrides = {"env_kwargs": dict(options.env_kwargs)} if options.env_kwargs else None
+        manager = make_manager(options.env, options.algo, None, options.seed, folder, overrides=overrides)
         experiment = manager.setup_experiment()
         assert experiment is not None
         model, _ = experiment

@@ -1,7 +1,6 @@
 """The command line of ``sb3-reinforce compare``."""
 
 import argparse
-import ast
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import filelock
 import gymnasium as gym
 
 from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo.commands import add_environment_options, import_gym_packages, key_and_value
 from sb3_reinforce.zoo.compare.plan import (
     Settings,
     Task,
@@ -28,9 +28,9 @@ from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
 from sb3_reinforce.zoo.compare.run import PACKAGES, RESULT_FILE, describe_job
-from sb3_reinforce.zoo.compare.summary import describe_untuned
+from sb3_reinforce.zoo.compare.summary import describe_time_limits, describe_untuned
 from sb3_reinforce.zoo.errors import UsageError, UserError
-from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, describe_time_limit
+from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS
 
 DEFAULT_ALGORITHMS = ["reinforce", "a2c", "ppo"]
 
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
     variants = [parse_variant(variant) for variant in options.variant]
     contenders = make_contenders(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
+    if options.env_kwargs:
+        env_kwargs = {"env_kwargs": dict(options.env_kwargs)}
+        contenders = [contender._replace(overrides={**contender.overrides, **env_kwargs}) for contender in contenders]
+    import_gym_packages(options.gym_packages)
     folder: Path = options.folder
     thresholds = choose_thresholds(options.env, parse_pairs(options.threshold, "--threshold"))
     entries = read_entries(options.env, contenders)
@@ -62,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         algorithms={contender.name: contender.algo for contender in contenders},
         time_limits=limit_episodes(entries, options.max_episode_steps),
         untuned=find_untuned(entries, contenders),
+        gym_packages=options.gym_packages,
     )
     if options.report_only and not folder.is_dir():
         raise UserError(f"--report-only: there is no folder {folder}")
@@ -69,8 +74,6 @@ def main(arguments: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--folder {folder}: {error.strerror}") from error
-    for env_id, max_episode_steps in settings.time_limits.items():
-        print(describe_time_limit(env_id, max_episode_steps))
     for env_id, entries in settings.entries.items():
         for name in settings.algorithms:
             if name not in entries:
@@ -90,6 +93,8 @@ def main(arguments: Sequence[str]) -> None:
             write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
     except filelock.Timeout as error:
         raise UserError(f"Another process is at work on {folder}") from error
+    for line in describe_time_limits(results):
+        print(line)
     print((folder / "report.md").read_text(encoding="utf-8").split("\n")[2])
     print(f"Report: {folder / 'report.html'}")
     if failures:
@@ -147,6 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="environments")
+    add_environment_options(parser)
     parser.add_argument(
         "--algos",
         nargs="*",
@@ -261,14 +267,12 @@ def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     :raises UsageError: If a word has no colon.
     """
     name, *pairs = words
-    if not pairs or any(":" not in pair for pair in pairs):
+    try:
+        overrides = dict(map(key_and_value, pairs))
+    except argparse.ArgumentTypeError:
+        overrides = {}
+    if not overrides:
         raise UsageError(f"--variant {' '.join(words)}: must be a name and at least one key:value")
-    overrides: dict[str, Any] = {}
-    for key, text in (pair.split(":", 1) for pair in pairs):
-        try:
-            overrides[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            overrides[key] = text
     return name, overrides
 
 

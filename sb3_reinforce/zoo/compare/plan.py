@@ -17,7 +17,7 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_reinforce.zoo import shipped_configurations
 from sb3_reinforce.zoo.config import check_file, find_missing_package
-from sb3_reinforce.zoo.errors import UserError
+from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, ExperimentManager, lacks_time_limit
 
 #: The contender that acts at random: the zero of normalised scores.
@@ -61,6 +61,7 @@ class Settings(NamedTuple):
     :param time_limits: Steps after which an evaluation episode ends, by environment, of those that have no limit of their own.
     :param untuned: Contenders that train with the entry ``default``, by environment, each with other versions of the
         environment that its file has entries for.
+    :param gym_packages: Modules that register the environments.
     """
 
     seeds: list[int]
@@ -73,6 +74,7 @@ class Settings(NamedTuple):
     algorithms: dict[str, str]
     time_limits: Mapping[str, int] = {}
     untuned: Mapping[str, Mapping[str, list[str]]] = {}
+    gym_packages: Sequence[str] = []
 
     @property
     def environments(self) -> list[str]:
@@ -190,6 +192,8 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
             except CannotAct as error:
                 left_out[env_id, contender.name] = f"{error} on {env_id}"
             except Exception as error:
+                if not is_about_request(error, LIBRARIES):
+                    raise
                 message = " ".join(str(error).split()) or type(error).__name__
                 missing = "nothing under the key " if isinstance(error, KeyError) else ""
                 problems.append(f"{contender.name} on {env_id}: {missing}{message}")
