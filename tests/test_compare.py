@@ -561,7 +561,8 @@ def test_the_steps_that_were_taken_are_said(results):
 
 
 def test_time_limits_unbounded_intervals_and_all_headings_are_there(results, tmp_path):
-    limited = results._replace(settings=results.settings._replace(time_limits={"CartPole-v1": 10_000}))
+    settings = results.settings._replace(time_limits={"CartPole-v1": 10_000, "Acrobot-v1": 10_000})
+    limited = results._replace(settings=settings, longest_episodes={"CartPole-v1": 10_000, "Acrobot-v1": 9_999})
     report.write_report(tmp_path, limited, [], {})
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()

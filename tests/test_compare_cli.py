@@ -214,6 +214,48 @@ def test_an_environment_without_a_time_limit(tmp_path, capsys):
     assert set(runs["contender"]) == {"a2c", "ars"}
 
 
+OWN_ENV = """
+import gymnasium as gym
+from gymnasium import spaces
+
+
+class Env(gym.Env):
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+
+    def __init__(self, reward):
+        self.reward = reward
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), self.reward, self.steps == 5, False, {}
+
+
+gym.register("EndsByItself-v0", Env)
+"""
+
+
+def test_an_environment_of_the_user_that_ends_by_itself(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_env_of_the_tests.py").write_text(OWN_ENV)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = arguments(tmp_path / "comparison", "--algos", "a2c", "-n", "20", "--gym-packages", "own_env_of_the_tests")
+    command[command.index("CartPole-v1")] = "EndsByItself-v0"
+    assert main(command) == 1
+    assert "a2c on EndsByItself-v0: Env.__init__() missing 1 required positional argument" in capsys.readouterr().err
+    assert main([*command, "--env-kwargs", "reward:3.0"]) == 0
+    runs = pd.read_csv(tmp_path / "comparison/results.csv")
+    assert list(runs["score"]) == list(runs["stochastic_score"]) == [15.0]
+    # No time limit was needed
+    assert "time limit" not in capsys.readouterr().out + (tmp_path / "comparison/report.md").read_text()
+    assert main([*command, "--env-kwargs", "reward:2.0"]) == 1
+    assert "env_kwargs.reward: 3.0 there, 2.0 asked for" in capsys.readouterr().err
+
+
 def test_budget_in_seconds(tmp_path):
     assert main(arguments(tmp_path / "comparison", "--algos", "reinforce", "--seconds", "2")) == 0
     run = pd.read_csv(tmp_path / "comparison/results.csv").iloc[0]

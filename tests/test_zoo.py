@@ -567,6 +567,21 @@ def test_evaluations_end_where_the_environment_has_no_time_limit(tmp_path, capsy
     assert manager.env_kwargs == {}
 
 
+@pytest.mark.parametrize("vec_env_type", ["dummy", "subproc"])
+def test_a_time_limit_is_mentioned_when_it_ends_an_episode(tmp_path, capsys, vec_env_type):
+    manager = make_manager(tmp_path, "CliffWalking-v1", vec_env_type=vec_env_type, max_episode_steps=20)
+    env = manager.create_envs(1, eval_env=True)
+    env.reset()
+    # Off the cliff to the goal: up, eleven times to the right, down
+    for action in (0, *[1] * 11, 2):
+        _, _, dones, _ = env.step(np.array([action]))
+    assert dones[0]
+    assert "time limit" not in capsys.readouterr().out
+    assert count_steps(env) == 20
+    assert "CliffWalking-v1 is registered without a time limit: evaluation episodes end after 20" in capsys.readouterr().out
+    env.close()
+
+
 def test_a_time_limit_of_its_own_is_not_overruled(tmp_path):
     with pytest.raises(UserError, match="--max-episode-steps: CartPole-v1 has a time limit of its own"):
         make_manager(tmp_path, max_episode_steps=7).setup_experiment()

@@ -1,12 +1,15 @@
 """The command ``sb3-reinforce``, headless, on tiny budgets."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import huggingface_sb3
 import matplotlib
 import numpy as np
@@ -202,14 +205,19 @@ def test_a_short_name_of_a_configuration(tmp_path, capsys):
 def test_optimize_writes_a_configuration_to_train_with(algo, tmp_path, capsys):
     budget = ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
     env = ["--algo", algo, "--env", "Pendulum-v1", "-n", "200"]
+    # Without them it would be another task
+    env += ["--gym-packages", "sb3_reinforce.envs", "--env-kwargs", "g:9.0", "--eval-env-kwargs", "g:9"]
     assert main(["optimize", *env, *budget, "--seed", "7", "--seeds-per-trial", "2"]) == 0
     output = capsys.readouterr().out
     assert "Seed: 7" in output
     assert "    seeds: [7, 8]" in output
-    command = output.splitlines()[-1].partition("sb3-reinforce ")[2].split()
+    command = shlex.split(output.splitlines()[-1])[4:]
     assert command[-1] == f"logs/{algo}/Pendulum-v1_optimize_1/{algo}.yml"
     assert main([*command, "-n", "200", "--eval-freq", "-1"]) == 0
     assert (tmp_path / f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip").is_file()
+    options = yaml.unsafe_load((tmp_path / f"logs/{algo}/Pendulum-v1_1/Pendulum-v1/args.yml").read_text())
+    assert dict(options)["gym_packages"] == ["sb3_reinforce.envs"]
+    assert (dict(options)["env_kwargs"], dict(options)["eval_env_kwargs"]) == ({"g": 9.0}, {"g": 9})
 
 
 def test_an_interrupted_training_is_saved_and_says_where(tmp_path, monkeypatch, capsys):
@@ -408,7 +416,6 @@ def test_a_time_limit_is_a_number_of_steps(capsys, limit):
         ("distributed", ["compare", "--env", "CartPole-v1"], 'pip install "sb3-reinforce[zoo]"'),
         ("envpool", ["train", "--vec-env", "envpool"], 'pip install "sb3-reinforce[envpool]"'),
         ("wandb", ["train", "--track"], "pip install wandb"),
-        ("my_envs", ["train", "--gym-packages", "my_envs"], "pip install my_envs"),
     ],
 )
 def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, module, args, message):
@@ -527,6 +534,147 @@ def test_a_download_brings_an_agent_without_normalization(in_folder, tmp_path, m
     (hub / "config.yml").unlink()
     capsys.readouterr()
     assert "did not deliver: config.yml" in fails(capsys, "load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "x")
+
+
+#: A module of a user, with a mistake wherever a name says so.
+MINE = """
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class Env(gym.Env):
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+
+    def __init__(self, fails="", error=ValueError):
+        self.fails, self.error = fails, error
+        self.fail("init")
+        if fails == "space":
+            spaces.Box(1.0, [2.0], (3,))
+
+    def fail(self, where):
+        if self.fails == where:
+            raise self.error("of the user")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.fail("reset")
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.fail("step")
+        return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+
+class Wrapper(gym.Wrapper):
+    def __init__(self, env):
+        raise ValueError("of the user")
+
+
+class Callback(BaseCallback):
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def _on_training_start(self):
+        if self.where == "start":
+            raise ValueError("of the user")
+
+    def _on_step(self):
+        if self.where == "step":
+            raise ValueError("of the user")
+        return True
+
+
+for error in (ValueError, TypeError, KeyError, AssertionError):
+    for where in ("init", "reset", "step"):
+        gym.register(f"Fails-{where}-{error.__name__}-v0", Env, kwargs={"fails": where, "error": error}, max_episode_steps=20)
+gym.register("Fails-space-v0", Env, kwargs={"fails": "space"}, max_episode_steps=20)
+gym.register("Mine-v0", Env, max_episode_steps=20)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_the_tests.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for env_id in [env_id for env_id in gym.registry if env_id.startswith(("Fails-", "Mine-"))]:
+        del gym.registry[env_id]
+    sys.modules.pop("mine_of_the_tests", None)
+
+
+MY_ERRORS = (ValueError, TypeError, KeyError, AssertionError)
+
+
+def fails_in_my_code(*args: str) -> None:
+    """Run a command that must fail with a traceback that ends in the user's module."""
+    with pytest.raises(MY_ERRORS, match=r"of the user|Box high") as info:
+        main([*args, "--gym-packages", "mine_of_the_tests"])
+    errors = [info.value, *filter(None, [info.value.__cause__])]
+    files = [frame.filename for error in errors for frame in traceback.extract_tb(error.__traceback__)]
+    assert "mine_of_the_tests.py" in map(os.path.basename, files)
+
+
+@pytest.mark.parametrize("module", ["minigrit", "mine_of_the_tests.nothing", "mine_of_the_tests.py", "./mine", ""])
+@pytest.mark.parametrize("command", ["train", "optimize", "enjoy", "compare", "gradients"])
+@pytest.mark.usefixtures("mine")
+def test_a_gym_package_that_is_not_there_is_named(capsys, command, module):
+    error = fails(capsys, command, "--env", "Mine-v0", "--gym-packages", module)
+    assert f"error: --gym-packages {module}: " in error
+    # It may be mistyped, and somebody else's package
+    assert "pip install" not in error
+
+
+def test_a_gym_package_that_lacks_another_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "lacks_another_of_the_tests.py").write_text("import minigrit")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'minigrit'"):
+        main(["train", "--env", "CartPole-v1", "--gym-packages", "lacks_another_of_the_tests"])
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("algo", ["reinforce", "a2c", "dqn", "ars"])
+@pytest.mark.parametrize("where", ["start", "step"])
+def test_a_training_that_fails_at_its_start_leaves_no_folder(tmp_path, algo, where):
+    callback = f"callback:[{{'mine_of_the_tests.Callback': {{'where': {where!r}}}}}]"
+    fails_in_my_code("train", "--algo", algo, "--env", "Mine-v0", "-n", "100", "-params", callback)
+    # It would be the latest run, for enjoy and all others
+    assert list(tmp_path.rglob("Mine-v0*")) == []
+
+
+def test_what_a_failed_training_saved_is_kept(tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError("of the user")
+
+    monkeypatch.setattr(REINFORCE, "train", fail)
+    with pytest.raises(RuntimeError, match="of the user"):
+        main(["train", "--env", "CartPole-v1", "-n", "1000", "--eval-freq", "100", "--eval-episodes", "1"])
+    assert (tmp_path / "logs/reinforce/CartPole-v1_1/best_model.zip").is_file()
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("error", MY_ERRORS)
+@pytest.mark.parametrize("where", ["init", "reset", "step"])
+def test_an_error_of_an_environment_keeps_its_traceback(tmp_path, where, error):
+    fails_in_my_code("train", "--env", f"Fails-{where}-{error.__name__}-v0", "-n", "100", "--eval-freq", "-1")
+    assert list(tmp_path.rglob("Fails-*")) == []
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "--env", "Fails-space-v0", "--eval-freq", "-1"],
+        ["train", "--env", "Mine-v0", "-params", "env_wrapper:'mine_of_the_tests.Wrapper'"],
+        ["optimize", "--env", "Fails-reset-KeyError-v0", "-n", "100", "--n-trials", "1"],
+        ["compare", "--env", "Fails-init-TypeError-v0", "--algos", "ppo", "-n", "100"],
+        ["gradients", "--env", "Fails-init-ValueError-v0", "--untrained"],
+        ["gradients", "--env", "Fails-step-KeyError-v0", "--untrained", "--episodes", "20"],
+    ],
+)
+def test_an_error_of_the_user_keeps_its_traceback_in_every_command(args):
+    fails_in_my_code(*args)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

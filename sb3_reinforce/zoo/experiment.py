@@ -6,6 +6,7 @@ import gc
 import glob
 import itertools
 import os
+import shlex
 import shutil
 import time
 import warnings
@@ -23,6 +24,7 @@ from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
 from sb3_reinforce.zoo import ALGORITHMS, hyperparams_path, shipped_configurations
@@ -71,6 +73,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self._made_folder = False
         #: Arguments of environments that were given a time limit.
         self._limited: set[str] = set()
+        #: The limit, once it has ended an episode; copies of the manager share the list.
+        self._noted: list[int] = []
         self._vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
         self._entry: dict[str, Any] = {}
@@ -204,7 +208,23 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self.vec_env_class = functools.partial(  # type: ignore[assignment]
                 self._make_envpool, env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs, monitor_file=monitor_file
             )
-        return super().create_envs(n_envs, eval_env, no_log)
+        env = super().create_envs(n_envs, eval_env, no_log)
+        if is_limited:
+            self._note_cut_episodes(env.unwrapped)
+        return env
+
+    def _note_cut_episodes(self, env: VecEnv) -> None:
+        """Let environments say when the time limit ends an episode, the first time: most episodes end by themselves."""
+        step_wait, limit = env.step_wait, self.max_episode_steps or MAX_EPISODE_STEPS
+
+        def step_and_note() -> VecEnvStepReturn:
+            obs, rewards, dones, infos = step_wait()
+            if not self._noted and any(dones) and any(info.get("episode", {}).get("l", 0) >= limit for info in infos):
+                print(describe_time_limit(self.env_name.gym_id, limit))
+                self._noted.append(limit)
+            return obs, rewards, dones, infos
+
+        env.step_wait = step_and_note  # type: ignore[method-assign]
 
     def _limit_episodes(self, name: str) -> bool:
         """Put a time limit into arguments of the environment, and tell whether it is needed."""
@@ -217,10 +237,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             # EnvPool has limits of its own, and the largest integer where it has none
             if envpool.make_spec(env_id).config.max_episode_steps < np.iinfo(np.int32).max:
                 return False
-        limit = self.max_episode_steps or MAX_EPISODE_STEPS
-        setattr(self, name, {**env_kwargs, "max_episode_steps": limit})
-        if not self._limited:
-            print(describe_time_limit(env_id, limit))
+        setattr(self, name, {**env_kwargs, "max_episode_steps": self.max_episode_steps or MAX_EPISODE_STEPS})
         self._limited.add(name)
         return True
 
@@ -331,7 +348,19 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             file.write(f"# Best trial of a search in which a trial lasted {self.n_timesteps} steps\n")
             yaml.safe_dump({env_id: merge_trial(self._entry, HYPERPARAMS_CONVERTER[self.algo](params))}, file, width=1000)
         print(f"Best trial written to {path}")
-        print(f"Train with it: sb3-reinforce train --algo {self.algo} --env {env_id} --conf-file {path}")
+        command = ["sb3-reinforce", "train", "--algo", self.algo, "--env", env_id, *self._task_options(), "--conf-file", path]
+        print(f"Train with it: {shlex.join(command)}")
+
+    def _task_options(self) -> list[str]:
+        """Write the options without which the same command would train or evaluate on something else."""
+        arguments = vars(self.args)
+        options = {"--gym-packages": arguments.get("gym_packages") or []}
+        for name in ("env_kwargs", "eval_env_kwargs"):
+            values = arguments.get(name) or {}
+            options[f"--{name.replace('_', '-')}"] = [f"{key}:{value!r}" for key, value in values.items()]
+        options["--max-episode-steps"] = [] if self.max_episode_steps is None else [str(self.max_episode_steps)]
+        options["--vec-env"] = ["envpool"] if self.use_envpool else []
+        return [word for flag, words in options.items() if words for word in (flag, *words)]
 
 
 def lacks_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:

@@ -19,7 +19,6 @@ from sb3_reinforce.zoo.compare.plan import write_bytes, write_text
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
 from sb3_reinforce.zoo.compare.statistics import Overall
-from sb3_reinforce.zoo.experiment import describe_time_limit
 
 FIGURES_FOLDER = "figures"
 NOTHING = "none"
@@ -181,7 +180,7 @@ def make_sections(
                 "possible, it reaches beyond. Dots are runs, the dotted line is the score of random actions.",
                 "Steps are those that were taken in training, in all seeds: an algorithm finishes the rollout, REINFORCE the "
                 "episodes, that it is in when the budget is spent.",
-                *(describe_time_limit(*limit) + "." for limit in results.settings.time_limits.items()),
+                *(f"{line}." for line in summary.describe_time_limits(results)),
             ],
             final_table(results),
             per_environment("final"),

@@ -1,6 +1,7 @@
 """The results of a comparison as tables."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Results(NamedTuple):
     :param thresholds: Score to reach by environment, where there is one.
     :param versions: Versions of the packages that made the runs, more than one if they changed in between.
     :param missing: Runs without a result.
+    :param longest_episodes: Steps of the longest evaluation episode by environment.
     """
 
     settings: Settings
@@ -36,6 +38,7 @@ class Results(NamedTuple):
     thresholds: dict[str, float]
     versions: dict[str, list[str]]
     missing: list[Task]
+    longest_episodes: Mapping[str, float] = {}
 
     @property
     def contenders(self) -> list[str]:
@@ -141,6 +144,7 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
     runs, curves, missing = [], [], []
     random_scores: dict[str, float] = {}
     versions: dict[str, list[str]] = {}
+    longest: dict[str, float] = {}
     for task in list_tasks(settings):
         path = folder / task.folder / RESULT_FILE
         if not path.exists():
@@ -150,6 +154,8 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
         for package, version in result["versions"].items():
             if version not in versions.setdefault(package, []):
                 versions[package].append(version)
+        # Runs of earlier versions do not say how long their episodes were
+        longest[task.env_id] = max(longest.get(task.env_id, 0), result.get("longest_episode", np.inf))
         if task.contender == RANDOM:
             random_scores[task.env_id] = float(np.mean(result["final"]["stochastic"]))
             continue
@@ -161,7 +167,7 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
         curves += evaluations
         runs.append(key | describe_run(result) | reach_threshold(evaluations, thresholds.get(task.env_id)))
     run_table, curve_table = (pd.DataFrame(rows, columns=None if rows else KEY) for rows in (runs, curves))
-    return Results(settings, run_table, curve_table, random_scores, thresholds, versions, missing)
+    return Results(settings, run_table, curve_table, random_scores, thresholds, versions, missing, longest)
 
 
 def describe_run(result: dict[str, Any]) -> dict[str, Any]:

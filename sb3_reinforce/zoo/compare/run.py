@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, un
 
 from sb3_reinforce.masking import random_actions, split_observation
 from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo.commands import import_gym_packages
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
@@ -77,6 +78,8 @@ class Evaluator:
     def __init__(self, env: VecEnv) -> None:
         self.env = env
         self.vec_normalize = unwrap_vec_normalize(env)
+        #: Steps of the longest episode.
+        self.longest = 0
 
     def score(self, model: BaseAlgorithm, n_episodes: int, seed: int, deterministic: bool = True) -> list[float]:
         """
@@ -107,7 +110,7 @@ class Evaluator:
         if draws_noise:
             draw_noise()
         # Without Monitor's warning: the environments have one, below VecNormalize
-        scores, _ = evaluate_policy(
+        scores, lengths = evaluate_policy(
             model,
             self.env,
             n_episodes,
@@ -117,6 +120,7 @@ class Evaluator:
             warn=False,
         )
         assert isinstance(scores, list)
+        self.longest = max(self.longest, np.max(lengths).item())
         return scores
 
     @property
@@ -248,7 +252,14 @@ def train(
         evaluator.statistics = callback.best_statistics
         best |= report_scores(evaluator, ALGOS[algo].load(callback.best_path, device=device), settings)
     evaluator.env.close()
-    return {"steps": steps, "seconds": seconds, "evaluations": callback.evaluations, "final": final, "best": best}
+    return {
+        "steps": steps,
+        "seconds": seconds,
+        "evaluations": callback.evaluations,
+        "final": final,
+        "best": best,
+        "longest_episode": evaluator.longest,
+    }
 
 
 def restore_manager(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> ExperimentManager:
@@ -350,9 +361,9 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
     preprocess(manager)
     env = create_eval_env(manager, settings)
     env.seed(REPORT_SEED)
-    scores, _ = evaluate_policy(RandomPolicy(env), env, settings.final_episodes, return_episode_rewards=True, warn=False)
+    scores, lengths = evaluate_policy(RandomPolicy(env), env, settings.final_episodes, return_episode_rewards=True, warn=False)
     env.close()
-    return {"final": {"stochastic": scores}}
+    return {"final": {"stochastic": scores}, "longest_episode": np.max(lengths).item()}
 
 
 def describe_system(device: str = "cpu") -> dict[str, str]:
@@ -412,6 +423,7 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     th.set_num_threads(1)
     settings, task, device = Settings(**instructions["settings"]), Task(**instructions["task"]), instructions["device"]
+    import_gym_packages(settings.gym_packages)
     progress = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         if task.contender == RANDOM:

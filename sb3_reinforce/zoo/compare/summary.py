@@ -7,6 +7,7 @@ import numpy as np
 from sb3_reinforce.zoo.compare.plan import Settings
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.statistics import Estimate, Overall
+from sb3_reinforce.zoo.experiment import describe_time_limit
 
 
 def summarise(results: Results, overall: Overall | None) -> str:
@@ -116,6 +117,20 @@ def describe_untuned(settings: Settings) -> list[str]:
             sentence += f", though RL Zoo or the file that was given has {join(others)}"
         sentences.append(f"{sentence}.")
     return sentences
+
+
+def describe_time_limits(results: Results) -> list[str]:
+    """
+    Say where a time limit that the environment does not have ended an evaluation episode.
+
+    :param results: The results.
+    :return: A line for each such environment.
+    """
+    return [
+        describe_time_limit(env_id, limit)
+        for env_id, limit in results.settings.time_limits.items()
+        if results.longest_episodes.get(env_id, 0) >= limit
+    ]
 
 
 def describe_absences(results: Results, overall: Overall | None) -> list[str]:
