@@ -8,6 +8,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_reinforce.buffers import EpisodeBatch
+from sb3_reinforce.policy_step import trained_parameters
 from sb3_reinforce.ranks import count_steps
 from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 from sb3_reinforce.returns import Array
@@ -23,7 +24,7 @@ def fit_critic(
     batch_size: int | None,
     vf_coef: float,
     max_grad_norm: float,
-) -> float:
+) -> float | None:
     """
     Fit V(s) on the returns by mean squared error (Sutton & Barto 2018, eq. 9.1), with the policy's optimizer.
 
@@ -38,13 +39,15 @@ def fit_critic(
     :param batch_size: Steps per gradient step; None for all.
     :param vf_coef: Factor of the loss.
     :param max_grad_norm: The maximum norm of the critic's gradient.
-    :return: Mean of the losses, before ``vf_coef``.
+    :return: Mean of the losses, before ``vf_coef``; None if the critic is frozen.
     :raises ValueError: If a gradient is NaN or infinite.
     :raises RankError: If another rank is gone.
     """
     policy = reader.policy
     shared = {id(parameter) for parameter in actor_parameters}
-    parameters = [p for p in policy.parameters() if p.requires_grad and id(p) not in shared]
+    parameters = [parameter for parameter in trained_parameters(policy) if id(parameter) not in shared]
+    if not parameters:
+        return None
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
     all_episodes = batch.of_all_ranks()
 
@@ -53,14 +56,15 @@ def fit_critic(
         for piece in pieces:
             if len(targets[piece]) > 0:
                 piece_loss = F.mse_loss(reader.values_of(batch, piece), targets[piece], reduction="sum") / size
-                (vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+                if piece_loss.requires_grad:
+                    (vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
                 value_loss += piece_loss.item()
         return (value_loss,)
 
     losses = []
     for _ in range(epochs):
         for pieces in reader.minibatches(all_episodes, batch_size, rng):
-            policy.optimizer.zero_grad()
+            policy.zero_grad()
             size = sum(count_steps(piece, len(all_episodes.actions)) for piece in pieces)
             own_pieces = [batch.part.own(piece) for piece in pieces]
             compute = functools.partial(accumulate, own_pieces, size)

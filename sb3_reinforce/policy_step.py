@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.buffers import EpisodeBatch
 from sb3_reinforce.estimators import StepWeights
@@ -27,7 +28,7 @@ class PolicyGradient(NamedTuple):
     """
     The gradient of the pseudo-loss, which lies in ``grad`` of the parameters.
 
-    :param parameters: Those that have a gradient.
+    :param parameters: Those that have a gradient; none if the actor is frozen.
     :param policy_loss: The pseudo-loss ``-(weight * log_prob)``, reduced, without the entropy bonus.
     :param entropy: Mean entropy over the steps.
     """
@@ -59,16 +60,28 @@ def compute_gradient(reader: BatchReader, batch: EpisodeBatch, step_weights: Ste
             log_prob, piece_entropy = reader.log_prob_and_entropy(batch, piece)
             piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
             loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
             policy_loss += piece_loss.item()
             entropy += piece_entropy.sum().item()
         return policy_loss, entropy
 
-    policy.optimizer.zero_grad()
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    policy.zero_grad()
+    trained = trained_parameters(policy)
     policy_loss, entropy = batch.part.ranks.sum_gradients(trained, accumulate, n_numbers=2)
     parameters = [parameter for parameter in trained if parameter.grad is not None]
     return PolicyGradient(parameters, policy_loss, entropy / len(batch.of_all_ranks().actions))
+
+
+def trained_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
+    """
+    Leave out what is frozen.
+
+    :param policy: The policy.
+    :return: The parameters that require a gradient, of those that the optimizer has.
+    """
+    of_optimizer = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
+    return [parameter for parameter in policy.parameters() if parameter.requires_grad and id(parameter) in of_optimizer]
 
 
 def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
@@ -128,6 +141,8 @@ def natural_step(
     :return: What became of it.
     """
     parameters = gradient.parameters
+    if not parameters:
+        return NaturalStep(0.0, 0, 0.0)
     ascent = -th.cat([parameter.grad.reshape(-1) for parameter in parameters])  # type: ignore[union-attr]
     if not ascent.any():
         return NaturalStep(0.0, 0, 0.0, "the gradient is zero")

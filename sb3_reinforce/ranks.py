@@ -109,6 +109,8 @@ class Ranks(NamedTuple):
         """
         if self.size == 1:
             return compute()
+        if not parameters:
+            return [sum(numbers) for numbers in zip(*self.gather(compute), strict=True)]
         numbers, error = _attempt(compute)
         # A rank that failed takes part all the same: the others would wait for it
         failed = np.arange(self.size) == (self.rank if error is not None else -1)

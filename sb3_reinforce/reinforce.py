@@ -642,7 +642,8 @@ class REINFORCE(OnPolicyAlgorithm):
             vf_coef=self.vf_coef,
             max_grad_norm=self.max_grad_norm,
         )
-        self.logger.record("train/value_loss", value_loss)
+        if value_loss is not None:
+            self.logger.record("train/value_loss", value_loss)
 
     def learn(
         self: SelfREINFORCE,

@@ -64,6 +64,14 @@ CASES = {
     "gSDE": (BOX, GAUSSIAN, UNEVEN, {"use_sde": True}),
     "masks": (BOX, DISCRETE, UNEVEN, {**MASKED, "natural_gradient": True}),
     "averaging": (BOX, DISCRETE, UNEVEN, {"policy_averaging": 0.7}),
+    "only the critic": (BOX, DISCRETE, UNEVEN, {"trained": ("value_net", "mlp_extractor.value_net")}),
+    "only the critic, natural": (
+        BOX,
+        GAUSSIAN,
+        UNEVEN,
+        {"trained": ("value_net", "mlp_extractor.value_net"), "natural_gradient": True},
+    ),
+    "only the deviation, natural": (BOX, GAUSSIAN, UNEVEN, {"trained": "log_std", "natural_gradient": True}),
     "a rank without episodes": (BOX, DISCRETE, WITHOUT, {"critic_batch_size": 3}),
     "a rank without episodes, natural": (BOX, DISCRETE, WITHOUT, {"natural_gradient": True, "fisher_max_steps": 2}),
     "LSTM": (BOX, DISCRETE, UNEVEN, {"policy": "MlpLstmPolicy", "critic_batch_size": 8, "policy_kwargs": LSTM_KWARGS}),
@@ -87,7 +95,10 @@ def make_model(observation_space, action_space, n_envs, **kwargs):
     env = DummyVecEnv([lambda: SilentEnv(observation_space, action_space)] * n_envs)
     policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     arguments = {"policy": policy, "n_steps": 8, "seed": 3, "device": "cpu", "max_grad_norm": 0.4, **kwargs}
+    trained = arguments.pop("trained", "")
     model = REINFORCE(env=env, **arguments)
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
     model.set_logger(Logger(None, []))
     return model
 
