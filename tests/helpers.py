@@ -192,6 +192,12 @@ class SilentEnv(gym.Env):
         return self.observation_space.sample(), {}
 
 
+def parameters_to_logit_gradient(gradient: np.ndarray) -> np.ndarray:
+    """The inverse: from weights and bias of the linear policy to the logits of the three states, shape (3, 2)."""
+    states = np.column_stack([DECISION_STATES.astype(np.float64), np.ones(3)])
+    return np.linalg.solve(states.T, gradient.reshape(2, 3).T)
+
+
 class FixedLengthEnv(gym.Env):
     """Episodes of given lengths, one after the other; the observation is [time, episode], the reward the action."""
 

@@ -2,8 +2,9 @@
 
 A combination of switches is described by the expected gradient that it gives, compared with the gradient g of the
 discounted objective (with the entropy in the rewards where ``entropy_in_return`` says so): ``scale`` is its component along
-g in units of g, ``off`` the rest in units of g. Exact is (1, 0). ``exactness.csv`` states both for all combinations;
-``python tests/test_exactness.py`` writes it anew from the reference loops, which know nothing of the package's own code.
+g in units of g, ``off`` the rest in units of g. Exact is (1, 0). ``exactness.csv`` states both for all combinations with a
+fixed number of episodes, ``exactness_n_steps.csv`` for budgets of steps; ``python tests/test_exactness.py`` writes them again
+from the reference loops, which know nothing of the package's own code.
 """
 
 import csv
@@ -22,6 +23,7 @@ from sb3_reinforce.envs.diamond_hill import DECISION_STATES, Path, enumerate_pat
 GAMMA = 0.9
 TEMPERATURE = 0.5
 TABLE = pathlib.Path(__file__).with_name("exactness.csv")
+TABLE_OF_N_STEPS = pathlib.Path(__file__).with_name("exactness_n_steps.csv")
 PATHS = enumerate_paths(ACTION_PROBABILITIES)
 
 
@@ -53,7 +55,7 @@ def is_unbiased(combination: Combination) -> bool:
     return combination.loss_reduction == "episode" and discounts_from_the_start and combination.baseline != "mean"
 
 
-def exact_gradient(entropy_in_return: bool) -> np.ndarray:
+def exact_gradient(entropy_in_return: bool, gamma: float = GAMMA) -> np.ndarray:
     """The gradient of the objective itself, by differentiating the enumerated expectation."""
     logits = th.tensor(np.log(ACTION_PROBABILITIES), requires_grad=True)
     log_probs = th.log_softmax(logits, dim=1)
@@ -65,7 +67,7 @@ def exact_gradient(entropy_in_return: bool) -> np.ndarray:
         rewards = th.as_tensor(path.rewards, dtype=th.float64)
         if entropy_in_return:
             rewards = rewards - TEMPERATURE * path_log_probs
-        objective = objective + probability * (rewards * GAMMA ** th.arange(len(rewards))).sum()
+        objective = objective + probability * (rewards * gamma ** th.arange(len(rewards))).sum()
     objective.backward()
     return logit_gradient_to_parameters(logits.grad.numpy())
 
@@ -160,6 +162,59 @@ def test_expected_gradient_of_every_combination(combination):
         assert read_table()[combination] == pytest.approx(describe(combination, expected), abs=1e-4)
 
 
+class BudgetOfSteps(NamedTuple):
+    n_steps: int
+    baseline: str | None
+
+
+BUDGETS_OF_STEPS = [
+    BudgetOfSteps(*choice) for choice in itertools.product((2, 4, 8), (None, "leave_one_out", "time_step", "mean"))
+]
+
+
+def rollouts_of_n_steps(n_steps: int) -> dict[tuple[int, ...], float]:
+    """Which paths one environment goes in a rollout, in any order, and with which probability: the last one uses up the budget."""
+    finished: dict[tuple[int, ...], float] = {}
+    running = {(): 1.0}
+    while running:
+        longer: dict[tuple[int, ...], float] = {}
+        for before, probability in running.items():
+            for index, path in enumerate(PATHS):
+                paths = tuple(sorted((*before, index)))
+                is_over = sum(len(PATHS[i].actions) for i in paths) >= n_steps
+                found = finished if is_over else longer
+                found[paths] = found.get(paths, 0.0) + probability * path.probability
+        running = longer
+    return finished
+
+
+def describe_budget(budget: BudgetOfSteps, gradient_of_episodes) -> tuple[float, ...]:
+    """Of the expected sum over episodes, by their expected number, and of the expected mean: ``scale`` and ``off`` of each."""
+    total, mean, expected_number = np.zeros(6), np.zeros(6), 0.0
+    for indices, probability in rollouts_of_n_steps(budget.n_steps).items():
+        gradient = gradient_of_episodes(tuple(PATHS[index] for index in indices))
+        total += probability * len(indices) * gradient
+        mean += probability * gradient
+        expected_number += probability * len(indices)
+    combination = Combination("reward_to_go", True, budget.baseline, "episode", False, 0)
+    return (*describe(combination, total / expected_number), *describe(combination, mean))
+
+
+@pytest.mark.parametrize("budget", BUDGETS_OF_STEPS, ids=lambda budget: "-".join(map(str, budget)))
+@pytest.mark.filterwarnings("ignore:A rollout held a single episode")
+def test_expected_gradient_of_a_budget_of_steps(budget):
+    switches = {"discounted_weighting": True, "loss_reduction": "episode", "baseline": budget.baseline}
+    model = linear_model(gamma=GAMMA, n_steps=budget.n_steps, **switches)
+    found = describe_budget(budget, lambda episodes: policy_gradient(model, episodes))
+    with TABLE_OF_N_STEPS.open() as file:
+        rows = {(row["n_steps"], row["baseline"]): row for row in csv.DictReader(file)}
+    row = rows[str(budget.n_steps), str(budget.baseline)]
+    assert found == pytest.approx([float(row[name]) for name in ("sum_scale", "sum_off", "mean_scale", "mean_off")], abs=1e-4)
+    if budget.baseline is None:
+        # Wald: a random number of terms, whose end nothing foresees
+        assert found[:2] == pytest.approx((1.0, 0.0), abs=1e-6)
+
+
 def paths_in(buffer) -> list[Path]:
     """The path of each episode that a rollout holds; none may be cut."""
     batch = buffer.whole_episodes()
@@ -250,6 +305,13 @@ def write_table() -> None:
             expected = expectation(lambda e, c=combination: reference_gradient(c, e, np.zeros(3)), combination.n_episodes)
             scale, off = describe(combination, expected)
             writer.writerow([*map(str, combination), is_unbiased(combination), f"{scale:.5f}", f"{abs(off):.5f}"])
+    with TABLE_OF_N_STEPS.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*BudgetOfSteps._fields, "sum_scale", "sum_off", "mean_scale", "mean_off"])
+        for budget in BUDGETS_OF_STEPS:
+            combination = Combination("reward_to_go", True, budget.baseline, "episode", False, 0)
+            found = describe_budget(budget, lambda e, c=combination: reference_gradient(c, e, np.zeros(3)))
+            writer.writerow([*map(str, budget), *(f"{number:.5f}" for number in found)])
 
 
 if __name__ == "__main__":
