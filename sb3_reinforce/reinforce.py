@@ -75,8 +75,12 @@ class REINFORCE(OnPolicyAlgorithm):
     learned baseline, if there is one. With ``natural_gradient`` that step is measured by how much it changes the policy.
 
     An episode counts if it *started* while the budget (``n_steps`` or ``n_episodes``) was open, and every counted episode
-    is finished and used whole. With ``n_episodes`` the episode mean is unbiased; with ``n_steps`` the number of
-    episodes is random, and the mean is a ratio estimate with a bias of order 1 / (number of episodes).
+    is finished and used whole.
+
+    With ``n_episodes``, ``loss_reduction="episode"`` and any baseline but ``"mean"``, the expected gradient, before clipping
+    and before any optimizer, is that of the discounted objective (with ``discounted_weighting=True`` or ``gamma=1``). The
+    defaults are the estimator that every library uses, a mean over steps that does not discount the states, which is the
+    gradient of no objective. ``docs/exactness.md`` lists every bias with its size.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class;
         with memory: MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy, which need sb3-contrib)
@@ -84,15 +88,17 @@ class REINFORCE(OnPolicyAlgorithm):
     :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. Ten times PPO's default or more is
         usual: there is one gradient step per rollout.
     :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are
-        finished. 256 if neither ``n_steps`` nor ``n_episodes`` is given.
+        finished. Their number is random, which biases the mean over episodes by O(1 / number), and with a baseline that
+        compares episodes their sum as well. 256 if neither ``n_steps`` nor ``n_episodes`` is given.
     :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start
         (at the same step: in the order of the environments).
     :param gamma: Discount factor inside the return, in [0, 1].
     :param gae_lambda: 1 is Monte Carlo. Below 1 the advantage is Schulman et al.'s generalized estimate: it needs
         ``baseline="value"``, is biased by the critic, and is no longer REINFORCE.
     :param return_type: ``"reward_to_go"``: each action is credited with what came after it (Sutton & Barto 2018, eq. 13.8).
-        ``"episode"``: each action is credited with the whole episode's return (Williams 1992), unbiased too, but noisier.
-    :param discounted_weighting: Weight step t by ``gamma**t``, which makes the gradient that of the discounted objective
+        ``"episode"``: each action is credited with the whole episode's return (Williams 1992): the same expectation with
+        ``discounted_weighting=True``, but noisier, with ``baseline="value"`` too, whose V(s) is that of the reward-to-go.
+    :param discounted_weighting: Weight step t by ``gamma**t``, as the gradient of the discounted objective does
         (Sutton & Barto 2018, section 13.3). Off by default, as everywhere, since it makes late steps count for nothing.
         Makes no difference with ``return_type="episode"``, whose return is discounted from the first step anyway.
     :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the
@@ -101,11 +107,14 @@ class REINFORCE(OnPolicyAlgorithm):
     :param normalize_advantage: Whether to subtract the mean of the advantages and divide by their standard deviation.
         Off by default, since it is biased for finite batches; it makes the step size independent of the scale of the rewards.
     :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode,
-        mean over episodes, which is unbiased. They differ by the mean episode length.
+        mean over episodes, as in the policy gradient theorem. They differ by the mean episode length of the rollout, which
+        is random.
     :param ent_coef: Coefficient of the entropy bonus: a float, a function of the progress remaining, or ``"lin_0.01"``
-        for a linear decay from 0.01 to 0.
+        for a linear decay from 0.01 to 0. In the loss, the bonus follows the gradient of no objective: it raises the
+        entropy of the states that were met, ignores which states will be met, and is never weighted by ``gamma**t``.
     :param entropy_in_return: Add ``-ent_coef * log_prob`` of each action to its reward (the maximum-entropy objective,
-        Levine 2018, eq. 9) instead of adding the entropy to the loss.
+        Levine 2018, eq. 9) instead of adding the entropy to the loss: its gradient is exact where that of the
+        return is.
     :param bootstrap_at_time_limit: With ``baseline="value"``, an episode that a time limit cut (``TimeLimit.truncated``)
         goes on with the critic's value of its true final observation. If False, or without a critic, or before the
         critic was fitted for the first time, the limit is the end of the episode (the finite-horizon objective).
@@ -117,6 +126,7 @@ class REINFORCE(OnPolicyAlgorithm):
     :param natural_gradient: Take the one step of an update along the natural gradient (Kakade 2001), so far that it changes
         the policy by ``target_kl``, instead of leaving its length to the optimizer. Neither surrogate, importance ratio nor
         second pass over the data, as TRPO has them. ``learning_rate`` and ``max_grad_norm`` then rule only the critic.
+        Every step has the same length, however large its gradient is, which biases the expected step.
     :param target_kl: With ``natural_gradient``, the mean KL divergence that a step shall make (its quadratic estimate, in
         nats), in any form that ``ent_coef`` takes. The tuned entries have 0.02 to 0.05; longer steps learn faster, shorter
         ones are steadier. The exact divergence is bounded by 1.5 times this.
@@ -135,8 +145,8 @@ class REINFORCE(OnPolicyAlgorithm):
         with a warning, and their returns closed with the critic's value, once it was fitted, whatever
         ``bootstrap_at_time_limit`` says of time limits. Cut episodes bias the gradient. None for no bound if all environments
         have a time limit, else for 50,000 steps beyond ``n_steps``, or beyond ``n_episodes`` episodes of 1,000 steps.
-    :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. ``float("inf")`` for
-        no clipping.
+    :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. Clipping shortens the
+        largest gradients, and so biases the expected step, against rare large rewards. ``float("inf")`` for no clipping.
     :param use_masking: Whether the environment says which actions are allowed, by one of the sources in
         ``sb3_reinforce.masking.find_source``: the others then have probability 0 and no part in the gradient. Needs Discrete,
         MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
@@ -292,6 +302,14 @@ class REINFORCE(OnPolicyAlgorithm):
         comparing = self.baseline if self.estimator.compares_episodes else None
         if (warning := check_budget(self.n_steps, self.n_episodes, n_envs, self._joint.ranks.size, comparing)) is not None:
             self._warn_once("few episodes", warning)
+        if self.return_type == "episode" and self.baseline == "value":
+            warnings.warn(
+                "return_type='episode' with baseline='value' subtracts the value of what is still to come from the return of "
+                "the whole episode: unbiased, but noisy. return_type='reward_to_go' with discounted_weighting=True has the "
+                "same expected gradient and less noise",
+                UserWarning,
+                stacklevel=4,
+            )
         settings = {
             "target_kl": TARGET_KL,
             "cg_max_steps": CG_MAX_STEPS,

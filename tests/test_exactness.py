@@ -173,7 +173,7 @@ BUDGETS_OF_STEPS = [
 
 
 def rollouts_of_n_steps(n_steps: int) -> dict[tuple[int, ...], float]:
-    """Which paths one environment goes in a rollout, in any order, and with which probability: the last one uses up the budget."""
+    """Which paths one environment goes in a rollout, in any order, and how likely: the last one uses up the budget."""
     finished: dict[tuple[int, ...], float] = {}
     running = {(): 1.0}
     while running:
