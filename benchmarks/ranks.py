@@ -141,7 +141,7 @@ def measure_speed(spec: dict[str, Any]) -> dict[str, Any]:
             for name in ("all_reduce", "all_gather_object", "broadcast_object_list")
         ]
         steps_before, updates_before = model.num_timesteps, model._n_updates
-        ranks.broadcast(0)
+        ranks.broadcast(lambda: 0)
         for seconds in communication:
             seconds.clear()
         start = time.perf_counter()

@@ -108,7 +108,7 @@ class JointTraining:
             return
         compare(ranks.gather(lambda: {**describe(model), "total_timesteps": str(total_timesteps)}))
         self._share_parameters(model)
-        self._statistics = ranks.broadcast(copied(statistics_of(model)))
+        self._statistics = ranks.broadcast(lambda: copied(statistics_of(model)))
         for name, statistics in statistics_of(model).items():
             vars(statistics).update(vars(self._statistics[name].copy()))
         if ranks.rank > 0:
@@ -170,10 +170,12 @@ class JointTraining:
         return all(rank_report.goes_on for rank_report in reports)
 
     def _share_parameters(self, model: OnPolicyAlgorithm) -> None:
-        file = io.BytesIO()
-        if self.ranks.rank == 0:
+        def stored_parameters() -> bytes:
+            file = io.BytesIO()
             th.save(model.get_parameters(), file)
-        stored = self.ranks.broadcast(file.getvalue())
+            return file.getvalue()
+
+        stored = self.ranks.broadcast(stored_parameters)
         if self.ranks.rank > 0:
             model.set_parameters(th.load(io.BytesIO(stored), map_location=model.device), device=model.device)
 

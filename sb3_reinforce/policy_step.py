@@ -151,7 +151,7 @@ def natural_step(
     n_steps = len(all_episodes.actions)
     divergence = behind_fisher = Divergence(reader, batch, slice(0, n_steps))
     if fisher_max_steps is not None and n_steps > fisher_max_steps:
-        subset = reader.subsample(all_episodes, fisher_max_steps, batch.part.ranks.broadcast(rng))
+        subset = reader.subsample(all_episodes, fisher_max_steps, batch.part.ranks.broadcast(lambda: rng))
         behind_fisher = Divergence(reader, batch, subset)
     fisher = behind_fisher.fisher_product(parameters)
 

@@ -7,6 +7,8 @@ episodes, and a mean of their means would be the mean of something else.
 
 import atexit
 import os
+import pickle
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,10 @@ T = TypeVar("T")
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: How long a process that ends waits for the threads of gloo, which need milliseconds.
 LEAVING_SECONDS = 0.1
+#: What gloo, NCCL and PyTorch's store say where another process closed its connection, or has not answered in time.
+LOST_PROCESS = re.compile(
+    r"connection (was likely )?(closed|reset|refused)|broken pipe|timed?[ -]?out|remote (process|error)", re.IGNORECASE
+)
 
 
 class RankError(RuntimeError):
@@ -56,31 +62,37 @@ class Ranks(NamedTuple):
 
         :param compute: Called once; its result is pickled.
         :return: The results in the order of the ranks.
-        :raises RankError: If it failed on a rank, which is named; or if a rank is gone.
+        :raises RankError: If it failed on a rank, which is named, or its result cannot be pickled; or if a rank is gone.
         """
         if self.size == 1:
             return [compute()]
-        result, error = _attempt(compute)
+        # Pickled before the exchange, in which a rank that failed would leave the others waiting
+        packed, error = _attempt(lambda: pickle.dumps(compute()))
         results: list[Any] = [None] * self.size
         with _peers_expected():
-            distributed.all_gather_object(results, (result, None if error is None else _describe(error)))
+            distributed.all_gather_object(results, (packed, None if error is None else _describe(error)))
         _refuse([description for _, description in results], error)
-        return [result for result, _ in results]
+        return [pickle.loads(packed) for packed, _ in results]
 
-    def broadcast(self, value: T) -> T:
+    def broadcast(self, compute: Callable[[], T]) -> T:
         """
-        Hand something of rank 0 to all.
+        Let rank 0 compute something, and hand it to all.
 
-        :param value: Pickled on rank 0, unused elsewhere.
+        :param compute: Called once on rank 0; its result is pickled.
         :return: The same object on rank 0, a copy of it elsewhere.
-        :raises RankError: If a rank is gone.
+        :raises RankError: If it failed, or its result cannot be pickled; or if a rank is gone.
         """
         if self.size == 1:
-            return value
-        values = [value]
+            return compute()
+        value: Any
+        value, error = _attempt(compute) if self.rank == 0 else (None, None)
+        packed, error = _attempt(lambda: pickle.dumps(value)) if error is None else (None, error)
+        results: list[Any] = [(packed, None if error is None else _describe(error))]
         with _peers_expected():
-            distributed.broadcast_object_list(values, src=0)
-        return value if self.rank == 0 else values[0]
+            distributed.broadcast_object_list(results, src=0)
+        _refuse([results[0][1]], error)
+        received: T = value if self.rank == 0 else pickle.loads(results[0][0])
+        return received
 
     def sum(self, tensor: th.Tensor) -> th.Tensor:
         """
@@ -235,11 +247,13 @@ def _peers_expected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if LOST_PROCESS.search(str(error)) is None:
+            raise
         first_sentence = str(error).splitlines()[0].partition(". ")[0]
         raise RankError(
             "Another process of the training is gone, or did not answer in time: what it printed last says why "
             f"({first_sentence})"
-        ) from None
+        ) from error
 
 
 def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -654,7 +654,7 @@ class REINFORCE(OnPolicyAlgorithm):
             batch,
             rewards_to_go,
             actor_parameters,
-            self._rng if self.critic_batch_size is None else self._joint.ranks.broadcast(self._rng),
+            self._rng if self.critic_batch_size is None else self._joint.ranks.broadcast(lambda: self._rng),
             epochs=self.critic_epochs,
             batch_size=self.critic_batch_size,
             vf_coef=self.vf_coef,

@@ -17,12 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 from torch import distributed
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.joint_training import checksum
-from sb3_reinforce.ranks import leave_ranks
+from sb3_reinforce.ranks import Ranks, leave_ranks
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
@@ -247,6 +247,22 @@ class OnRolloutEnd(OnStep):
         self.function(self)
 
 
+class Unpicklable(VecEnvWrapper):
+    """Its infos cannot be sent to another process, after a while."""
+
+    n_steps = 0
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self.n_steps += 1
+        if self.n_steps > 20 and distributed.get_rank() == 1:
+            infos = [{**info, "is_success": lambda: True} for info in infos]
+        return observations, rewards, dones, infos
+
+
 def on_one_rank(rank, happens):
     return happens if distributed.get_rank() == rank else None
 
@@ -305,6 +321,14 @@ def faults():
     ):
         model = make_short()
         results[name] = error_of(model, functools.partial(model.learn, 1000, callback=callback))
+    model = make_short(wrap=Unpicklable)
+    results["unpicklable"] = error_of(model, functools.partial(model.learn, 1000))
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+    for name, exchange in (
+        ("unpicklable value", lambda: ranks.broadcast(lambda: lambda: 0)),
+        ("value that fails", lambda: ranks.broadcast(raise_error)),
+    ):
+        results[name] = error_of(model, exchange)
     model = make_short()
     model.learn(1000, callback=OnStep(lambda callback: callback.n_calls < 13))
     results["stopped"] = {"n_steps": model.num_timesteps, "checksum": checksum(model), "n_updates": model._n_updates}

@@ -82,6 +82,9 @@ def faults():
         ("log-probability in the return", 1, "The log-probability of the action of environment 0 at step 2"),
         ("callback", 0, "KeyError: 'the simulator'"),
         ("callback at the end", 0, "KeyError: 'the simulator'"),
+        ("unpicklable", 1, "pickle local object"),
+        ("unpicklable value", 0, "pickle local object"),
+        ("value that fails", 0, "KeyError: 'the simulator'"),
     ],
 )
 def test_what_fails_on_one_rank_ends_all_at_the_same_update_and_names_it(faults, name, rank, message):
@@ -196,6 +199,52 @@ def test_a_rank_that_is_killed_ends_the_others(function):
     assert time.monotonic() - start < 100
 
 
+LOST = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:17153",
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Read error [127.0.0.1]:1: Connection reset by peer",
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:571] Broken pipe",
+    "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 30000ms for recv operation to complete",
+    "Application timeout caused pair closure",
+    "NCCL error: ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+    "The client socket has timed out after 60000ms while trying to connect to (alpha, 29500).",
+]
+OTHER_CAUSES = [
+    th.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    RuntimeError("NCCL error in: NCCLUtils.hpp:219, invalid usage, NCCL version 2.14.3"),
+    RuntimeError("Tensors must be contiguous"),
+]
+
+
+@pytest.mark.parametrize("error", [*map(RuntimeError, LOST), *OTHER_CAUSES], ids=str)
+def test_only_a_lost_process_is_reported_as_one_and_every_cause_is_kept(error, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    for name in ("all_reduce", "all_gather_object", "broadcast_object_list"):
+        monkeypatch.setattr(th.distributed, name, fail)
+    ranks = Ranks(0, 2)
+    for exchange in (lambda: ranks.sum(th.ones(1)), lambda: ranks.gather(lambda: 1), lambda: ranks.broadcast(lambda: 1)):
+        with pytest.raises(RuntimeError) as raised:
+            exchange()
+        if error in OTHER_CAUSES:
+            assert raised.value is error
+        else:
+            assert str(raised.value).startswith("Another process of the training is gone, or did not answer in time")
+            assert raised.value.__cause__ is error
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in zip(TORCHRUN_VARIABLES, ("0", "2", "127.0.0.1", str(port)), strict=True):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RuntimeError, match=f"{port}.*EADDRINUSE"):
+            REINFORCE("MlpPolicy", "CartPole-v1", distributed=True)
+    assert not th.distributed.is_initialized()
+
+
 def test_without_torchrun_there_are_no_ranks_to_meet(monkeypatch):
     for name in TORCHRUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -217,7 +266,7 @@ def test_a_single_rank_is_one_process_as_ever(monkeypatch):
 def test_alone_nothing_is_sent_or_copied():
     tensor, value = th.ones(3), object()
     assert ALONE.sum(tensor) is tensor
-    assert ALONE.broadcast(value) is value
+    assert ALONE.broadcast(lambda: value) is value
     assert ALONE.gather(lambda: value) == [value]
     assert ALONE.share(7) == 7
     numbers = np.ones(3)
