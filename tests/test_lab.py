@@ -720,7 +720,8 @@ def test_a_natural_step_has_the_divergence_that_it_is_told():
 
 
 def test_the_natural_step_that_is_tried_out_is_the_one_that_training_takes():
-    kwargs = {"natural_gradient": True, "fisher_max_steps": None, "device": "cpu"}
+    # Of each step nothing but the reward is its weight
+    kwargs = {"natural_gradient": True, "fisher_max_steps": None, "baseline": None, "gamma": 0.0, "device": "cpu"}
     model = REINFORCE("MlpPolicy", FixedLengthEnv([60]), seed=0, n_episodes=20, **kwargs)
     episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [60]}), 20)
     batch = episodes.batch
@@ -728,7 +729,12 @@ def test_the_natural_step_that_is_tried_out_is_the_one_that_training_takes():
     weights = unit_weights(batch)._replace(weights=np.random.default_rng(0).normal(size=len(batch.actions)))
     tried = divergence_of_step(episodes, batch, weights, 0.0)
     model.set_logger(Logger(None, []))
-    model._policy_step(make_reader(model.policy), batch, weights, 0.0)
+    model.rollout_buffer.reset()
+    for step, reward in enumerate(weights.weights):
+        model.rollout_buffer.add(batch.observations[step : step + 1].numpy(), batch.actions[step].numpy(), np.array([reward]))
+        if step % 60 == 59:
+            model.rollout_buffer.finish_episode(0)
+    model.train()
     assert tried == pytest.approx(model.logger.name_to_value["train/kl"], rel=1e-4)
 
 
