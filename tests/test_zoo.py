@@ -775,6 +775,73 @@ def seeded_search(
     return manager, optimize(manager)
 
 
+def refused_search(folder: Path, storage: str, algo: str = "reinforce", env_id: str = "Pendulum-v1", **kwargs) -> str:
+    """Search in a study that has other trials, and return what is said."""
+    with pytest.raises(UserError) as error_info:
+        seeded_search(folder, algo, env_id, seeds_per_trial=1, storage=storage, study_name="study", **kwargs)
+    assert not folder.exists()
+    return str(error_info.value)
+
+
+@pytest.mark.usefixtures("short_rollouts")
+@pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.log"])
+def test_a_study_of_another_environment_or_algorithm_is_refused(tmp_path, storage):
+    shared = {"storage": storage.format(tmp_path), "study_name": "study", "seeds_per_trial": 1, "n_timesteps": 20}
+    seeded_search(tmp_path / "logs", **shared)
+    refusal = "--study-name study: the study has trials of reinforce on CartPole-v1, not of {}. Choose another --study-name"
+    cases = [
+        ({}, "reinforce on Pendulum-v1"),
+        ({"algo": "ppo"}, "ppo on Pendulum-v1"),
+        ({"algo": "a2c", "env_id": "CartPole-v1"}, "a2c on CartPole-v1"),
+        ({"env_id": "CartPole-v1", "env_kwargs": {"x": 1, "a": "b"}}, "reinforce on CartPole-v1 with a='b', x=1"),
+        ({"env_id": "CartPole-v1", "eval_env_kwargs": {"x": 1}}, "reinforce on CartPole-v1 evaluated with x=1"),
+        # Where nothing would be left to do but to write the best trial
+        ({"max_total_trials": 1}, "reinforce on Pendulum-v1"),
+    ]
+    for kwargs, task in cases[:1] if storage.startswith("sqlite") else cases:
+        assert refused_search(tmp_path / "others", shared["storage"], **kwargs) == refusal.format(task)
+
+
+@pytest.mark.usefixtures("short_rollouts")
+def test_a_study_of_another_program_is_refused_once_it_has_a_trial(tmp_path):
+    storage = f"{tmp_path}/study.log"
+    backend = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+    study = optuna.create_study(storage=backend, study_name="study", direction="maximize")
+    study.enqueue_trial({"learning_rate": 0.015})
+    seeded_search(tmp_path / "logs", storage=storage, study_name="study", seeds_per_trial=1, n_timesteps=20)
+    assert [trial.params for trial in study.trials] == [{"learning_rate": 0.015}]
+    study.add_trial(optuna.trial.create_trial(value=1e9))
+    message = refused_search(tmp_path / "others", storage, env_id="CartPole-v1")
+    assert "has trials of a task that another program did not note, not of reinforce on CartPole-v1" in message
+
+
+@pytest.mark.usefixtures("short_rollouts")
+def test_of_two_searches_that_begin_a_study_together_the_first_trial_decides(tmp_path, monkeypatch):
+    storage, learn, refusals = f"{tmp_path}/study.log", REINFORCE.learn, []
+    options = {"optimize_hyperparameters": True, "no_optim_plots": True, "storage": storage, "study_name": "study", "seed": 1}
+
+    def search_on(env_id):
+        manager = ExperimentManager(argparse.Namespace(), "reinforce", env_id, str(tmp_path), n_timesteps=20, **options)
+        manager.setup_experiment()
+        manager.hyperparameters_optimization()
+
+    def learn_while_another_begins(*args, **kwargs):
+        monkeypatch.setattr(REINFORCE, "learn", learn)
+        with pytest.raises(UserError) as error_info:
+            search_on("Pendulum-v1")
+        refusals.append(str(error_info.value))
+        return learn(*args, **kwargs)
+
+    monkeypatch.setattr(REINFORCE, "learn", learn_while_another_begins)
+    search_on("CartPole-v1")
+    assert "has trials of reinforce on CartPole-v1, not of reinforce on Pendulum-v1" in refusals[0]
+    backend = optuna.storages.journal.JournalFileBackend(storage)
+    trials = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend)).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]
+    written = [path.parent.name for path in tmp_path.glob("reinforce/*/reinforce.yml")]
+    assert written == ["CartPole-v1_optimize_1"]
+
+
 @pytest.mark.usefixtures("short_rollouts")
 @pytest.mark.parametrize("algo", ["reinforce", "a2c"])
 def test_the_value_of_a_trial_is_the_mean_of_trainings_with_its_seeds(tmp_path, capsys, monkeypatch, algo):

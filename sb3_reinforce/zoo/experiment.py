@@ -6,6 +6,7 @@ import gc
 import glob
 import itertools
 import os
+import re
 import shlex
 import shutil
 import time
@@ -19,6 +20,8 @@ import optuna
 import rl_zoo3.exp_manager
 import sqlalchemy.exc
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -77,6 +80,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self._noted: list[int] = []
         self._vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
+        #: What the trials of a search are trained on, in words.
+        self._task = ""
         self._entry: dict[str, Any] = {}
         #: What the user should know about the overrides.
         self.notes: list[str] = []
@@ -137,7 +142,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         Read the entry of the environment, evaluate its expressions, and if the algorithm is REINFORCE, check it whole.
 
         :return: The entry, and a copy to be saved with the run, with expressions as they stand in the file.
-        :raises UserError: If something is wrong with it; names file, environment and key.
+        :raises UserError: If something is wrong with it; names file, environment and key. In a search, also if the study has
+            trials of another environment or algorithm.
         """
         env_id = self.env_name.gym_id
         if not self.config.endswith((".yml", ".yaml")):
@@ -159,6 +165,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         for note in self.notes:
             print(note)
         self._entry = copy.deepcopy(dict(saved_hyperparams))
+        if self.optimize_hyperparameters:
+            self._task = describe_task(self.algo, env_id, hyperparams.get("env_kwargs", self.env_kwargs), self.eval_env_kwargs)
+            self._study = self._load_study()
+            self._check_trials()
         return hyperparams, saved_hyperparams
 
     def create_log_folder(self) -> None:
@@ -258,11 +268,12 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
         :param trial: The trial of Optuna.
         :return: Mean reward of the last evaluation, averaged over seeds.
-        :raises UserError: If other trials of the study were trained with another number of seeds.
+        :raises UserError: If the study has trials of another environment or algorithm, or with another number of seeds.
         :raises optuna.TrialPruned: If the pruner sees no future in it after any evaluation of any seed.
         """
         self._study = trial.study
-        self._check_other_trials()
+        trial.set_user_attr("task", self._task)
+        self._check_trials(before=trial.number)
         if self.seeds_per_trial == 1:
             return super().objective(trial)
         trial.set_user_attr("seeds", self.seeds)
@@ -288,14 +299,37 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """Seeds of each trial of a search."""
         return [(self.seed + index) % 2**32 for index in range(self.seeds_per_trial)]
 
-    def _check_other_trials(self) -> None:
-        assert self._study is not None
-        finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        for other in self._study.get_trials(deepcopy=False, states=finished):
-            count = len(other.user_attrs.get("seeds", [self.seed]))
-            if count != self.seeds_per_trial:
+    def _load_study(self) -> optuna.Study | None:
+        """Find the study that is to be continued."""
+        storage: Any = self.storage
+        is_file = storage is not None and storage.endswith(".log")
+        if storage is None or self.study_name is None or (is_file and not os.path.exists(storage)):
+            return None
+        if is_file:
+            storage = JournalStorage(JournalFileBackend(storage))
+        try:
+            return optuna.load_study(study_name=self.study_name, storage=storage)
+        except KeyError:
+            return None
+
+    def _check_trials(self, before: int = 0) -> None:
+        """Refuse a study with finished trials, or earlier ones that still run, whose values say nothing about this search."""
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.RUNNING)
+        for other in [] if self._study is None else self._study.get_trials(deepcopy=False, states=states):
+            is_running = other.state == optuna.trial.TrialState.RUNNING
+            if is_running and (other.number >= before or "task" not in other.user_attrs):
+                continue
+            assert self._study is not None
+            name = self._study.study_name
+            task = other.user_attrs.get("task", "a task that another program did not note")
+            if task != self._task:
                 raise UserError(
-                    f"--seeds-per-trial {self.seeds_per_trial}: the study {self._study.study_name} has trials with {count}, "
+                    f"--study-name {name}: the study has trials of {task}, not of {self._task}. Choose another --study-name"
+                )
+            count = len(other.user_attrs.get("seeds", [self.seed]))
+            if count != self.seeds_per_trial and not is_running:
+                raise UserError(
+                    f"--seeds-per-trial {self.seeds_per_trial}: the study {name} has trials with {count}, "
                     "and values over other numbers of seeds cannot be compared. Choose another --study-name"
                 )
 
@@ -336,12 +370,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 time.sleep(pause)
 
     def _write_best_trial(self) -> None:
-        if self._study is not None:
-            params = self._study.best_params
-        else:
-            # The study had all its trials before this run
-            assert self.storage is not None and self.study_name is not None
-            params = self.load_trial(self.storage, self.study_name, convert=False)
+        assert self._study is not None
+        # Another search may have begun on the same new study at the same moment
+        self._check_trials()
+        params = self._study.best_params
         env_id = self.env_name.gym_id
         path = os.path.join(self.save_path, f"{self.algo}.yml")
         with open(path, "w", encoding="utf-8") as file:
@@ -389,6 +421,24 @@ def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
         f"{env_id} is registered without a time limit: evaluation episodes end after {max_episode_steps:,} steps at the "
         "latest (--max-episode-steps)"
     )
+
+
+def describe_task(algo: str, env_id: str, env_kwargs: Mapping[str, Any], eval_env_kwargs: Mapping[str, Any]) -> str:
+    """
+    Say what the trials of a search are trained on, so that trials with other words cannot be compared.
+
+    :param algo: The algorithm.
+    :param env_id: The environment.
+    :param env_kwargs: Arguments it is made with.
+    :param eval_env_kwargs: Those for evaluations.
+    :return: Such as ``reinforce on CartPole-v1``.
+    """
+    text = f"{algo} on {env_id}"
+    for words, kwargs in (("with", env_kwargs), ("evaluated with", eval_env_kwargs if eval_env_kwargs != env_kwargs else {})):
+        if kwargs:
+            text += f" {words} {', '.join(f'{name}={value!r}' for name, value in sorted(kwargs.items()))}"
+    # Where an object lies in memory
+    return re.sub(" at 0x[0-9a-f]+", "", text)
 
 
 class SeedTrial:
