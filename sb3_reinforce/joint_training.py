@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import os
 import re
 import warnings
 import zlib
@@ -105,6 +106,14 @@ class JointTraining:
         """
         ranks = self.ranks
         if ranks.size == 1:
+            if (n_processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+                warnings.warn(
+                    f"WORLD_SIZE={n_processes}, as from torchrun, but distributed=True is not set: each process trains a model "
+                    "of its own, the same one if the seeds are equal, and all write the same files. Set distributed=True (on "
+                    "the command line --distributed), or start one process",
+                    UserWarning,
+                    stacklevel=3,
+                )
             return
         compare(ranks.gather(lambda: {**describe(model), "total_timesteps": str(total_timesteps)}))
         self._share_parameters(model)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from pathlib import Path
 
@@ -261,6 +262,22 @@ def test_a_single_rank_is_one_process_as_ever(monkeypatch):
     ]
     assert th.equal(*(th.nn.utils.parameters_to_vector(model.policy.parameters()) for model in models))
     assert not th.distributed.is_initialized()
+
+
+def test_processes_of_torchrun_that_train_apart_are_warned(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=10)
+        model.save(tmp_path / "model")
+        # Who only acts need not be told
+        REINFORCE.load(tmp_path / "model").predict(np.zeros(4, np.float32))
+    with pytest.warns(UserWarning, match="WORLD_SIZE=2, as from torchrun, but distributed=True is not set"):
+        model.learn(10)
+    monkeypatch.delenv("WORLD_SIZE")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(10)
 
 
 def test_alone_nothing_is_sent_or_copied():
