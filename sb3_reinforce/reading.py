@@ -1,6 +1,6 @@
 """Reading a batch off a policy at the update: distributions, log-probabilities, entropies and values, piece by piece."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.masking import masked
-from sb3_reinforce.policies import ACTING_METHODS, has_memory, is_own, uncompiled
+from sb3_reinforce.policies import check_methods, critic_features, distribution_of, has_memory, is_own, uncompiled
 from sb3_reinforce.ranks import count_steps
 from sb3_reinforce.returns import Array
 
@@ -102,7 +102,7 @@ class BatchReader:
         """
         masks = None if batch.action_masks is None else batch.action_masks[steps]
         with masked(self.policy, masks):
-            return self.policy.get_distribution(map_observation(lambda obs: obs[steps], batch.observations))
+            return distribution_of(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
 
     def log_prob_and_entropy(self, batch: EpisodeBatch, piece: slice) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -156,7 +156,7 @@ class BatchReader:
         :return: Shape ``(n_steps,)``.
         """
         own = uncompiled(self.policy)
-        if not is_own(own, "forward") or is_own(own, "predict_values"):
+        if has_memory(own) or not is_own(own, "forward") or is_own(own, "predict_values"):
             return self.values(batch)
 
         def values_of_forward(piece: slice) -> th.Tensor:
@@ -181,15 +181,51 @@ class BatchReader:
                 results[piece] = self.values_of(finals, piece).cpu().numpy()
         return results
 
-    def values_of(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+    def values_of(self, batch: EpisodeBatch, steps: Steps, inputs: th.Tensor | None = None) -> th.Tensor:
         """
         Compute the critic's values, differentiable.
 
         :param batch: The episodes.
         :param steps: Which of its steps.
+        :param inputs: See ``critic_inputs``; None to compute them.
         :return: Shape ``(len(steps),)``.
         """
-        return self.policy.predict_values(map_observation(lambda obs: obs[steps], batch.observations)).flatten()
+        policy = self.policy
+        if is_own(uncompiled(policy), "predict_values"):
+            return policy.predict_values(map_observation(lambda obs: obs[steps], batch.observations)).flatten()
+        latent = self._critic_latent(self._critic_inputs(batch, steps) if inputs is None else inputs[steps], batch, steps)
+        values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(latent))
+        return values.flatten()
+
+    def critic_inputs(self, batch: EpisodeBatch, fitted: Sequence[th.nn.Parameter]) -> th.Tensor | None:
+        """
+        Compute once what stays the same while the critic is fitted: the outputs of the layers that it does not train.
+
+        :param batch: The episodes.
+        :param fitted: What the fit moves.
+        :return: Shape ``(n_steps, n_features)``; None if these layers have no parameters, or are trained.
+        """
+        policy, moved = uncompiled(self.policy), {id(parameter) for parameter in fitted}
+        parameters = [parameter for module in self._critic_input_layers() for parameter in module.parameters()]
+        is_constant = parameters and not any(id(parameter) in moved for parameter in parameters)
+        if not is_constant or is_own(policy, "extract_features") or is_own(policy, "predict_values"):
+            return None
+        inputs: th.Tensor | None = None
+        with th.no_grad():
+            for piece in self.pieces(batch):
+                part = self._critic_inputs(batch, piece)
+                inputs = part.new_empty((len(batch.actions), *part.shape[1:])) if inputs is None else inputs
+                inputs[piece] = part
+        return inputs
+
+    def _critic_input_layers(self) -> list[th.nn.Module]:
+        return [self.policy.vf_features_extractor]
+
+    def _critic_inputs(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+        return critic_features(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
+
+    def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+        return inputs
 
     def _in_pieces(self, batch: EpisodeBatch, function: Callable[[slice], th.Tensor]) -> Array:
         """Fill an array piece by piece: a list of tensors would scatter small blocks over the freed memory of large ones."""
@@ -207,14 +243,9 @@ def make_reader(policy: ActorCriticPolicy, micro_batch_size: int | None = None) 
     :param policy: In evaluation mode.
     :param micro_batch_size: See ``BatchReader``.
     :return: One that reads whole episodes if the policy has memory.
-    :raises ValueError: If the policy evaluates actions in a way of its own, but does not act so, or the other way round.
+    :raises ValueError: If the policy overrides what is not called while it acts and when it is differentiated.
     """
-    own = uncompiled(policy)
-    if not any(is_own(own, name) for name in ACTING_METHODS) and is_own(own, "evaluate_actions"):
-        raise ValueError(
-            f"{type(own).__name__} overrides evaluate_actions, but neither {' nor '.join(ACTING_METHODS)}, by which it "
-            "acts here and in predict: what acts would not be what is differentiated. Override one of these"
-        )
+    check_methods(policy)
     if has_memory(policy):
         # sb3-contrib need not be installed
         from sb3_reinforce.recurrent import EpisodeReader

@@ -16,7 +16,7 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentMultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
@@ -24,7 +24,7 @@ from torch import nn
 from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.lstm import is_plain, run_lstm
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import OptionalCriticMixin, is_own, uncompiled
+from sb3_reinforce.policies import OptionalCriticMixin, actor_features
 from sb3_reinforce.reading import BatchReader, Steps
 from sb3_reinforce.returns import Array, IntArray
 from sb3_reinforce.sampling import (
@@ -108,19 +108,9 @@ class EpisodeReader(BatchReader):
 
     :param policy: In evaluation mode.
     :param micro_batch_size: Steps that are read at once, which bounds the memory, unless an episode is longer; None for all.
-    :raises ValueError: If the policy acts in a way of its own, which would not be what is differentiated.
     """
 
     policy: RecurrentActorCriticPolicy
-
-    def __init__(self, policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> None:
-        super().__init__(policy, micro_batch_size)
-        own = uncompiled(policy)
-        if is_own(own, "get_distribution"):
-            raise ValueError(
-                f"{type(own).__name__} overrides get_distribution, which acts step by step, but whole episodes are read from "
-                "their first step: override _get_action_dist_from_latent instead, which both go through"
-            )
 
     def _cuts(self, batch: EpisodeBatch, steps: Steps) -> Iterator[slice]:
         """Whole episodes. Longer than ``micro_batch_size`` is only a single one."""
@@ -175,7 +165,7 @@ class EpisodeReader(BatchReader):
         :return: SB3's distribution, for these steps. The policy may return the same object the next time.
         """
         policy = self.policy
-        features = self._features(batch, steps, policy.pi_features_extractor)
+        features = actor_features(policy, _select(batch.observations, steps))
         memories = read_episodes(policy.lstm_actor, features, lengths_of(batch, steps))
         with masked(policy, None if batch.action_masks is None else batch.action_masks[steps]):
             return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(memories))
@@ -202,29 +192,26 @@ class EpisodeReader(BatchReader):
         )
         return self.values(prolonged)[np.cumsum(prolonged.episode_lengths) - 1]
 
-    def values_of(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
-        """
-        Compute the critic's values, differentiable.
-
-        :param batch: The episodes.
-        :param steps: Which of its steps, those of whole episodes.
-        :return: Shape ``(len(steps),)``.
-        """
+    def _critic_input_layers(self) -> list[nn.Module]:
         policy = self.policy
-        latent = self._features(batch, steps, policy.vf_features_extractor)
-        if policy.lstm_critic is not None:
-            latent = read_episodes(policy.lstm_critic, latent, lengths_of(batch, steps))
-        elif policy.shared_lstm:
-            # As in sb3-contrib, the critic's gradient does not reach what it shares with the actor
-            latent = read_episodes(policy.lstm_actor, latent, lengths_of(batch, steps)).detach()
-        else:
-            assert policy.critic is not None
-            latent = policy.critic(latent)
-        values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(latent))
-        return values.flatten()
+        return [policy.vf_features_extractor, *([policy.lstm_actor] if policy.shared_lstm else [])]
 
-    def _features(self, batch: EpisodeBatch, steps: Steps, extractor: Any) -> th.Tensor:
-        return BaseModel.extract_features(self.policy, _select(batch.observations, steps), extractor)
+    def _critic_inputs(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+        features = super()._critic_inputs(batch, steps)
+        if not self.policy.shared_lstm:
+            return features
+        # As in sb3-contrib, the critic's gradient does not reach what it shares with the actor
+        return read_episodes(self.policy.lstm_actor, features, lengths_of(batch, steps)).detach()
+
+    def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+        policy = self.policy
+        if policy.lstm_critic is not None:
+            return read_episodes(policy.lstm_critic, inputs, lengths_of(batch, steps))
+        if policy.shared_lstm:
+            return inputs
+        assert policy.critic is not None
+        latent: th.Tensor = policy.critic(inputs)
+        return latent
 
 
 def _select(observations: PyTorchObs, steps: Steps) -> Any:
@@ -379,6 +366,12 @@ class _TorchMemory:
         n_layers, _, n_units = policy.lstm_hidden_state_shape
         self.state = tuple(th.zeros((n_layers, n_envs, n_units), device=policy.device) for _ in range(2))
 
+    def latent(self, observations: NumpyObs) -> th.Tensor:
+        """Remember observations, and compute what the layers of the action are given."""
+        features = actor_features(self.policy, obs_as_tensor(observations, self.policy.device))
+        outputs, self.state = self.policy.lstm_actor(features[None], self.state)
+        return self.policy.mlp_extractor.forward_actor(outputs[0])
+
     def forget(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""
         is_over = th.as_tensor(dones, device=self.policy.device)
@@ -393,14 +386,8 @@ class RecurrentDistributionSampler(_TorchMemory):
         """See ``ActionSampler``."""
         policy = self.policy
         mask_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
-        # Zeros, since what is over was forgotten: sb3-contrib then runs its LSTM without a loop
-        no_starts = th.zeros(self.state[0].shape[1], device=policy.device)
         with th.no_grad(), masked(policy, mask_tensor):
-            distribution, self.state = policy.get_distribution(
-                obs_as_tensor(observations, policy.device),  # type: ignore[arg-type]
-                self.state,  # type: ignore[arg-type]
-                no_starts,
-            )
+            distribution = policy._get_action_dist_from_latent(self.latent(observations))
             actions: NumpyArray = distribution.get_actions().cpu().numpy()
         return actions.reshape(-1, *policy.action_space.shape)  # type: ignore[misc]
 
@@ -420,12 +407,8 @@ class TorchLstmActor(_TorchMemory):
         :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
         :return: Shape ``(n_envs, n_parameters)``.
         """
-        policy = self.policy
         with th.no_grad():
-            obs_tensor = obs_as_tensor(observations, policy.device)
-            features = BaseModel.extract_features(policy, obs_tensor, policy.pi_features_extractor)
-            outputs, self.state = policy.lstm_actor(features[None], self.state)
-            parameters: NumpyArray = policy.action_net(policy.mlp_extractor.forward_actor(outputs[0])).cpu().numpy()
+            parameters: NumpyArray = self.policy.action_net(self.latent(observations)).cpu().numpy()
         return parameters
 
 

@@ -50,6 +50,7 @@ from sb3_reinforce.policies import (
     OptionalCriticMixin,
     averaged_model,
     import_recurrent_policy,
+    is_own,
     remove_critic,
     reset_noise_apart,
 )
@@ -411,6 +412,13 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy = self.policy.to(self.device)
         # Refuses what it could not read, before anything is collected
         make_reader(self.policy)
+        if is_own(self.policy, "extract_features") and not is_own(self.policy, "get_distribution"):
+            self._warn_once(
+                "extract_features",
+                f"{type(self.policy).__name__} overrides extract_features, which training calls, and SB3's predict does not: "
+                "make it a features extractor (policy_kwargs: features_extractor_class), or override get_distribution and "
+                "predict_values too",
+            )
         if self.policy_averaging is not None:
             self.policy_average = averaged_model(self.policy, self.policy_averaging)
 

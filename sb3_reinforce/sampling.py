@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
@@ -26,7 +26,16 @@ from torch import nn
 
 from sb3_reinforce.buffers import NumpyObs
 from sb3_reinforce.masking import forbid, masked
-from sb3_reinforce.policies import ACTING_METHODS, MlpPolicy, MultiInputPolicy, has_memory, is_own, uncompiled
+from sb3_reinforce.policies import (
+    ACTING_METHODS,
+    MlpPolicy,
+    MultiInputPolicy,
+    actor_features,
+    distribution_of,
+    has_memory,
+    is_own,
+    uncompiled,
+)
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 #: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
@@ -73,6 +82,8 @@ def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.G
         from sb3_reinforce.recurrent import make_recurrent_sampler
 
         return make_recurrent_sampler(policy, n_envs, rng)
+    if is_own(policy, "forward") and not any(is_own(policy, name) for name in ACTING_METHODS):
+        return ForwardSampler(policy)
     if not has_standard_distribution(policy):
         return DistributionSampler(policy)
     actor = NumpyMlpActor(policy, n_envs) if is_standard_mlp(policy) else TorchActor(policy)
@@ -98,9 +109,42 @@ class DistributionSampler(_WithoutMemory):
         """See ``ActionSampler``."""
         mask_tensor = None if masks is None else th.as_tensor(masks, device=self.policy.device)
         with th.no_grad(), masked(self.policy, mask_tensor):
-            distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
+            distribution = distribution_of(self.policy, obs_as_tensor(observations, self.policy.device))
             actions: NumpyArray = distribution.get_actions().cpu().numpy()
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
+
+
+class ForwardSampler(_WithoutMemory):
+    """
+    Samples by the policy's own ``forward``, as A2C does.
+
+    :param policy: Overrides ``forward``, but not what makes the distribution that an update differentiates.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
+        """
+        See ``ActionSampler``.
+
+        :raises ValueError: If the log-probabilities of ``forward`` are those of another distribution.
+        """
+        policy = self.policy
+        mask_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
+        obs_tensor = obs_as_tensor(observations, policy.device)
+        with th.no_grad(), masked(policy, mask_tensor):
+            actions, _, log_prob = policy(obs_tensor)
+            taken = actions if isinstance(policy.action_space, spaces.Discrete) else actions.flatten(1)
+            expected = distribution_of(policy, obs_tensor).log_prob(taken)
+        # The actions of a squashed Gaussian tell the noise behind them to a few digits only
+        if not th.allclose(log_prob, expected, rtol=0.01, atol=0.01):
+            raise ValueError(
+                f"{type(policy).__name__}: forward has other log-probabilities than get_distribution, which predict and the "
+                f"update call: what acts would not be what is differentiated. Override {' or '.join(ACTING_METHODS)}"
+            )
+        sampled: NumpyArray = actions.cpu().numpy()
+        return sampled
 
 
 class ParameterSampler(_WithoutMemory):
@@ -141,7 +185,7 @@ class TorchActor:
         policy = self.policy
         with th.no_grad():
             obs_tensor = obs_as_tensor(observations, policy.device)
-            features = BaseModel.extract_features(policy, obs_tensor, policy.pi_features_extractor)
+            features = actor_features(policy, obs_tensor)
             parameters: NumpyArray = policy.action_net(policy.mlp_extractor.forward_actor(features)).cpu().numpy()
         return parameters
 
@@ -334,9 +378,9 @@ def has_numpy_layers(policy: ActorCriticPolicy) -> bool:
 
     :param policy: A policy for which ``has_standard_distribution`` holds.
     :return: True if it is float32 on the CPU, with flat observations, or a Dict of them, Linear layers with Tanh or ReLU
-        between them, no hooks.
+        between them, no hooks, no method replaced on an instance.
     """
-    if type(policy.mlp_extractor) is not MlpExtractor:
+    if type(policy.mlp_extractor) is not MlpExtractor or is_own(policy, "extract_features"):
         return False
     layers = [*policy.mlp_extractor.policy_net, policy.action_net]
     return (
@@ -345,4 +389,5 @@ def has_numpy_layers(policy: ActorCriticPolicy) -> bool:
         and all(type(layer) in (nn.Tanh, nn.ReLU) for layer in layers[1::2])
         and all(parameter.dtype == th.float32 and parameter.device.type == "cpu" for parameter in policy.parameters())
         and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+        and not any(vars(module).keys() & {"forward", "forward_actor"} for module in policy.modules())
     )

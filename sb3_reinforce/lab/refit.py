@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import BaseModel
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.lab.gradients import steps_of
+from sb3_reinforce.policies import actor_features
 from sb3_reinforce.reading import BatchReader
 from sb3_reinforce.returns import Array, IntArray, time_steps
 
@@ -48,12 +48,11 @@ def critic_inputs(reader: BatchReader, batch: EpisodeBatch) -> th.Tensor:
     :return: Features and time, shape ``(n_steps, n_features + 1)``.
     """
     policy = reader.policy
-    extractor = getattr(policy, "pi_features_extractor", policy.features_extractor)
     parts = []
     with th.no_grad():
         for piece in reader.pieces(batch):
             observations = map_observation(lambda obs: obs[piece], batch.observations)  # noqa: B023
-            parts.append(BaseModel.extract_features(policy, observations, extractor).flatten(1).float().cpu())
+            parts.append(actor_features(policy, observations).flatten(1).float().cpu())
     times = th.as_tensor(time_steps(batch.episode_lengths), dtype=th.float32)[:, None]
     return th.cat([th.cat(parts), times], dim=1)
 
