@@ -108,9 +108,9 @@ class JointTraining:
         if ranks.size == 1:
             if (n_processes := os.environ.get("WORLD_SIZE", "1")) != "1":
                 warnings.warn(
-                    f"WORLD_SIZE={n_processes}, as from torchrun, but distributed=True is not set: each process trains a model "
-                    "of its own, the same one if the seeds are equal, and all write the same files. Set distributed=True (on "
-                    "the command line --distributed), or start one process",
+                    f"WORLD_SIZE={n_processes}, as from torchrun, but distributed=True is not set: each process trains a "
+                    "model of its own, the same one if the seeds are equal, and all write the same files. Set "
+                    "distributed=True (on the command line --distributed), or start one process",
                     UserWarning,
                     stacklevel=3,
                 )
