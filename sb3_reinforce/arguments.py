@@ -158,35 +158,65 @@ def copy_containers(value: Any) -> Any:
     return [copy_containers(item) for item in value] if isinstance(value, list) else value
 
 
-def make_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
+class CheckedSchedule(FloatSchedule):
+    """
+    A coefficient as a function of the progress remaining, which is never negative, infinite or NaN.
+
+    :param value: A number, or the function.
+    :param name: Of the argument, for the error message.
+    """
+
+    def __init__(self, value: float | Schedule, name: str) -> None:
+        super().__init__(value)
+        self.name = name
+
+    def __call__(self, progress_remaining: float) -> float:
+        """
+        Compute the coefficient.
+
+        :param progress_remaining: From 1 to 0.
+        :return: The coefficient.
+        :raises ValueError: If the function fails, or is negative or infinite there.
+        """
+        try:
+            coefficient = super().__call__(progress_remaining)
+        except Exception as error:
+            raise ValueError(
+                f"{self.name} fails at progress remaining {progress_remaining} with {type(error).__name__}: {error}"
+            ) from error
+        if not 0.0 <= coefficient < np.inf:
+            raise ValueError(
+                f"{self.name} must never be negative or infinite, but is {coefficient} at progress remaining "
+                f"{progress_remaining}"
+            )
+        return coefficient
+
+
+def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
     """
     Turn a coefficient into a function of the progress remaining (from 1 to 0).
 
     :param value: A number, such a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
     :param name: Of the argument, for the error message.
     :return: The schedule.
-    :raises ValueError: If the value cannot be read, or the schedule starts or ends below 0.
+    :raises ValueError: If the value cannot be read, or the schedule fails, or starts or ends below 0.
     """
-    schedule: FloatSchedule | None = None
+    schedule: CheckedSchedule | None = None
     if isinstance(value, str):
         kind, _, initial = value.partition("_")
         if kind == "lin":
             try:
-                schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
+                schedule = CheckedSchedule(LinearSchedule(float(initial), 0.0, 1.0), name)
             except ValueError:
                 pass
     elif callable(value):
-        schedule = FloatSchedule(value)
+        schedule = CheckedSchedule(value, name)
     elif is_number(value):
-        schedule = FloatSchedule(float(value))
+        schedule = CheckedSchedule(float(value), name)
     if schedule is None:
         raise ValueError(f"{name} must be a number, a function of the progress remaining, or like 'lin_0.01', not {value!r}")
     for progress_remaining in (1.0, 0.0):
-        coefficient = schedule(progress_remaining)
-        if not 0.0 <= coefficient < np.inf:
-            raise ValueError(
-                f"{name} must never be negative or infinite, but is {coefficient} at progress remaining {progress_remaining}"
-            )
+        schedule(progress_remaining)
     return schedule
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -10,6 +11,7 @@ from stable_baselines3.common.policies import (
     BaseModel,
     MultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -57,6 +59,43 @@ def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     """
     own: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
     return own
+
+
+def check_policy_class(policy_class: Any) -> None:
+    """
+    Refuse what is no actor-critic policy.
+
+    :param policy_class: That the user chose.
+    :raises ValueError: If it is none; says what to use instead of sb3-contrib's maskable ones.
+    """
+    if isinstance(policy_class, type) and issubclass(policy_class, ActorCriticPolicy):
+        return
+    name = getattr(policy_class, "__name__", repr(policy_class))
+    if name.startswith("Maskable"):
+        own = next((kind for kind in ("Cnn", "MultiInput") if kind in name), "Mlp")
+        raise ValueError(f"policy: {name} is for MaskablePPO; use {own}Policy with use_masking=True")
+    raise ValueError(f"policy must be a name such as 'MlpPolicy' or a class derived from SB3's ActorCriticPolicy, not {name}")
+
+
+def check_features_extractor(policy_name: str, extractor_class: type, observation_space: spaces.Space[Any]) -> None:
+    """
+    Refuse SB3's feature extractors where they cannot read the observations.
+
+    :param policy_name: Of its class.
+    :param extractor_class: Of its features extractor.
+    :param observation_space: Without the action mask.
+    :raises ValueError: If they do not fit; names the policy that does.
+    """
+    lstm = "Lstm" if "Lstm" in policy_name or "Recurrent" in policy_name else ""
+    is_dict = isinstance(observation_space, spaces.Dict)
+    if is_dict and extractor_class in (FlattenExtractor, NatureCNN):
+        raise ValueError(f"{policy_name} cannot read the Dict observations of this environment: use MultiInput{lstm}Policy")
+    if not is_dict and extractor_class is CombinedExtractor:
+        in_one_line = " ".join(str(observation_space).split())
+        raise ValueError(
+            f"{policy_name} is for Dict observations, but the observation space is {in_one_line}: use Mlp{lstm}Policy, or "
+            f"Cnn{lstm}Policy for images"
+        )
 
 
 def is_own(module: nn.Module, method: str) -> bool:
@@ -221,6 +260,16 @@ class OptionalCriticMixin(ActorCriticPolicy):
         # SB3's own classes do not know it, and can load what has a critic
         critic_choice = {} if self.use_critic else {"use_critic": False}
         return {**super()._get_constructor_parameters(), **critic_choice}
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """
+        Make the features extractor, as in SB3.
+
+        :return: The features extractor.
+        :raises ValueError: If SB3's cannot read the observations; names the policy that can.
+        """
+        check_features_extractor(type(self).__name__, self.features_extractor_class, self.observation_space)
+        return super().make_features_extractor()
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """

@@ -49,6 +49,8 @@ from sb3_reinforce.policies import (
     MultiInputPolicy,
     OptionalCriticMixin,
     averaged_model,
+    check_features_extractor,
+    check_policy_class,
     import_recurrent_policy,
     is_own,
     remove_critic,
@@ -282,6 +284,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self._joint = JointTraining(join_ranks(self.device))
             self.device = self._joint.ranks.device_of(self.device)
         self._check_arguments()
+        check_policy_class(self.policy_class)
         check_spaces(self.observation_space, self.action_space)
         self._setup_lr_schedule()
         # What cannot be read is said before anything is collected
@@ -406,6 +409,9 @@ class REINFORCE(OnPolicyAlgorithm):
             self.lr_schedule,
             use_sde=self.use_sde,
             **policy_kwargs,
+        )
+        check_features_extractor(
+            self.policy_class.__name__, type(self.policy.features_extractor), self.policy.observation_space
         )
         if not needs_critic and not critic_choice:
             remove_critic(self.policy)

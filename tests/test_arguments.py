@@ -1,6 +1,7 @@
 """Every numeric argument has a type and a range, and every space that SB3's policies would misread is refused."""
 
 import inspect
+import math
 import re
 
 import gymnasium as gym
@@ -87,6 +88,34 @@ def test_ranges(name, good, bad):
 def test_schedules_of_the_wrong_type_are_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must "):
         make(**{name: value})
+
+
+FAILING_SCHEDULES = {
+    "ZeroDivisionError: float division by zero": lambda progress: 1e-3 / progress,
+    "ValueError: math domain error": lambda progress: math.log(progress),
+    "TypeError: float.. argument must be": lambda progress: None,
+    "KeyError: 1.0": lambda progress: {}[progress],
+}
+
+
+@pytest.mark.filterwarnings("ignore:target_kl. no effect")
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("message", FAILING_SCHEDULES)
+def test_a_schedule_that_fails_is_named(name, message):
+    with pytest.raises(ValueError, match=f"^{name} fails at progress remaining [01].0 with {message}"):
+        make(**{name: FAILING_SCHEDULES[message]})
+
+
+@pytest.mark.parametrize(
+    "value, message", [(float("nan"), "but is nan"), (-1.0, "but is -1.0"), ("a", "fails at .* ValueError")]
+)
+@pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate", "ent_coef"])
+def test_a_schedule_that_fails_later_is_named_and_changes_nothing(name, value, message):
+    model = make(n_steps=10, seed=0, **{name: lambda progress: 0.01 if progress in (0.0, 1.0) else value})
+    before = model.policy.parameters_to_vector()
+    with pytest.raises(ValueError, match=f"^{name} .*{message}"):
+        model.learn(1000)
+    np.testing.assert_array_equal(model.policy.parameters_to_vector(), before)
 
 
 def test_the_learning_rate_may_decay():

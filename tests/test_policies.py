@@ -1,14 +1,22 @@
 """The policies by themselves: exported, saved, and loaded by SB3's own classes."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution
 
-from sb3_reinforce import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.recurrent import MlpLstmPolicy, MultiInputLstmPolicy
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
@@ -99,3 +107,57 @@ def test_a_saved_policy_without_a_critic_is_loaded_without_one(tmp_path):
     policy = MlpPolicy(BOX, DISCRETE, lambda _: 1e-3, use_critic=False)
     policy.save(tmp_path / "policy")
     assert not MlpPolicy.load(tmp_path / "policy", device="cpu").use_critic
+
+
+class AnyObservations(gym.Env):
+    def __init__(self, observation_space):
+        self.observation_space, self.action_space = observation_space, DISCRETE
+
+
+UNFIT = [
+    ("MlpLstmPolicy", DICT, "MlpLstmPolicy cannot read the Dict observations of this environment: use MultiInputLstmPolicy"),
+    ("CnnLstmPolicy", DICT, "CnnLstmPolicy cannot read .*: use MultiInputLstmPolicy"),
+    ("MlpPolicy", DICT, "You must use `MultiInputPolicy`"),
+    ("CnnPolicy", DICT, "You must use `MultiInputPolicy`"),
+    (MlpPolicy, DICT, "MlpPolicy cannot read the Dict observations of this environment: use MultiInputPolicy"),
+    (CnnPolicy, DICT, "CnnPolicy cannot read .*: use MultiInputPolicy"),
+    (ActorCriticPolicy, DICT, "ActorCriticPolicy cannot read .*: use MultiInputPolicy"),
+    (RecurrentActorCriticPolicy, DICT, "RecurrentActorCriticPolicy cannot read .*: use MultiInputLstmPolicy"),
+    ("MultiInputPolicy", BOX, r"for Dict observations, but .* is Box.*: use MlpPolicy, or CnnPolicy for images"),
+    ("MultiInputLstmPolicy", IMAGE, "for Dict observations, .*: use MlpLstmPolicy, or CnnLstmPolicy for images"),
+    (MaskableActorCriticPolicy, BOX, "is for MaskablePPO; use MlpPolicy with use_masking=True"),
+    (MaskableActorCriticCnnPolicy, IMAGE, "is for MaskablePPO; use CnnPolicy with use_masking=True"),
+    (MaskableMultiInputActorCriticPolicy, DICT, "is for MaskablePPO; use MultiInputPolicy with use_masking=True"),
+    (
+        SACPolicy,
+        BOX,
+        "policy must be a name such as 'MlpPolicy' or a class .* SB3's ActorCriticPolicy, not SACPolicy",
+    ),
+    (None, BOX, "policy must be a name such as 'MlpPolicy' or a class .*, not None"),
+]
+
+
+@pytest.mark.parametrize("policy, observation_space, message", UNFIT)
+def test_a_policy_that_does_not_fit_is_refused_at_once_and_another_named(policy, observation_space, message):
+    with pytest.raises(ValueError, match=message):
+        REINFORCE(policy, AnyObservations(observation_space))
+
+
+class Reads(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 2)
+
+    def forward(self, observations):
+        return observations["part"]
+
+
+class OwnExtractorPolicy(ActorCriticPolicy):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, features_extractor_class=Reads, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "policy, kwargs", [(MlpPolicy, {"features_extractor_class": Reads}), (OwnExtractorPolicy, {}), (MultiInputPolicy, {})]
+)
+def test_what_can_read_dict_observations_may(policy, kwargs):
+    assert REINFORCE(policy, AnyObservations(DICT), policy_kwargs=kwargs).policy.features_dim == 2
