@@ -945,7 +945,7 @@ def test_rl_zoo_evaluates_and_enjoys_with_masks(tmp_path, monkeypatch, capsys):
     assert main(["record-video", "--env", "Taxi-v4", "-n", "30", "--stochastic", "-o", "videos"]) == 0
     assert len(moves) >= 330 and all(moves)
     assert main(["train", *tiny, "-params", "use_masking:1"]) == 1
-    assert "use_masking: must be true or false, not 1" in capsys.readouterr().err
+    assert "use_masking must be True or False, not 1" in capsys.readouterr().err
     assert main(["train", "--env", "CartPole-v1", "-n", "300", "-params", "use_masking:True", "--eval-freq", "-1"]) == 1
     error = capsys.readouterr().err
     assert "the environment gives no masks" in error and "Traceback" not in error
