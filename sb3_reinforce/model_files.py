@@ -11,30 +11,40 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import IO, Any
 
 from stable_baselines3.common.save_util import open_path
 
 
-@contextmanager
-def written_whole(path: pathlib.Path) -> Iterator[IO[bytes]]:
+def model_path(path: pathlib.Path) -> pathlib.Path:
+    """
+    Choose where a model is saved, as SB3 does.
+
+    :param path: That the user gave.
+    :return: The same, with ``.zip`` if it has no suffix. If that is a folder, a free name beside it, with a warning: what was
+        trained must not be lost.
+    """
+    wanted = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
+    if not wanted.is_dir():
+        return wanted
+    names = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    warnings.warn(f"{wanted} is a folder: the model is saved to {free} instead", UserWarning, stacklevel=3)
+    return free
+
+
+@contextlib.contextmanager
+def written_whole(destination: pathlib.Path) -> Iterator[IO[bytes]]:
     """
     Open a new file beside a destination, and put it in the destination's place when it is complete.
 
     Symbolic links are followed, so that they stay links, and an existing file keeps its mode and, as far as it is allowed,
     its owner.
 
-    :param path: The destination, ``.zip`` if it has no suffix. If it is a folder, the file gets a free name beside it, with a
-        warning, as in SB3: what was trained must not be lost.
+    :param destination: The file.
     :return: Context manager that gives the file to write to.
     :raises OSError: If the destination cannot be written to; it is then as before.
     """
-    destination = wanted = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
-    if wanted.is_dir():
-        names = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))
-        destination = next(name for name in names if not name.exists())
-        warnings.warn(f"{wanted} is a folder: the model is saved to {destination} instead", UserWarning, stacklevel=4)
     if destination.is_symlink():
         destination = pathlib.Path(os.path.realpath(destination))
     if not destination.parent.is_dir():

@@ -41,7 +41,7 @@ from sb3_reinforce.critic import fit_critic
 from sb3_reinforce.estimators import Estimator, StepWeights
 from sb3_reinforce.joint_training import JointTraining
 from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, take_masks, unmasked_space
-from sb3_reinforce.model_files import check_model_file, written_whole
+from sb3_reinforce.model_files import check_model_file, model_path, written_whole
 from sb3_reinforce.policies import (
     RECURRENT_POLICIES,
     CnnPolicy,
@@ -743,7 +743,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return
-        with written_whole(pathlib.Path(path)) as file:
+        with written_whole(model_path(pathlib.Path(path))) as file:
             super().save(file, exclude, include)  # type: ignore[arg-type]
 
     @classmethod

@@ -7,7 +7,6 @@ much as the gradients of 500 episodes.
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from sb3_reinforce.lab import figures
 from sb3_reinforce.lab.headline import describe, headline, is_resolved, write_bias, write_episodes, write_number
 from sb3_reinforce.lab.measurement import N_CLOUD_DOTS, N_SUBSAMPLES, Measurement, Result
+from sb3_reinforce.model_files import written_whole
 
 NAME = "gradients"
 TARGETS = {"customary": "customary", "discounted": "discounted from the start"}
@@ -138,12 +138,8 @@ def write_file(path: Path, content: bytes) -> None:
     :param path: The file.
     :param content: Its content.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(content)
 
 
 def to_table(measurements: Sequence[Measurement]) -> pd.DataFrame:

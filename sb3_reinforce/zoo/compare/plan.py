@@ -15,6 +15,7 @@ import gymnasium as gym
 import yaml
 from rl_zoo3.utils import ALGOS
 
+from sb3_reinforce.model_files import written_whole
 from sb3_reinforce.zoo import shipped_configurations
 from sb3_reinforce.zoo.config import check_file, find_missing_package
 from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
@@ -383,8 +384,7 @@ def claim_folder(folder: Path, settings: Settings) -> None:
                 f"{folder} holds a comparison with other settings ({'; '.join(differences)}): choose another --folder"
             )
         return
-    own = {".lock", unfinished_path(path).name}
-    if any(entry.name not in own for entry in folder.iterdir()):
+    if any(entry.name != ".lock" and entry.suffix != ".unfinished" for entry in folder.iterdir()):
         raise UserError(f"{folder} holds something else than a comparison: choose another --folder")
     write_text(path, json.dumps(wanted, indent=1))
 
@@ -443,16 +443,5 @@ def write_bytes(path: Path, content: bytes) -> None:
     :param path: The file.
     :param content: Its content.
     """
-    unfinished = unfinished_path(path)
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-
-
-def unfinished_path(path: Path) -> Path:
-    """
-    Name the file that becomes another when it is complete.
-
-    :param path: The other.
-    :return: A hidden file beside it.
-    """
-    return path.with_name(f".{path.name}.unfinished")
+    with written_whole(path) as file:
+        file.write(content)
