@@ -48,6 +48,8 @@ def fit_critic(
     parameters = [parameter for parameter in trained_parameters(policy) if id(parameter) not in shared]
     if not parameters:
         return None
+    # Shared convolutions are not computed again for every gradient step
+    inputs = reader.critic_inputs(batch, parameters)
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
     all_episodes = batch.of_all_ranks()
 
@@ -55,7 +57,7 @@ def fit_critic(
         value_loss = 0.0
         for piece in pieces:
             if len(targets[piece]) > 0:
-                piece_loss = F.mse_loss(reader.values_of(batch, piece), targets[piece], reduction="sum") / size
+                piece_loss = F.mse_loss(reader.values_of(batch, piece, inputs), targets[piece], reduction="sum") / size
                 if piece_loss.requires_grad:
                     (vf_coef * piece_loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
                 value_loss += piece_loss.item()
