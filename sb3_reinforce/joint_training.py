@@ -106,7 +106,7 @@ class JointTraining:
         """
         ranks = self.ranks
         if ranks.size == 1:
-            if (n_processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+            if (n_processes := os.environ.get("WORLD_SIZE", "")) not in ("", "0", "1"):
                 warnings.warn(
                     f"WORLD_SIZE={n_processes}, as from torchrun, but distributed=True is not set: each process trains a "
                     "model of its own, the same one if the seeds are equal, and all write the same files. Set "
