@@ -4,8 +4,9 @@ REINFORCE with memory on tasks that need it: steps and seconds to a threshold, b
 REINFORCE has its entry in hyperparams/reinforce_lstm.yml, the MLP the same entry without memory. RecurrentPPO has RL Zoo's
 entry, or RL Zoo's default where there is none, and once more its own defaults with 8 environments and as many units as
 REINFORCE. A policy is evaluated with its likeliest actions on other episodes at even intervals, while the clock stands
-still, and a run ends at the first evaluation that reaches the threshold. The contenders run in turn for each seed in one
-process. A finished run of the same code and settings never runs again: interrupt and start again at will.
+still, and a run ends when three evaluations in a row reach the threshold; the first of them counts. The contenders run in
+turn for each seed in one process. A finished run of the same code and settings never runs again: interrupt and start again
+at will.
 
     python benchmarks/memory_tasks.py
     python benchmarks/memory_tasks.py --task sb3_reinforce/TMaze-v0 --seeds 0 1 2
@@ -47,6 +48,7 @@ from tqdm import tqdm
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo import hyperparams_path, register
+from sb3_reinforce.zoo.compare.statistics import first_reached
 
 NAME = "memory_tasks"
 #: Added to a seed for its evaluation, so that the episodes are not those of the training.
@@ -124,7 +126,7 @@ def settings_of(env_id: str, contender: str) -> tuple[str, dict[str, Any] | None
 
 
 class StopWhenSolved(BaseCallback):
-    """Evaluates at even intervals while the clock stands still, and ends the training at the threshold."""
+    """Evaluates at even intervals while the clock stands still, and ends the training when the threshold is confirmed."""
 
     def __init__(self, env: VecEnv, task: Task, n_episodes: int, seed: int) -> None:
         super().__init__()
@@ -140,10 +142,15 @@ class StopWhenSolved(BaseCallback):
         """Of training, so far."""
         return time.perf_counter() - self.start - self.paused
 
+    def first_reached(self) -> tuple[float, float]:
+        """Steps and seconds of the first of three evaluations in a row that reach the threshold; infinite without them."""
+        steps, seconds, scores = zip(*self.curve, strict=True) if self.curve else ((), (), ())
+        return first_reached(steps, scores, self.task.threshold), first_reached(seconds, scores, self.task.threshold)
+
     @property
     def reached(self) -> bool:
-        """Whether the last evaluation reached the threshold."""
-        return bool(self.curve) and self.curve[-1][2] >= self.task.threshold
+        """Whether there are three evaluations in a row that reach the threshold."""
+        return bool(np.isfinite(self.first_reached()[0]))
 
     def evaluate(self) -> None:
         """Add a point to the curve."""
@@ -151,7 +158,7 @@ class StopWhenSolved(BaseCallback):
         train_env = self.model.get_env()
         assert train_env is not None
         sync_envs_normalization(train_env, self.env)
-        self.env.seed(self.seed)
+        self.env.seed(self.seed + N_EVAL_ENVS * len(self.curve))
         score, _ = evaluate_policy(self.model, self.env, self.n_episodes, warn=False)
         self.curve.append((steps, round(seconds, 3), float(score)))
         self.paused += time.perf_counter() - pause_start
@@ -199,13 +206,14 @@ def run(env_id: str, contender: str, seed: int, task: Task, n_episodes: int) -> 
         eval_env.close()
         assert model.env is not None
         model.env.close()
+    reached_steps, reached_seconds = callback.first_reached()
     return {
         "env": env_id,
         "contender": contender,
         "seed": seed,
         "reached": callback.reached,
-        "steps": callback.curve[-1][0],
-        "seconds": callback.curve[-1][1] if callback.reached else seconds,
+        "steps": int(reached_steps) if callback.reached else callback.curve[-1][0],
+        "seconds": reached_seconds if callback.reached else seconds,
         "score": callback.curve[-1][2],
         "best": max(score for _, _, score in callback.curve),
         "curve": callback.curve,
@@ -331,8 +339,8 @@ def speed_table(speed: dict[str, Any]) -> str:
 
 def to_markdown(content: dict[str, Any]) -> str:
     parts = [
-        "# Tasks that need memory\n\nSteps and seconds to the first evaluation that reaches the threshold: medians over "
-        "seeds, where a run that did not get there counts as longer than any. One thread."
+        "# Tasks that need memory\n\nSteps and seconds to the first of three evaluations in a row that reach the threshold: "
+        "medians over seeds, where a run that did not get there counts as longer than any. One thread."
     ]
     parts += learning_tables(list(content["runs"].values()))
     if content["runs"]:

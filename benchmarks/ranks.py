@@ -167,7 +167,7 @@ def measure_speed(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_threshold(spec: dict[str, Any]) -> dict[str, Any]:
-    from time_to_threshold import StopAtThreshold
+    from time_to_threshold import N_EVAL_ENVS, StopAtThreshold
 
     from sb3_reinforce.zoo import hyperparams_path, register
     from sb3_reinforce.zoo.distributed import DistributedExperimentManager
@@ -190,11 +190,10 @@ def measure_threshold(spec: dict[str, Any]) -> dict[str, Any]:
         experiment = manager.setup_experiment()
         assert experiment is not None
         model, _ = experiment
-        callback = StopAtThreshold(spec["threshold"], spec["max_steps"])
+        callback = StopAtThreshold(spec["threshold"], spec["max_steps"], manager.create_envs(N_EVAL_ENVS, eval_env=True))
         callback.start = time.perf_counter()
         model.learn(spec["max_steps"], callback=[*manager.callbacks, callback])
-        seconds = time.perf_counter() - callback.start
-    return {"seconds": seconds, "steps_made": model.num_timesteps, "reached": callback.reached, "mean": callback.mean}
+    return {"seconds": callback.seconds, "steps_made": model.num_timesteps, "reached": callback.reached, "mean": callback.mean}
 
 
 def work(text: str) -> None:
@@ -371,8 +370,9 @@ def describe(content: dict[str, Any]) -> str:
     if content["threshold"]:
         parts += [
             "## Time to a threshold",
-            "Median steps (of all ranks) and seconds until the mean of the last 100 training episodes is there, with the same "
-            "hyperparameters: `n_steps` is a budget of each environment, so that an update of two ranks holds twice as much.",
+            "Median steps (of all ranks) and seconds until the mean of the last 100 training episodes is there, and 100 other "
+            "episodes confirm it, with the same hyperparameters: `n_steps` is a budget of each environment, so that an update "
+            "of two ranks holds twice as much.",
             markdown_table(threshold_table(content["threshold"])),
         ]
     return "\n\n".join(parts) + "\n"

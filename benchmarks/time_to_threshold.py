@@ -1,10 +1,11 @@
 """
-Seconds and environment steps until the mean of the last 100 training episodes reaches a threshold.
+Seconds and environment steps until the mean of the last 100 training episodes reaches a threshold, and that of 100 other
+episodes confirms it.
 
 PPO and A2C run with RL Zoo's tuned hyperparameters, REINFORCE with its entry in hyperparams/reinforce_adam.yml, the
 textbook's step, or with the defaults of the class if it has none. RL Zoo itself builds environments and models of all
-three. They run in turn for each seed in one process. The clock starts when `learn` is called and stops in a callback at
-the threshold.
+three. They run in turn for each seed in one process. The clock starts when `learn` is called, stands still while other
+episodes are played, and stops in a callback at the threshold.
 
     python benchmarks/time_to_threshold.py
     python benchmarks/time_to_threshold.py --env Acrobot-v1 --threshold -100 --reinforce n_envs=8 n_steps=64
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 import yaml
 from common import (
     COLOURS,
@@ -39,6 +41,8 @@ from contenders import use_one_thread
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from tqdm import tqdm
 
 from sb3_reinforce import REINFORCE
@@ -46,6 +50,8 @@ from sb3_reinforce import REINFORCE
 NAME = "time_to_threshold"
 CONTENDERS = ("reinforce", "ppo", "a2c")
 WINDOW = 100
+EVALUATION_SEED = 10_000
+N_EVAL_ENVS = 10
 #: Points that are kept of each learning curve.
 CURVE_POINTS = 200
 
@@ -86,28 +92,56 @@ class StopAtThreshold(BaseCallback):
     """
     Ends the training when the mean over a full window of training episodes reaches a threshold, or at a number of steps.
 
-    The window is the one behind ``rollout/ep_rew_mean``: of REINFORCE it holds the episodes that count.
+    The window is the one behind ``rollout/ep_rew_mean``: of REINFORCE it holds the episodes that count. The highest of many
+    windows may be there by luck, so as many other episodes must be there as well, with sampled actions as in training. If
+    they are not, no episode counts again.
+
+    :param env: Environments for those episodes.
     """
 
-    def __init__(self, threshold: float, max_steps: int) -> None:
+    def __init__(self, threshold: float, max_steps: int, env: VecEnv) -> None:
         super().__init__()
         self.threshold = threshold
         self.max_steps = max_steps
+        self.env = env
         self.start = time.perf_counter()
+        self.paused = 0.0
         self.reached = False
         self.mean: float | None = None
         #: Seconds, steps and mean score
         self.curve: list[tuple[float, int, float]] = []
         self.last_episode: dict[str, Any] | None = None
+        self.last_not_confirmed: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of training, so far."""
+        return time.perf_counter() - self.start - self.paused
 
     def _on_step(self) -> bool:
         episodes = self.model.ep_info_buffer
         if episodes and episodes[-1] is not self.last_episode:
             self.last_episode = episodes[-1]
             self.mean = sum(episode["r"] for episode in episodes) / len(episodes)
-            self.curve.append((time.perf_counter() - self.start, self.num_timesteps, self.mean))
-            self.reached = len(episodes) == WINDOW and self.mean >= self.threshold
+            self.curve.append((self.seconds, self.num_timesteps, self.mean))
+            fresh = len(episodes) == WINDOW and all(episode is not self.last_not_confirmed for episode in episodes)
+            if fresh and self.mean >= self.threshold:
+                self.reached = self.confirm()
+                self.last_not_confirmed = self.last_episode
         return not self.reached and self.num_timesteps < self.max_steps
+
+    def confirm(self) -> bool:
+        """Play other episodes, the same on all ranks, without a trace in the training."""
+        pause_start = time.perf_counter()
+        train_env = self.model.get_env()
+        assert train_env is not None
+        sync_envs_normalization(train_env, self.env)
+        self.env.seed(EVALUATION_SEED)
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(EVALUATION_SEED)
+            score, _ = evaluate_policy(self.model, self.env, WINDOW, deterministic=False, warn=False)
+        self.paused += time.perf_counter() - pause_start
+        return bool(score >= self.threshold)
 
 
 def reinforce_config(env_id: str, max_steps: int, folder: Path) -> tuple[Path, str]:
@@ -144,10 +178,13 @@ def run(algo: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             experiment = manager.setup_experiment()
         assert experiment is not None
         model, hyperparameters = experiment
-        callback = StopAtThreshold(options.threshold, options.max_steps)
+        with contextlib.redirect_stdout(zoo_output):
+            eval_env = manager.create_envs(N_EVAL_ENVS, eval_env=True)
+        callback = StopAtThreshold(options.threshold, options.max_steps, eval_env)
         callback.start = time.perf_counter()
         model.learn(manager.n_timesteps, callback=[*manager.callbacks, callback])
-        seconds = time.perf_counter() - callback.start
+        seconds = callback.seconds
+        eval_env.close()
         assert model.env is not None
         model.env.close()
     kept = callback.curve[:: max(1, len(callback.curve) // CURVE_POINTS)] + callback.curve[-1:]
@@ -191,8 +228,9 @@ def ratio(summary: dict[str, Any], rival: str, unit: str) -> str:
 def to_markdown(content: dict[str, Any]) -> str:
     parts = [
         "# Time to threshold\n\nFrom the call of `learn` until the mean score of the last "
-        f"{WINDOW} training episodes reaches the threshold (never before {WINDOW} episodes); one thread, contenders in turn "
-        "for each seed. A run ends without it at the number of steps that its schedules are made for, or at the cap."
+        f"{WINDOW} training episodes reaches the threshold (never before {WINDOW} episodes), and {WINDOW} other episodes, "
+        "during which the clock stands still, confirm it; one thread, contenders in turn for each seed. A run ends without it "
+        "at the number of steps that its schedules are made for, or at the cap."
     ]
     for row in content["rows"]:
         summary = row["summary"]

@@ -1,5 +1,6 @@
 """The benchmark scripts run end to end on tiny budgets, write well-formed files, and do not repeat finished work."""
 
+import collections
 import importlib
 import json
 import math
@@ -8,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch as th
 import yaml
 from made_up_runs import write_result
+from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, claim_folder, list_tasks
 
@@ -195,6 +199,35 @@ def test_time_to_threshold(tmp_path):
     assert row["summary"]["a2c"]["seconds"] is None
     table = (tmp_path / "time_to_threshold.md").read_text()
     assert "not reached in 50 steps" in table and "| > " in table
+
+
+def test_a_threshold_that_luck_reached_is_not_confirmed(monkeypatch):
+    time_to_threshold = importlib.import_module("time_to_threshold")
+    env = make_vec_env("CartPole-v1")
+    scores = iter([99.0, 101.0])
+    monkeypatch.setattr(time_to_threshold, "evaluate_policy", lambda *args, **kwargs: (next(scores) + 0.0 * th.rand(1), 0.0))
+    callback = time_to_threshold.StopAtThreshold(100.0, 1_000_000, env)
+    callback.model = types.SimpleNamespace(ep_info_buffer=collections.deque(maxlen=100), get_env=lambda: env)
+    generator, goes_on = th.get_rng_state(), []
+    for _ in range(250):
+        callback.model.ep_info_buffer.append({"r": 100.0})
+        goes_on.append(callback._on_step())
+    # The first full window is not confirmed, the next is one without any of its episodes
+    assert goes_on.index(False) == 199
+    assert callback.reached and callback.seconds > 0.0
+    assert th.equal(th.get_rng_state(), generator)
+
+
+def test_a_task_is_solved_at_the_first_of_three_evaluations_in_a_row():
+    memory_tasks = importlib.import_module("memory_tasks")
+    callback = memory_tasks.StopWhenSolved(None, memory_tasks.TASKS["CartPoleNoVel-v1"], 10, 0)
+    assert not callback.reached
+    for index, score in enumerate((480.0, 400.0, 480.0, 500.0)):
+        callback.curve.append((100 * index, float(index), score))
+        assert not callback.reached
+    callback.curve.append((400, 4.0, 475.0))
+    assert callback.reached
+    assert callback.first_reached() == (200.0, 2.0)
 
 
 def test_memory_tasks_resume(tmp_path):

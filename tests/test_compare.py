@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rliable.metrics
+import scipy.stats
 import yaml
 from made_up_runs import write_result
 
@@ -138,9 +139,30 @@ def test_as_many_digits_as_the_range_needs(values, expected):
     assert statistics.decimals(values) == expected
 
 
-def test_first_reached():
-    assert statistics.first_reached([0, 10, 20], [1.0, 5.0, 3.0], 5.0) == 10.0
-    assert statistics.first_reached([0, 10, 20], [1.0, 5.0, 3.0], 6.0) == math.inf
+def test_a_threshold_is_reached_where_the_next_two_evaluations_confirm_it():
+    curve = [1.0, 5.0, 3.0, 5.0, 6.0, 4.0, 5.0, 5.5, 7.0, 1.0]
+    positions = list(range(0, 100, 10))
+    assert statistics.first_reached(positions, curve, 5.0) == 60.0
+    assert statistics.first_reached(positions, curve, 5.5) == math.inf
+    assert statistics.first_reached(positions, curve, 1.0) == 0.0
+    # A score behind the last position only confirms
+    assert statistics.first_reached([0, 10], [5.0, 5.0, 5.0], 5.0) == 0.0
+    for few in ([], [9.0], [9.0, 9.0]):
+        assert statistics.first_reached(positions[: len(few)], few, 5.0) == math.inf
+
+
+def test_a_noisy_plateau_rarely_reaches_what_is_above_it():
+    # Exactly: three of 20 evaluations in a row above one standard deviation, by the number of those that are in a row so far
+    above = scipy.stats.norm.sf((200.0 - 180.0) / 20.0)
+    in_a_row = np.array([1.0, 0.0, 0.0, 0.0])
+    for _ in range(20):
+        reached = in_a_row[3] + in_a_row[2] * above
+        in_a_row = np.array([in_a_row[:3].sum() * (1.0 - above), in_a_row[0] * above, in_a_row[1] * above, reached])
+    assert in_a_row[3] == pytest.approx(0.0599, abs=1e-4)
+    assert 1.0 - (1.0 - above) ** 20 == pytest.approx(0.968, abs=1e-3)
+    curves = np.random.default_rng(0).normal(180.0, 20.0, (4000, 20))
+    reached = [np.isfinite(statistics.first_reached(list(range(20)), curve, 200.0)) for curve in curves]
+    assert np.mean(reached) == pytest.approx(in_a_row[3], abs=0.015)
 
 
 def test_mean_curve_ends_with_the_shortest_run():

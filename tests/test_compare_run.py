@@ -88,8 +88,10 @@ def test_the_best_checkpoint_is_scored_with_its_own_statistics_in_other_episodes
     result = train("CartPole-v1", {**CARTPOLE, "normalize": True}, tmp_path / "run")
     seeds, deterministic, steps, means = (list(column) for column in zip(*calls, strict=True))
     n_selections = len(calls) - 4
-    assert seeds == [run.SELECTION_SEED] * n_selections + [run.REPORT_SEED] * 4
-    assert run.REPORT_SEED != run.SELECTION_SEED
+    # SB3 seeds environments one after the other: those of another evaluation begin where the former end
+    selections = [run.SELECTION_SEED + run.MAX_EVAL_ENVS * index for index in range(n_selections)]
+    assert seeds == selections + [run.REPORT_SEED] * 4
+    assert selections[-1] < run.REPORT_SEED
     assert deterministic == [True] * n_selections + [True, False] * 2
     # The final policy, then the untrained one, which was the best
     assert steps[-4:] == [result["steps"]] * 2 + [0, 0]

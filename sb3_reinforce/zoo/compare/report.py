@@ -228,9 +228,9 @@ def make_sections(
             Section(
                 "To the threshold",
                 [
-                    "Median over seeds (the upper of two in the middle) of the training until an evaluation first reached the "
-                    "score; runs that never did count as infinite. An evaluation sees it only afterwards, so these are upper "
-                    f"bounds, as coarse as the distance between evaluations: 1/{results.settings.n_evaluations} of a run.",
+                    "Median over seeds (the upper of two in the middle) of the training until the first of three evaluations "
+                    "in a row that reached the score, the final scores being the last evaluation; runs without three count as "
+                    f"infinite. Evaluations are 1/{results.settings.n_evaluations} of a run apart.",
                 ],
                 threshold_table(results),
             )
@@ -375,8 +375,8 @@ def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[st
         (
             "evaluation",
             f"{settings.n_evaluations} evaluations of {settings.eval_episodes} episodes during a run (environments seeded "
-            f"with {SELECTION_SEED}), {settings.final_episodes} episodes for the scores (seeded with {REPORT_SEED}), the same "
-            "for all; rewards not normalised; statistics of VecNormalize as in training, unchanged by evaluations",
+            f"from {SELECTION_SEED} on), {settings.final_episodes} episodes for the scores (seeded from {REPORT_SEED} on), "
+            "the same for all; rewards not normalised; statistics of VecNormalize as in training, unchanged by evaluations",
         ),
         *((what, " and ".join(versions)) for what, versions in results.versions.items()),
     ]

@@ -165,7 +165,8 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
             for evaluation in result["evaluations"]
         ]
         curves += evaluations
-        runs.append(key | describe_run(result) | reach_threshold(evaluations, thresholds.get(task.env_id)))
+        scores = describe_run(result)
+        runs.append(key | scores | reach_threshold(evaluations, scores["score"], thresholds.get(task.env_id)))
     run_table, curve_table = (pd.DataFrame(rows, columns=None if rows else KEY) for rows in (runs, curves))
     return Results(settings, run_table, curve_table, random_scores, thresholds, versions, missing, longest)
 
@@ -192,17 +193,18 @@ def describe_run(result: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def reach_threshold(evaluations: list[dict[str, Any]], threshold: float | None) -> dict[str, float]:
+def reach_threshold(evaluations: list[dict[str, Any]], final: float, threshold: float | None) -> dict[str, float]:
     """
     Find when a run reached the threshold.
 
     :param evaluations: Its evaluations.
+    :param final: Its final score, from other episodes.
     :param threshold: The score to reach, None if there is none.
     :return: Steps and seconds, infinite if it was not reached, NaN if there is no threshold.
     """
     if threshold is None:
         return {"steps_to_threshold": np.nan, "seconds_to_threshold": np.nan}
-    scores = [evaluation["score"] for evaluation in evaluations]
+    scores = [*(evaluation["score"] for evaluation in evaluations), final]
     return {
         f"{axis}_to_threshold": statistics.first_reached([evaluation[axis] for evaluation in evaluations], scores, threshold)
         for axis in ("steps", "seconds")

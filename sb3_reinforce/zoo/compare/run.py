@@ -34,8 +34,9 @@ from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager,
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
 RESULT_FILE = "result.json"
-#: Seeds of the evaluation environments, the same for all contenders: during a run, where the best checkpoint is chosen, and
-#: of the scores that are reported, which are of other episodes, since a maximum over the former would flatter.
+#: Seeds of the evaluation environments, the same for all contenders: of the first evaluation during a run, and of the scores
+#: that are reported. No two evaluations have the same episodes: the next ones confirm that a score is reached, and the maximum
+#: over those among which the best checkpoint is chosen would flatter it.
 SELECTION_SEED = 1_000_000
 REPORT_SEED = 2_000_000
 MAX_EVAL_ENVS = 10
@@ -200,7 +201,9 @@ class ComparisonCallback(BaseCallback):
         """Evaluate the policy as it is, and keep it if it is the best so far."""
         steps, seconds = self.model.num_timesteps, self.clock.seconds
         with self.clock.paused():
-            scores = self.evaluator.score(self.model, self.settings.eval_episodes, SELECTION_SEED)
+            # Every environment has a seed of its own
+            seed = SELECTION_SEED + MAX_EVAL_ENVS * len(self.evaluations)
+            scores = self.evaluator.score(self.model, self.settings.eval_episodes, seed)
             if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
                 self.model.save(self.best_path, exclude=["_update_current_progress_remaining"])
                 self.best_statistics = self.evaluator.statistics

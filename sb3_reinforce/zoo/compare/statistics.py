@@ -204,14 +204,19 @@ def bootstrap(data: Mapping[Any, Any], function: Callable[..., FloatArray]) -> t
 
 def first_reached(positions: Sequence[float], scores: Sequence[float], threshold: float) -> float:
     """
-    Find where a learning curve first reaches a score.
+    Find where a learning curve reaches a score, and the next two evaluations confirm it.
+
+    The best of many noisy evaluations is not yet a policy that is there: with scores of 180 on average and a standard
+    deviation of 20, one of twenty reaches 200 with a probability of 97 %, two in a row with 35 %, three in a row with 6 %.
 
     :param positions: Steps or seconds of the evaluations.
-    :param scores: Their scores.
+    :param scores: Their scores; further ones may follow, which only confirm.
     :param threshold: The score.
-    :return: Infinity if it is not reached.
+    :return: Position of the first of three in a row, infinity if there are none.
     """
-    return next((float(at) for at, score in zip(positions, scores, strict=True) if score >= threshold), np.inf)
+    reached = np.asarray(scores) >= threshold
+    (confirmed,) = np.nonzero(reached[:-2] & reached[1:-1] & reached[2:])
+    return float(positions[confirmed[0]]) if len(confirmed) else np.inf
 
 
 def mean_curve(curves: Sequence[tuple[FloatArray, FloatArray]], n_points: int = 100) -> dict[str, FloatArray]:
