@@ -229,6 +229,7 @@ DRIVER = """
 import signal, sys
 from pathlib import PosixPath
 from sb3_reinforce.zoo.compare.pool import Job, Pool
+from sb3_reinforce.zoo.errors import UserError
 # As in a terminal: where the tests run in the background of a shell, their children would ignore the signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 scheduler, jobs = eval(sys.argv[1])
@@ -236,6 +237,8 @@ try:
     Pool(2, scheduler).run(jobs, 0, lambda job, failure: None)
 except KeyboardInterrupt:
     sys.exit(130)
+except UserError as error:
+    sys.exit(f"ERROR {error}")
 """
 
 
@@ -375,15 +378,17 @@ def test_a_run_that_takes_its_worker_along_is_not_done_without_end(notes, cluste
 
 
 def test_a_lost_scheduler_ends_the_command_and_the_runs(notes, cluster):
-    def on_end(job, failure):
-        notes.wait_for("slow")
-        cluster.processes["scheduler"].kill()
-
-    with pytest.raises(UserError, match=r"tcp://.* is lost: the same command goes on from the finished runs"):
-        Pool(scheduler=cluster.address).run([notes.job("quick"), notes.job("slow", SLOW)], 0, on_end)
+    driver = start_driver(cluster.address, [notes.job("quick"), notes.job("slow", SLOW)])
+    notes.wait_for("slow")
+    wait_until((notes.folder / "runs/quick/result.json").exists)
+    cluster.processes["scheduler"].kill()
+    _, error = driver.communicate(timeout=TIMEOUT)
+    # After the progress bar, in one line
+    bar, _, line = error.partition("ERROR ")
+    assert line == f"{cluster.address} is lost: the same command goes on from the finished runs\n"
+    assert "distributed" not in bar
     # Before the worker loses patience with its threads, after half a minute
     wait_until(lambda: is_gone(notes.wait_for("slow")), timeout=20.0)
-    assert (notes.folder / "runs/quick/result.json").exists()
     for name in ("left", "right"):
         cluster.processes[name].wait(timeout=TIMEOUT)
 

@@ -29,6 +29,7 @@ from distributed import Client, Future, LocalCluster, Worker, as_completed, get_
 from distributed.comm.core import connect
 from distributed.core import Status
 from distributed.security import Security
+from distributed.utils import silence_logging_cmgr
 from distributed.versions import get_versions
 from tqdm import tqdm
 
@@ -204,7 +205,11 @@ class Pool(NamedTuple):
                 asyncio.run(reach(self.scheduler))
             except (OSError, ValueError, TypeError, RuntimeError) as error:
                 raise UserError(f"--scheduler {self.scheduler}: {' '.join(str(error).split())}") from error
-            with Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client:
+            with (
+                # Dask logs how a scheduler was lost, in many lines
+                silence_logging_cmgr(logging.CRITICAL + 1),
+                Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client,
+            ):
                 self._check_cluster(client)
                 yield client, []
 
