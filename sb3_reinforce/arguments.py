@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
@@ -218,6 +219,25 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
     for progress_remaining in (1.0, 0.0):
         schedule(progress_remaining)
     return schedule
+
+
+def check_env_type(env: Any) -> None:
+    """
+    Refuse vector environments that SB3 takes for one of OpenAI Gym, or an EnvPool for a single environment.
+
+    :param env: What was given as environment.
+    :raises ValueError: Names the adapter.
+    """
+    if any(cls.__module__.startswith("envpool.") for cls in type(env).__mro__):
+        raise ValueError(
+            "env is an EnvPool, which must become a VecEnv: sb3_reinforce.vec_env.make_envpool_vec_env(env_id, n_envs), or "
+            "EnvPoolVecEnv of the same module for one that you make yourself"
+        )
+    if isinstance(env, gym.vector.VectorEnv):
+        raise ValueError(
+            f"env is a VectorEnv of gymnasium ({type(env).__name__}), which must become a VecEnv: "
+            "sb3_reinforce.vec_env.GymnasiumVecEnv(env)"
+        )
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

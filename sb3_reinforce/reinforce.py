@@ -22,6 +22,7 @@ from sb3_reinforce.arguments import (
     NUMERIC_ARGUMENTS,
     SWITCHES,
     check_budget,
+    check_env_type,
     check_numbers,
     check_spaces,
     check_switches,
@@ -278,6 +279,11 @@ class REINFORCE(OnPolicyAlgorithm):
 
         if _init_setup_model:
             self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_env_type(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         if self.distributed:

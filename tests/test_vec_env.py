@@ -538,6 +538,49 @@ def test_close_ends_the_threads_of_envpool() -> None:
     env.close()
 
 
+@needs_envpool
+@pytest.mark.parametrize("is_seeded", [False, True])
+def test_a_closed_envpool_is_closed(is_seeded: bool) -> None:
+    env = make_envpool_vec_env("CartPole-v1", 2)
+    env.reset()
+    env.close()
+    env.close()
+    if is_seeded:
+        env.seed(0)
+    calls: list[Callable[[], Any]] = [env.reset, lambda: env.step(np.zeros(2, dtype=int)), lambda: env.get_attr("config")]
+    for call in calls:
+        with pytest.raises(gym.error.ClosedEnvironmentError, match="EnvPoolVecEnv is closed: make a new one"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("make_engine", "adapter"),
+    [
+        (lambda: gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), r"GymnasiumVecEnv\(env\)"),
+        (lambda: SyncVectorEnv([short_cart_pole] * 2), r"GymnasiumVecEnv\(env\)"),
+        (lambda: gym.wrappers.vector.RecordEpisodeStatistics(SyncVectorEnv([short_cart_pole])), r"GymnasiumVecEnv\(env\)"),
+        *(
+            pytest.param(
+                lambda kind=kind, n=n: envpool.make("CartPole-v1", kind, num_envs=n), "EnvPoolVecEnv", marks=needs_envpool
+            )
+            for kind, n in (("gymnasium", 2), ("gymnasium", 1), ("dm", 2))
+        ),
+    ],
+)
+def test_reinforce_names_the_adapter_of_an_engine(make_engine: Callable[[], Any], adapter: str, tmp_path: Any) -> None:
+    engine = make_engine()
+    model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
+    model.save(tmp_path / "model")
+    calls: list[Callable[[], Any]] = [
+        lambda: REINFORCE("MlpPolicy", engine, device="cpu"),
+        lambda: model.set_env(engine),
+        lambda: REINFORCE.load(tmp_path / "model", env=engine, device="cpu"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"sb3_reinforce\.vec_env.*{adapter}"):
+            call()
+
+
 def test_import_does_not_need_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, sb3_reinforce.vec_env; sys.exit('envpool' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

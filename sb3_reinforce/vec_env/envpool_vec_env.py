@@ -4,8 +4,10 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
@@ -74,12 +76,24 @@ class EnvPoolVecEnv(EngineVecEnv):
         super().__init__(config.num_envs, observation_space, action_space)
 
     def _build_pool(self, seed: int) -> None:
-        self.pool = self._make_pool(seed=seed % N_SEEDS)
+        self._pool = self._make_pool(seed=seed % N_SEEDS)
+
+    @property
+    def pool(self) -> Any:
+        """
+        The pool.
+
+        :raises gymnasium.error.ClosedEnvironmentError: After ``close()``.
+        """
+        if self._pool is None:
+            raise gym.error.ClosedEnvironmentError("This EnvPoolVecEnv is closed: make a new one")
+        return self._pool
 
     def _reset_engine(self) -> tuple[ObsRows, list[Info]]:
         if any(self._options):
             raise ValueError(f"EnvPool takes no options at a reset, but set_options() gave {self._options}")
         if self._seeds[0] is not None:
+            self.pool.close()
             self._build_pool(self._seeds[0])
         return self._restart(self._env_ids)
 
@@ -93,8 +107,9 @@ class EnvPoolVecEnv(EngineVecEnv):
         if self._combinations is not None:
             actions = np.stack(np.unravel_index(actions, self._combinations), axis=1)
         actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
-        self.pool._send([self._env_ids, self._env_ids, actions])
-        state = self.pool._recv()
+        pool = self.pool
+        pool._send([self._env_ids, self._env_ids, actions])
+        state = pool._recv()
 
         dones, truncated = state[self._done], state[self._truncated]
         infos: list[Info] = [self._info(state, i) if done else {} for i, done in enumerate(dones.tolist())]
@@ -155,9 +170,9 @@ class EnvPoolVecEnv(EngineVecEnv):
 
     def close(self) -> None:
         """Close viewers and end the threads of the pool."""
-        if self.pool is not None:
-            self.pool.close()
-            self.pool = None  # EnvPool's own close() leaves its threads running
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None  # EnvPool's own close() leaves its threads running
 
 
 def make_envpool_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **env_kwargs: Any) -> EnvPoolVecEnv:
@@ -172,6 +187,19 @@ def make_envpool_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, 
     :raises ImportError: If EnvPool is not installed; the message says how to install it.
     :raises ValueError: If EnvPool does not have the task, or it cannot be a ``VecEnv``; see ``EnvPoolVecEnv``.
     """
+    envpool = import_envpool(env_id)
+    return EnvPoolVecEnv(functools.partial(envpool.make, env_id, "gymnasium", num_envs=n_envs, **env_kwargs), seed)
+
+
+def import_envpool(env_id: str) -> ModuleType:
+    """
+    Import EnvPool.
+
+    :param env_id: Name of a task.
+    :return: The package ``envpool``.
+    :raises ImportError: If EnvPool is not installed; the message says how to install it.
+    :raises ValueError: If EnvPool does not have the task; names similar ones.
+    """
     try:
         import envpool
     except ImportError as error:
@@ -183,7 +211,7 @@ def make_envpool_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, 
         nearest = difflib.get_close_matches(env_id, tasks)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "envpool.list_all_envs() lists them all"
         raise ValueError(f"EnvPool has no task {env_id!r}: {hint}")
-    return EnvPoolVecEnv(functools.partial(envpool.make, env_id, "gymnasium", num_envs=n_envs, **env_kwargs), seed)
+    return envpool
 
 
 def _index_by_name(state_keys: Iterable[str], kind: str) -> dict[str, int]:
