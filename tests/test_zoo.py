@@ -943,6 +943,21 @@ class LateStorage(optuna.storages.RDBStorage):
         super().__init__(*args, **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("postgresql+psycopg2://nowhere/study", "import of psycopg2 halted; .*, the driver of this database"),
+        ("FOLDER/file/study.log", "Not a directory|File exists"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_named(tmp_path, monkeypatch, storage, message):
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    (tmp_path / "file").touch()
+    storage = storage.replace("FOLDER", str(tmp_path))
+    with pytest.raises(UserError, match=f"--storage {re.escape(storage)}: ({message})"):
+        search(tmp_path, storage)
+
+
 def test_two_processes_may_create_the_database_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(LateStorage, "attempts", 0)
     monkeypatch.setattr(optuna.storages, "RDBStorage", LateStorage)

@@ -239,6 +239,17 @@ def test_an_interrupted_command_ends_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "sb3-reinforce list: interrupted\n"
 
 
+def test_an_interrupted_comparison_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    from sb3_reinforce.zoo.compare.pool import Pool
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "run", interrupt)
+    assert main(["compare", "--env", "CartPole-v1", "--algos", "a2c"]) == 130
+    assert capsys.readouterr().err == ("sb3-reinforce compare: interrupted: the same command goes on from the finished runs\n")
+
+
 def test_a_single_evaluation_episode_is_too_little_for_all_plots(tmp_path, capsys):
     short = ["--eval-freq", "100", "--eval-episodes", "1", "--verbose", "0"]
     assert main(["train", "--env", "CartPole-v1", "-n", "200", *short]) == 0
@@ -482,6 +493,11 @@ def test_a_folder_of_runs_is_not_overwritten_by_videos(in_folder, capsys):
         (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "log"], "-f/--exp-folders log: there is no such folder"),
         (["plot-train", "-a", "ppo", "-e", "CartPole-v1", "Typo-v1", "-f", "logs"], "no run of Typo-v1 with ppo in logs"),
         (["plot-from-file", "-iqm"], "required: -i/--input"),
+        (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "logs", "-k", "success"], "-k/--key success: not in the eval"),
+        (
+            ["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "logs", "logs", "-l", "x"],
+            "one for each of the 2 --exp-folders",
+        ),
         (["benchmark", "--log-dir", "log", "--no-hub"], "--log-dir log: there is no such folder"),
     ],
 )
@@ -540,7 +556,9 @@ def test_a_download_brings_an_agent_without_normalization(in_folder, tmp_path, m
 MINE = """
 import gymnasium as gym
 from gymnasium import spaces
+from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.dqn import MlpPolicy
 
 
 class Env(gym.Env):
@@ -564,6 +582,14 @@ class Env(gym.Env):
     def step(self, action):
         self.fail("step")
         return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+
+class DQNPolicy(MlpPolicy):
+    pass
+
+
+class LSTMPolicy(MlpLstmPolicy):
+    pass
 
 
 class Wrapper(gym.Wrapper):
@@ -614,6 +640,52 @@ def fails_in_my_code(*args: str) -> None:
     errors = [info.value, *filter(None, [info.value.__cause__])]
     files = [frame.filename for error in errors for frame in traceback.extract_tb(error.__traceback__)]
     assert "mine_of_the_tests.py" in map(os.path.basename, files)
+
+
+def test_an_agent_of_another_algorithm_is_refused(in_folder, tmp_path, capsys):
+    before = sorted((in_folder / "logs").rglob("*"))
+    for algo, other, name in (("a2c", "reinforce", "REINFORCE"), ("reinforce", "ppo", "PPO"), ("sac", "a2c", "A2C")):
+        agent = f"logs/{other}/CartPole-v1_1/CartPole-v1.zip"
+        error = fails(capsys, "train", "--algo", algo, "--env", "CartPole-v1", "-i", agent)
+        assert f"--trained-agent {agent}: holds a model of {name}, and --algo is {algo}" in error
+    (tmp_path / "notes.zip").write_text("notes")
+    assert "is no model of SB3" in fails(capsys, "train", "--env", "CartPole-v1", "-i", str(tmp_path / "notes.zip"))
+    assert "must be a valid path" in fails(capsys, "train", "--env", "CartPole-v1", "-i", "nowhere.zip")
+    assert sorted((in_folder / "logs").rglob("*")) == before
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("algo", "policy"), [("dqn", "DQNPolicy"), ("ppo_lstm", "LSTMPolicy")])
+def test_an_agent_with_a_policy_of_the_user_goes_on(tmp_path, algo, policy):
+    train = [
+        "train",
+        "--algo",
+        algo,
+        "--env",
+        "Mine-v0",
+        "-n",
+        "20",
+        "--eval-freq",
+        "-1",
+        "--gym-packages",
+        "mine_of_the_tests",
+    ]
+    assert main([*train, "-params", f"policy:'mine_of_the_tests.{policy}'", "n_envs:1", "normalize:False"]) == 0
+    assert main([*train, "-i", f"logs/{algo}/Mine-v0_1/Mine-v0.zip"]) == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there is no EnvPool for Python 3.10")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--env", "sb3_reinforce/DiamondHill-v0"], "EnvPool has no task 'sb3_reinforce/DiamondHill-v0'"),
+        (["--env", "sb3_reinforce/TMaze-v0"], "EnvPool has no task 'sb3_reinforce/TMaze-v0'"),
+        (["--env", "CartPole-v1", "--env-kwargs", "nonsense:1"], "unexpected keyword argument 'nonsense'"),
+    ],
+)
+def test_what_envpool_cannot_do_is_explained_in_one_line(tmp_path, capsys, args, message):
+    assert message in fails(capsys, "train", *args, "--vec-env", "envpool")
+    assert not list(tmp_path.rglob("*_1"))
 
 
 @pytest.mark.parametrize("module", ["minigrit", "mine_of_the_tests.nothing", "mine_of_the_tests.py", "./mine", ""])

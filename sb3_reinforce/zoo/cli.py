@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = args
     try:
         run_command(name, rest)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM} {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join([f"{PROGRAM} {name}: interrupted", *interrupt.args]), file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)

@@ -46,6 +46,9 @@ def train(args: list[str], name: str = "train") -> None:
     from sb3_reinforce.zoo.experiment import ExperimentManager
 
     check_algorithm(args)
+    agent, _ = take_option(args, "-i", "--trained-agent")
+    if agent is not None and os.path.isfile(agent):
+        check_agent(Path(agent), chosen_algorithm(args), "--trained-agent")
     import_gym_packages(take_list(args, "--gym-packages"))
     check_environment(args)
     max_episode_steps, args = take_time_limit(args)
@@ -231,10 +234,19 @@ def all_plots(args: list[str]) -> None:
     require_options(args, ("-a", "--algos"), ("-e", "--env"), ("-f", "--exp-folders"))
     args = name_as_folders(args)
     require_runs(args, ("-a", "--algos"), ("-f", "--exp-folders"))
+    labels, folders = take_list(args, "-l", "--labels"), take_list(args, "-f", "--exp-folders")
+    if labels and len(labels) != len(folders):
+        raise UsageError(f"-l/--labels: must be one for each of the {len(folders)} --exp-folders, not {len(labels)}")
     try:
         plot("all-plots", all_plots, args)
+    except KeyError as error:
+        key, _ = take_option(args, "-k", "--key")
+        known = "results, ep_lengths, and successes where infos tell is_success"
+        raise UserError(f"-k/--key {key}: not in the evaluations of every run, which have {known}") from error
     except IndexError as error:
-        raise UserError(f"every run needs at least two evaluations of two episodes (RL Zoo stopped at {error})") from error
+        raise UserError(
+            f"every run needs at least two evaluations of two episodes within --max-timesteps (RL Zoo stopped at {error})"
+        ) from error
 
 
 def plot_from_file(args: list[str]) -> None:
@@ -510,6 +522,30 @@ def check_algorithm(args: list[str]) -> None:
     algorithm = chosen_algorithm(args)
     if algorithm not in ALGOS:
         raise UsageError(f"unknown algorithm {algorithm!r}, choose from {', '.join(sorted(ALGOS))}")
+
+
+def check_agent(path: Path, algorithm: str, option: str) -> None:
+    """
+    Check that a file holds a model of an algorithm, which RL Zoo takes for granted.
+
+    :param path: The file.
+    :param algorithm: The algorithm.
+    :param option: The option that named the file.
+    :raises UserError: If it holds none, or one of another algorithm.
+    """
+    from rl_zoo3.utils import ALGOS
+
+    from sb3_reinforce.model_files import algorithm_of, saved_attributes
+
+    try:
+        saved = saved_attributes(path)
+        policy = saved["policy_class"]["__module__"]
+    except (KeyError, OSError, ValueError) as error:
+        raise UserError(f"{option} {path}: is no model of SB3: {error}") from error
+    # A policy of the user does not tell which of several algorithms it was trained by
+    is_known = policy.startswith(("stable_baselines3.", "sb3_contrib.", "sb3_reinforce."))
+    if is_known and ALGOS[algorithm].__name__ not in (found := algorithm_of(saved)).split(" or "):
+        raise UserError(f"{option} {path}: holds a model of {found}, and --algo is {algorithm}")
 
 
 def add_environment_options(parser: argparse.ArgumentParser) -> None:

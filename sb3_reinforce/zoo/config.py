@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 import sb3_reinforce
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import COUNT, COUNT_OR_NONE, Numbers, is_number, make_schedule
-from sb3_reinforce.zoo.errors import UserError
+from sb3_reinforce.zoo.errors import UserError, is_about_request
 
 SET_BY_FLAGS = {
     "env": "--env",
@@ -249,6 +249,8 @@ def check_classes(key: str, value: Any) -> None:
             try:
                 module = importlib.import_module(module_name)
             except ImportError as error:
+                if not is_about_request(error, ["importlib"]):
+                    raise
                 raise UserError(f"{path} cannot be imported: {error}") from error
             found = getattr(module, name, None)
             hint = "" if found is not None else suggest(name, vars(module))

@@ -6,7 +6,7 @@ from collections.abc import Collection
 #: Packages whose errors are about what the user asked for.
 OWN = ("sb3_reinforce", "rl_zoo3", "huggingface_sb3")
 #: Packages that check what these hand on to them.
-LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "importlib")
+LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "envpool", "importlib")
 
 
 class UserError(Exception):

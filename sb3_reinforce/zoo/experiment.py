@@ -12,6 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -242,10 +243,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if name in self._limited or not lacks_time_limit(env_id, env_kwargs):
             return name in self._limited
         if self.use_envpool:
-            import envpool
+            from sb3_reinforce.vec_env.envpool_vec_env import import_envpool
 
             # EnvPool has limits of its own, and the largest integer where it has none
-            if envpool.make_spec(env_id).config.max_episode_steps < np.iinfo(np.int32).max:
+            if import_envpool(env_id).make_spec(env_id).config.max_episode_steps < np.iinfo(np.int32).max:
                 return False
         setattr(self, name, {**env_kwargs, "max_episode_steps": self.max_episode_steps or MAX_EPISODE_STEPS})
         self._limited.add(name)
@@ -353,9 +354,15 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail.
 
-        :raises UserError: If there is no such database.
+        :raises UserError: If there is no such database, or no driver for it.
         """
-        if self.storage is None or self.storage.endswith(".log"):
+        if self.storage is None:
+            return
+        if self.storage.endswith(".log"):
+            try:
+                Path(self.storage).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--storage {self.storage}: {error.strerror}") from error
             return
         form = f"--storage {self.storage}: must be like sqlite:///FILE.db or FILE.log"
         for pause in (0.5, 1.0, 2.0, None):
@@ -364,6 +371,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 return
             except sqlalchemy.exc.ArgumentError as error:
                 raise UserError(form) from error
+            except ImportError as error:
+                problem = f"{error.__cause__ or error}, the driver of this database"
+                raise UserError(f"--storage {self.storage}: {problem}") from error
             except sqlalchemy.exc.DatabaseError as error:
                 if pause is None:
                     raise UserError(f"{form}, and the database says: {error.orig}") from error

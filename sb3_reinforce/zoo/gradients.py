@@ -27,9 +27,8 @@ import sb3_reinforce
 from sb3_reinforce.lab.collect import check_environment, check_model
 from sb3_reinforce.lab.lineup import choose, make_lineup
 from sb3_reinforce.lab.measurement import check_batch_size, measure
-from sb3_reinforce.model_files import algorithm_of, saved_attributes
 from sb3_reinforce.zoo import ALGORITHM, register
-from sb3_reinforce.zoo.commands import add_environment_options, import_gym_packages
+from sb3_reinforce.zoo.commands import add_environment_options, check_agent, import_gym_packages
 from sb3_reinforce.zoo.errors import LIBRARIES, UsageError, UserError, is_about_request
 
 NAME = "gradients"
@@ -228,13 +227,7 @@ def load_stage(path: Path, statistics: Path | None, options: argparse.Namespace)
     """
     if not path.is_file():
         raise UserError(f"--model {path}: there is no such file")
-    try:
-        saved = saved_attributes(path)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"--model {path}: is no model of SB3: {error}") from error
-    algorithm = algorithm_of(saved)
-    if ALGOS[options.algo].__name__ not in algorithm.split(" or "):
-        raise UserError(f"--model {path}: holds a model of {algorithm}, and --algo is {options.algo}")
+    check_agent(path, options.algo, "--model")
     model = ALGOS[options.algo].load(path, device="cpu")
     # What SB3 itself adds to the environments of a model, and RL Zoo to those of images in training only
     env = model._wrap_env(create_env(options.env, path, statistics, options.seed, dict(options.env_kwargs)))

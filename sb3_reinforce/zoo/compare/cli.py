@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +110,7 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
     :param settings: Its settings.
     :param pool: Where they are done.
     :return: Why runs failed, by run. They are done again by the next call.
+    :raises KeyboardInterrupt: If the user interrupts; says what happens next.
     """
     tasks = list_tasks(settings)
     device = "cpu" if pool.gpus_per_run is None else "cuda"
@@ -134,8 +134,7 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
     try:
         pool.run(list(jobs), len(tasks) - len(jobs), note)
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from the finished runs", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt("the same command goes on from the finished runs") from None
     return failures
 
 
