@@ -745,11 +745,24 @@ def test_a_search_overrules_the_budget_of_the_file(tmp_path):
 
 
 def test_a_search_without_a_completed_trial_says_so(tmp_path, monkeypatch):
-    def prune(*args, **kwargs):
-        raise ValueError("not a number")
+    def diverge(*args, **kwargs):
+        REINFORCE("MlpPolicy", "CartPole-v1", n_steps=-1)
 
-    monkeypatch.setattr(REINFORCE, "learn", prune)
-    with pytest.raises(UserError, match="No trial was completed"):
+    def prune(*args, **kwargs):
+        raise optuna.TrialPruned
+
+    for learn in (diverge, prune):
+        monkeypatch.setattr(REINFORCE, "learn", learn)
+        with pytest.raises(UserError, match="No trial was completed"):
+            search(tmp_path, None)
+
+
+def test_a_search_in_which_code_of_the_user_fails_says_where(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("of the user")
+
+    monkeypatch.setattr(REINFORCE, "learn", fail)
+    with pytest.raises(ValueError, match="of the user"):
         search(tmp_path, None)
 
 

@@ -740,6 +740,8 @@ def test_an_error_of_an_environment_keeps_its_traceback(tmp_path, where, error):
         ["train", "--env", "Fails-space-v0", "--eval-freq", "-1"],
         ["train", "--env", "Mine-v0", "-params", "env_wrapper:'mine_of_the_tests.Wrapper'"],
         ["optimize", "--env", "Fails-reset-KeyError-v0", "-n", "100", "--n-trials", "1"],
+        # RL Zoo prunes such a trial, and there is no other
+        ["optimize", "--env", "Fails-step-ValueError-v0", "-n", "100", "--n-trials", "1", "--n-evaluations", "1"],
         ["compare", "--env", "Fails-init-TypeError-v0", "--algos", "ppo", "-n", "100"],
         ["gradients", "--env", "Fails-init-ValueError-v0", "--untrained"],
         ["gradients", "--env", "Fails-step-KeyError-v0", "--untrained", "--episodes", "20"],

@@ -81,6 +81,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self._noted: list[int] = []
         self._vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
+        #: Why the last trial failed, if it did.
+        self._trial_error: BaseException | None = None
         #: What the trials of a search are trained on, in words.
         self._task = ""
         self._entry: dict[str, Any] = {}
@@ -275,8 +277,14 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self._study = trial.study
         trial.set_user_attr("task", self._task)
         self._check_trials(before=trial.number)
-        if self.seeds_per_trial == 1:
-            return super().objective(trial)
+        try:
+            return super().objective(trial) if self.seeds_per_trial == 1 else self._average_over_seeds(trial)
+        except optuna.TrialPruned as pruned:
+            # RL Zoo prunes what raises an AssertionError or a ValueError, too
+            self._trial_error = pruned.__cause__
+            raise
+
+    def _average_over_seeds(self, trial: optuna.Trial) -> float:
         trial.set_user_attr("seeds", self.seeds)
         # On this manager: its copies share what was done, but not what it was done to
         self._limit_episodes("eval_env_kwargs")
@@ -339,6 +347,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         Search, and write the best trial.
 
         :raises UserError: If no trial was completed.
+        :raises Exception: If their training failed in code of the user: what the last one raised.
         """
         if self.seeds_per_trial > 1:
             print(f"Every trial is trained with the seeds {', '.join(map(str, self.seeds))}, and its value is the mean")
@@ -347,6 +356,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         except ValueError as error:
             if self._study is None or any(trial.state == optuna.trial.TrialState.COMPLETE for trial in self._study.trials):
                 raise
+            if self._trial_error is not None and not is_about_request(self._trial_error, LIBRARIES):
+                raise self._trial_error from None
             raise UserError("No trial was completed, so there is no best one: give the search more trials") from error
         self._write_best_trial()
 
