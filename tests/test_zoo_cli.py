@@ -1,5 +1,6 @@
 """The command ``sb3-reinforce``, headless, on tiny budgets."""
 
+import importlib
 import os
 import shlex
 import shutil
@@ -607,7 +608,7 @@ class Callback(BaseCallback):
             raise ValueError("of the user")
 
     def _on_step(self):
-        if self.where == "step":
+        if self.where == "step" or self.where == "update" and self.model._n_updates > 0:
             raise ValueError("of the user")
         return True
 
@@ -698,11 +699,15 @@ def test_a_gym_package_that_is_not_there_is_named(capsys, command, module):
     assert "pip install" not in error
 
 
-def test_a_gym_package_that_lacks_another_keeps_its_traceback(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "option",
+    [["--gym-packages", "lacks_another_of_the_tests"], ["-params", "env_wrapper:'lacks_another_of_the_tests.Wrapper'"]],
+)
+def test_a_module_that_lacks_another_keeps_its_traceback(tmp_path, monkeypatch, option):
     (tmp_path / "lacks_another_of_the_tests.py").write_text("import minigrit")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="No module named 'minigrit'"):
-        main(["train", "--env", "CartPole-v1", "--gym-packages", "lacks_another_of_the_tests"])
+        main(["train", "--env", "CartPole-v1", *option])
 
 
 @pytest.mark.usefixtures("mine")
@@ -713,6 +718,19 @@ def test_a_training_that_fails_at_its_start_leaves_no_folder(tmp_path, algo, whe
     fails_in_my_code("train", "--algo", algo, "--env", "Mine-v0", "-n", "100", "-params", callback)
     # It would be the latest run, for enjoy and all others
     assert list(tmp_path.rglob("Mine-v0*")) == []
+
+
+@pytest.mark.usefixtures("mine")
+def test_the_folder_of_a_training_that_fails_later_is_kept(tmp_path):
+    callback = "callback:[{'mine_of_the_tests.Callback': {'where': 'update'}}]"
+    fails_in_my_code("train", "--algo", "a2c", "--env", "Mine-v0", "-n", "100", "-params", callback)
+    assert (tmp_path / "logs/a2c/Mine-v0_1/0.monitor.csv").is_file()
+
+
+@pytest.mark.usefixtures("mine")
+def test_an_error_of_the_environment_of_a_model_keeps_its_traceback(tmp_path):
+    REINFORCE("MlpPolicy", importlib.import_module("mine_of_the_tests").Env(), device="cpu").save(tmp_path / "model.zip")
+    fails_in_my_code("gradients", "--env", "Fails-init-ValueError-v0", "--model", str(tmp_path / "model.zip"))
 
 
 def test_what_a_failed_training_saved_is_kept(tmp_path, monkeypatch):
