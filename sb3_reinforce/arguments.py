@@ -1,5 +1,6 @@
 """What the arguments may be: the numbers in one table, schedules, spaces; and what is said if they are not."""
 
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ def is_whole_number(value: Any) -> bool:
     :return: True for Python's and NumPy's integers, False for ``True`` and ``2.0``.
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+#: With fewer updates, a training is warned about.
+MIN_UPDATES = 20
 
 
 class Numbers(NamedTuple):
@@ -144,6 +149,25 @@ def check_budget(
         f"n_episodes={n_episodes} is below the number of environments, {n_all_envs}: in every rollout at least "
         f"{unused} of {n_all_envs} steps ({unused / n_all_envs:.0%}) are not used. Raise n_episodes to "
         f"{n_all_envs}, or use fewer environments."
+    )
+
+
+def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str | None:
+    """
+    Say that a training has few updates: whoever comes from A2C or PPO expects hundreds.
+
+    :param total_timesteps: Budget of ``learn``.
+    :param n_steps: Budget of a rollout in steps of each environment.
+    :param n_envs: Number of environments, those of all processes.
+    :return: A warning; None if there are ``MIN_UPDATES`` or more.
+    """
+    n_updates = math.ceil(total_timesteps / (n_steps * n_envs))
+    if n_updates >= MIN_UPDATES:
+        return None
+    advice = "lower n_steps" + (" or take fewer environments" if n_envs > 1 else "")
+    return (
+        f"total_timesteps={total_timesteps} is at most {n_updates} updates, since each takes n_steps={n_steps} steps of each "
+        f"of {n_envs} environments for one gradient step: for more updates, {advice}"
     )
 
 

@@ -42,6 +42,33 @@ def _first_not_finite(numbers: Any) -> tuple[int, ...] | None:
     return tuple(np.argwhere(~np.isfinite(numbers))[0].tolist())
 
 
+class _ReadOnlyArray(NumpyArray):
+    """An array that says what to write to instead. What is computed from it is an ordinary array."""
+
+    def _check_writable(self) -> None:
+        if not self.flags.writeable:
+            raise ValueError(
+                "This array of the rollout buffer is computed, and the update would not see what is written to it. To change "
+                "what is learned, write to rollout_buffer.rewards in on_rollout_end"
+            )
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: tuple[Any, ...] = (), **kwargs: Any) -> Any:
+        for array in out:
+            if isinstance(array, _ReadOnlyArray):
+                array._check_writable()
+        if out:
+            kwargs["out"] = tuple(map(_to_ordinary, out))
+        return getattr(ufunc, method)(*map(_to_ordinary, inputs), **kwargs)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._check_writable()
+        super().__setitem__(key, value)
+
+
+def _to_ordinary(array: Any) -> Any:
+    return array.view(np.ndarray) if isinstance(array, _ReadOnlyArray) else array
+
+
 class EpisodeBatch(NamedTuple):
     """
     The counted episodes of one rollout, one after another.
@@ -326,14 +353,16 @@ class _WholeEpisodes:
         self._evaluate = None
 
     def _laid_out(self, name: str) -> NumpyArray:
-        if name not in self._numbers:
+        # A callback may have changed the rewards since the last time
+        follows_rewards = name in ("returns", "advantages") and self._evaluate is not None
+        if name not in self._numbers or follows_rewards:
             if self._evaluate is None:
                 raise RuntimeError(f"rollout_buffer.{name} is there when the rollout is over: ask for it in on_rollout_end")
             self._evaluate(self, name)
         if name not in self._arrays:
             by_env = np.zeros((self.n_envs, self.pos), dtype=np.float32)
             by_env[self.counted.T] = self._numbers[name]
-            self._arrays[name] = by_env.T
+            self._arrays[name] = by_env.T.view(_ReadOnlyArray)
             # The update would not see what is written here
             self._arrays[name].setflags(write=False)
         return self._arrays[name]

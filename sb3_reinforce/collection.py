@@ -6,9 +6,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, NumpyArray, map_observation
@@ -192,6 +193,9 @@ def collect_episodes(
     read_masks = MaskReader(env) if use_masking else None
     masks: Any = None
     infos: list[dict[str, Any]] = [{}] * env.num_envs
+    # What learn makes of callback=None reads no locals
+    has_callback = not (isinstance(callback, ConvertCallback) and callback.callback is None)
+    obs_tensor: Any = None
 
     callback.on_rollout_start()
     sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
@@ -213,6 +217,9 @@ def collect_episodes(
             rollout_buffer.add(model._last_obs, np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs))  # type: ignore[arg-type]
             rollout_buffer.check_finite()
             raise
+        if has_callback:
+            # As in SB3's loop, for callbacks that evaluate the policy or a network of their own on it
+            obs_tensor = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]
         clipped_actions = to_env_actions(actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
 

@@ -27,6 +27,7 @@ from sb3_reinforce.arguments import (
     check_spaces,
     check_switches,
     copy_containers,
+    explain_few_updates,
     make_schedule,
 )
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer, NumpyObs
@@ -498,6 +499,8 @@ class REINFORCE(OnPolicyAlgorithm):
             bound = self.max_rollout_steps
         elif self._time_limit is None:
             bound = default_max_steps(self.n_steps, self.n_episodes, env.num_envs * self._joint.ranks.size)
+        # Callbacks find these throughout the rollout, as in SB3's loop
+        callback.update_locals(locals())
         quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else self._joint.ranks.share(self.n_episodes))
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
         rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
@@ -711,6 +714,10 @@ class REINFORCE(OnPolicyAlgorithm):
         self._joint.start(self, total_timesteps)
         if self._joint.ranks.rank > 0:
             callback, progress_bar = None, False
+        elif reset_num_timesteps and self.n_steps is not None and self.n_episodes is None:
+            n_envs = self.n_envs * self._joint.ranks.size
+            if (warning := explain_few_updates(int(total_timesteps), self.n_steps, n_envs)) is not None:
+                warnings.warn(warning, UserWarning, stacklevel=2)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -270,3 +271,27 @@ def test_a_policy_that_evaluates_in_a_way_of_its_own_but_does_not_act_so_is_refu
     with pytest.raises(ValueError, match="Forbids overrides evaluate_actions, but neither get_distribution nor"):
         REINFORCE(Forbids, "CartPole-v1")
     REINFORCE(ForbidsEverywhere, "CartPole-v1", n_episodes=1, device="cpu").learn(1)
+
+
+def few_updates(n_envs, total_timesteps, **kwargs):
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", n_envs), **kwargs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(total_timesteps)
+        model.learn(total_timesteps, reset_num_timesteps=False)
+    return [str(warning.message) for warning in caught if "is at most" in str(warning.message)]
+
+
+def test_few_updates_are_warned_about_once_at_the_start():
+    (warning,) = few_updates(8, 4_000)
+    assert "total_timesteps=4000 is at most 2 updates" in warning
+    assert "n_steps=256 steps of each of 8 environments" in warning and "lower n_steps or take fewer environments" in warning
+    # The number is right: updates that the budget allows
+    assert few_updates(1, 1)[0].startswith("total_timesteps=1 is at most 1 updates")
+
+
+def test_enough_updates_are_not_warned_about():
+    assert few_updates(2, 20 * 2 * 8, n_steps=8) == []
+    assert few_updates(2, 20 * 2 * 8 - 16, n_steps=8) != []
+    # Nobody knows how many steps an episode has
+    assert few_updates(1, 1, n_episodes=2) == []

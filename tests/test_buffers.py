@@ -204,7 +204,7 @@ def test_what_a_callback_writes_to_the_rewards_is_learned_from():
     model = uneven_model()
     before = learn_and_look(model, 1, double)[0]
     np.testing.assert_allclose(model.rollout_buffer.returns, 2 * before)
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match=r"write to rollout_buffer\.rewards"):
         model.rollout_buffer.advantages[0] = 1.0
     with pytest.raises(NotImplementedError, match="write to rewards"):
         model.rollout_buffer.compute_returns_and_advantage(th.zeros(2), np.ones(2))
@@ -352,3 +352,77 @@ def test_what_was_acted_on_is_what_is_stored(is_dict, monkeypatch):
     stored = stored["a"] if is_dict else stored
     np.testing.assert_array_equal(stored[is_counted], np.array(acted_on)[is_counted])
     assert (stored % 1.0 != 0.0).any()
+
+
+@pytest.mark.parametrize("baseline", ["value", "leave_one_out", "time_step", None])
+def test_returns_and_advantages_follow_the_rewards_of_the_moment(baseline):
+    def scale_rewards(buffer):
+        before = copies(buffer)
+        buffer.rewards[:] *= 10.0
+        return before, copies(buffer)
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=64, baseline=baseline, seed=0)
+    for before, after in learn_and_look(model, 200, scale_rewards):
+        counted = after["returns"] != 0.0
+        np.testing.assert_allclose(after["returns"], 10.0 * before["returns"], rtol=1e-5)
+        values = before["values"] if baseline == "value" else 0.0
+        expected = 10.0 * (before["advantages"] + values) - values
+        np.testing.assert_allclose(after["advantages"][counted], expected[counted], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(after["values"], before["values"])
+
+
+def write_in_place(array):
+    array += 1.0
+
+
+def write_to_a_part(array):
+    array[:2] = 0.0
+
+
+def write_through_a_function(array):
+    np.clip(array, -1.0, 1.0, out=array)
+
+
+@pytest.mark.parametrize("write", [write_in_place, write_to_a_part, write_through_a_function])
+@pytest.mark.parametrize("name", ["values", "returns", "advantages", "log_probs"])
+def test_what_is_computed_names_what_to_write_to(name, write):
+    def try_to_write(buffer):
+        with pytest.raises(ValueError, match=r"write to rollout_buffer\.rewards"):
+            write(getattr(buffer, name))
+        result = getattr(buffer, name) * 2.0
+        result += 1.0
+        copied = getattr(buffer, name).copy()
+        copied[0] = 1.0
+        copied += 1.0
+        return type(result)
+
+    assert learn_and_look(REINFORCE("MlpPolicy", "CartPole-v1", n_steps=16), 1, try_to_write) == [np.ndarray]
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_callbacks_find_the_locals_of_sb3s_loop(is_dict):
+    class Locals(BaseCallback):
+        def __init__(self):
+            super().__init__()
+            self.names, self.last_obs = [], None
+
+        def _on_step(self):
+            self.names.append(set(self.locals))
+            obs_tensor = self.locals["obs_tensor"]
+            parts = obs_tensor if isinstance(obs_tensor, dict) else {"": obs_tensor}
+            if self.last_obs is not None:
+                for key, part in parts.items():
+                    np.testing.assert_array_equal(part.numpy(), self.last_obs[key] if is_dict else self.last_obs)
+            self.last_obs = copy.deepcopy(self.locals["new_obs"])
+            assert self.locals["self"] is self.model
+            return True
+
+    def trained(algorithm):
+        env = DummyVecEnv([lambda: DictEnv([5])] if is_dict else [lambda: FixedLengthEnv([5])])
+        callback = Locals()
+        algorithm("MultiInputPolicy" if is_dict else "MlpPolicy", env, n_steps=10).learn(20, callback=callback)
+        return callback
+
+    ours, a2cs = trained(REINFORCE), trained(A2C)
+    loop_names = a2cs.names[-1] - {"values", "log_probs", "idx", "done", "terminal_obs", "terminal_value", "next_done"}
+    assert loop_names <= ours.names[0]
