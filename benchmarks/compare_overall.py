@@ -130,8 +130,8 @@ def main(arguments: Sequence[str]) -> None:
         "## With the whole budget",
         *describe(comparisons, scores, overall, "final scores"),
         "Scores with the likeliest actions, scaled as in the reports: random actions, and all that is worse, have 0, "
-        "the best run of the comparison has 1. Intervals are 95 % stratified bootstrap intervals (rliable) over the seeds "
-        f"{', '.join(map(str, seeds))}, which all comparisons have.",
+        "the best run of the comparison has 1. Intervals are 95 % intervals of a bootstrap, widened for few seeds, over "
+        f"the seeds {', '.join(map(str, seeds))}, which all comparisons have.",
         "## At equal steps",
         *describe(comparisons, steps_scores, steps_overall, "scores at equal steps"),
         "The same runs, read off their learning curves where the shortest of an environment ended: "

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import rliable.library
 import rliable.metrics
 import scipy.stats
 import yaml
@@ -46,13 +47,144 @@ def test_one_seed_has_no_interval():
     estimate = statistics.mean_with_interval([3.0])
     assert estimate.value == 3.0
     assert not estimate.has_interval
-    assert not estimate.is_above(Estimate(0.0, 0.0, 0.0))
-    assert not Estimate(9.0, 9.0, 9.0).is_above(estimate)
+    assert statistics.compare_means({"one": [3.0], "other": [9.0]}) == {}
+    assert statistics.compare_iqm({"one": np.array([[3.0]]), "other": np.array([[9.0]])}) == {}
 
 
-def test_overlapping_intervals_tell_nothing():
-    assert Estimate(5.0, 4.0, 6.0).is_above(Estimate(2.0, 1.0, 3.9))
-    assert not Estimate(5.0, 4.0, 6.0).is_above(Estimate(2.0, 1.0, 4.1))
+def scores_of(kind, n_seeds, n_envs, n_sets, n_names=5):
+    """Raw scores of as many equal contenders: of shape (n_sets, n_names, n_seeds, n_envs), random actions having 0."""
+    rng = np.random.default_rng(0)
+    shape, level = (n_sets, n_names, n_seeds, n_envs), np.linspace(0.35, 0.9, n_envs)
+    if kind == "normal":
+        return level + 0.12 * rng.standard_normal(shape)
+    if kind == "skewed":
+        return level + 0.25 - 0.25 * rng.exponential(size=shape)
+    assert kind == "solved or not"
+    return np.where(rng.random(shape) < 0.5, 1.0, 0.2) + 0.03 * rng.standard_normal(shape)
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+@pytest.mark.parametrize("kind", ["skewed", "solved or not"])
+def test_the_leader_of_five_equals_is_rarely_declared_above_another(monkeypatch, kind, n_seeds):
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 500)
+    n_sets, n_false = 250, 0
+    for scores in scores_of(kind, n_seeds, 4, n_sets):
+        normalised = np.stack([statistics.normalise(own, 0.0, own.max()) for own in np.moveaxis(scores, -1, 0)], axis=-1)
+        by_name = dict(zip("abcde", normalised, strict=True))
+        estimates = {name: Estimate(rliable.metrics.aggregate_iqm(own), 0.0, 0.0) for name, own in by_name.items()}
+        _, behind, _, _ = summary.rank(estimates, statistics.compare_iqm(by_name), statistics.LEVEL)
+        n_false += bool(behind)
+    assert n_false / n_sets < 0.07
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_a_real_difference_is_found(monkeypatch, n_seeds):
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 500)
+    n_found, n_sets = 0, 50
+    for scores in scores_of("normal", n_seeds, 4, n_sets):
+        by_name = dict(zip("abcde", scores, strict=True))
+        # Two standard deviations of a run
+        by_name["a"] = by_name["a"] + 0.24
+        n_found += sum(p_value < statistics.LEVEL for pair, p_value in statistics.compare_iqm(by_name).items() if "a" in pair)
+    assert n_found / (4 * n_sets) > {3: 0.5, 5: 0.95}[n_seeds]
+
+
+def splits(column):
+    """All ways to deal six runs to two contenders."""
+    return [(column[list(own)], np.delete(column, own)) for own in itertools.combinations(range(6), 3)]
+
+
+def slow_difference(first, second):
+    """Studentised difference of two interquartile means over two environments, three runs each: the middle four of six."""
+    means, variance = [], 0.0
+    for own in (first, second):
+        middle = sorted(np.concatenate(own))[1:-1]
+        means.append(sum(middle) / 4)
+        for column in own:
+            winsorised = [min(max(score, middle[0]), middle[-1]) for score in column]
+            variance += 3 * np.var(winsorised, ddof=1) / 4**2
+    return abs(means[0] - means[1]) / math.sqrt(variance)
+
+
+def test_permutations_by_enumeration(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores = {name: mean + 0.2 * rng.random((3, 2)) for name, mean in (("low", 0.1), ("middle", 0.2), ("high", 0.25))}
+    exact = {}
+    for pair in itertools.combinations(scores, 2):
+        runs = np.concatenate([scores[name] for name in pair])
+        observed = slow_difference(*(scores[name].T for name in pair))
+        dealt = [tuple(zip(*columns, strict=True)) for columns in itertools.product(splits(runs[:, 0]), splits(runs[:, 1]))]
+        assert len(dealt) == 20 * 20
+        exact[frozenset(pair)] = np.mean([slow_difference(*both) >= observed - 1e-9 for both in dealt])
+    # Holm: the smallest times 3, the next times 2, the largest times 1, and none below the one before
+    small, middle, large = sorted(exact, key=exact.get)
+    corrected = {small: 3 * exact[small]}
+    corrected[middle] = max(2 * exact[middle], corrected[small])
+    corrected[large] = max(exact[large], corrected[middle])
+    assert len(set(corrected.values())) > 1
+    assert statistics.compare_iqm(scores) == pytest.approx(corrected, abs=0.02)
+    # Where the correction of the next would be below the one before
+    given = {("a", "b"): 0.012, ("a", "c"): 0.011, ("b", "c"): 0.5}
+    monkeypatch.setattr(statistics, "permutation_test", lambda first, second: given[first[0, 0], second[0, 0]])
+    labelled = {name: np.array([[name], [name]]) for name in "abc"}
+    corrected = {("a", "b"): 0.033, ("a", "c"): 0.033, ("b", "c"): 0.5}
+    assert statistics.compare_iqm(labelled) == pytest.approx({frozenset(pair): value for pair, value in corrected.items()})
+
+
+def test_nothing_is_told_apart_where_all_is_the_same():
+    same = np.array([[1.0, 0.5], [1.0, 0.6], [1.0, 0.7]])
+    assert statistics.compare_iqm({"a": same, "b": same.copy()}) == {frozenset("ab"): 1.0}
+
+
+def test_the_variance_of_an_iqm_by_hand():
+    # Of 0 .2 .4 .4 .6 .6 .8 1 the middle four count, .4 to .6, which winsorises columns to .4 .4 .4 .6 and .6 .6 .6 .4
+    scores = np.array([[0.0, 1.0], [0.2, 0.8], [0.4, 0.6], [0.6, 0.4]])
+    value, variance = statistics.iqm_and_variance(scores)
+    assert value == pytest.approx(rliable.metrics.aggregate_iqm(scores))
+    assert variance == pytest.approx(4 * 2 * np.var([0.4, 0.4, 0.4, 0.6], ddof=1) / 4**2)
+
+
+@pytest.mark.parametrize("kind", ["normal", "skewed"])
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_intervals_cover(monkeypatch, n_seeds, kind):
+    monkeypatch.setattr(statistics, "BOOTSTRAP_SAMPLES", 300)
+    monkeypatch.setattr(statistics, "PROFILE_SCORES", [])
+    matrices = scores_of(kind, n_seeds, 4, 200, n_names=1)[:, 0] / 2.0
+    truth = rliable.metrics.aggregate_iqm(scores_of(kind, 10_000, 4, 1, n_names=1)[0, 0] / 2.0)
+    _, low, high = np.stack([statistics.bootstrap([scores], statistics.aggregate_runs)[:, 0] for scores in matrices], axis=1)
+    assert 0.91 <= np.mean((low <= truth) & (truth <= high)) <= 0.99
+
+
+def test_the_interval_of_a_mean_over_environments_is_students():
+    # The optimality gap of scores below 1 is a mean, of which the variance is known; a bootstrap of 2,000 has 2 % of noise
+    scores = np.random.default_rng(0).uniform(0.4, 0.6, (3, 4))
+    value, low, high = statistics.bootstrap([scores], statistics.aggregate_runs)[:, 2]
+    assert value == pytest.approx(1.0 - scores.mean())
+    variances = scores.var(axis=0, ddof=1) / 3
+    freedom = variances.sum() ** 2 / (variances**2 / 2).sum()
+    margin = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum()) / 4
+    np.testing.assert_allclose([low, high], [value - margin, value + margin], atol=0.1 * margin)
+
+
+def test_means_of_an_environment():
+    rng = np.random.default_rng(0)
+    values = {"a": rng.normal(100.0, 1.0, 5), "b": rng.normal(100.0, 20.0, 5), "c": rng.normal(20.0, 1.0, 5), "one": [500.0]}
+    p_values = statistics.compare_means(values)
+    assert set(p_values) == {frozenset("ab"), frozenset("ac"), frozenset("bc")}
+    assert p_values[frozenset("ab")] > 0.2
+    # The floor: all five above all five by chance, if each run were a coin toss
+    assert p_values[frozenset("ac")] == 2**-9
+    # Games and Howell's without spread
+    assert statistics.compare_means({"a": [500.0] * 3, "b": [20.0] * 3}) == {frozenset("ab"): 2**-5}
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_of_two_equals_hardly_one_is_declared_the_highest_somewhere(n_seeds):
+    n_envs, n_false = 9, 0
+    for scores in scores_of("solved or not", n_seeds, n_envs, 20, n_names=2):
+        p_values = [statistics.compare_means(dict(zip("ab", scores[..., column], strict=True))) for column in range(n_envs)]
+        n_false += any(own[frozenset("ab")] < statistics.LEVEL / n_envs for own in p_values)
+    assert n_false <= 1
 
 
 def test_normalised_scores():
@@ -94,15 +226,32 @@ def test_statistics_where_one_cannot_act():
     assert overall.profiles["second"][0][np.searchsorted(statistics.PROFILE_SCORES, 0.3)] == 0.5
 
 
-def test_probability_of_improvement_is_that_of_rliable():
+def test_statistics_are_those_of_rliable():
     generator = np.random.default_rng(0)
-    first, second = generator.integers(0, 4, (5, 3)).astype(float), generator.integers(0, 4, (4, 3)).astype(float)
-    expected = rliable.metrics.probability_of_improvement(first, second)
-    assert statistics.probability_of_improvement(first, second)[0] == pytest.approx(expected)
+    first, second = generator.integers(0, 4, (3, 5, 3)) / 3.0, generator.integers(0, 4, (3, 4, 3)) / 3.0
+    for own, other, value in zip(first, second, statistics.probability_of_improvement(first, second), strict=True):
+        assert value == pytest.approx(rliable.metrics.probability_of_improvement(own, other))
+    for own, row in zip(second, statistics.aggregate_runs(second), strict=True):
+        assert row[0] == pytest.approx(rliable.metrics.aggregate_iqm(own))
+        assert row[1] == pytest.approx(rliable.metrics.aggregate_median(own))
+        assert row[2] == pytest.approx(rliable.metrics.aggregate_optimality_gap(own))
+        profile = rliable.library.score_distributions(own, statistics.PROFILE_SCORES)
+        np.testing.assert_allclose(row[3:], profile)
+
+
+def test_the_bootstrap_draws_within_environments():
+    scores = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    drawn = statistics.draw_runs(scores, 500, np.random.default_rng(0))
+    assert drawn.shape == (500, 3, 2)
+    for column, values in enumerate(scores.T):
+        found, counts = np.unique(drawn[..., column], return_counts=True)
+        assert found.tolist() == values.tolist()
+        assert (np.abs(counts / 1500 - 1 / 3) < 0.04).all()
+    assert abs(np.corrcoef(drawn[..., 0].ravel(), drawn[..., 1].ravel())[0, 1]) < 0.1
 
 
 def test_bootstrap_is_reproducible_and_leaves_the_generator_alone():
-    scores = {"a": np.random.default_rng(0).normal(size=(5, 3))}
+    scores = {"a": np.random.default_rng(0).random((5, 3))}
     np.random.seed(1)
     expected = np.random.random()
     np.random.seed(1)
@@ -464,12 +613,36 @@ def test_results_are_read(results):
 def test_summary_claims_no_more_than_the_intervals_allow(results):
     text = summary.summarise(results, statistics.over_environments(results.normalised()))
     assert "3 seeds, 1,000 environment steps each." in text
-    assert "reinforce has the highest final score on CartPole-v1." in text
-    assert "no highest final score is claimed: Acrobot-v1 (ppo -95.0, not above reinforce)" in text
-    assert "ppo has the highest" not in text
+    assert "reinforce (0.99 [0.92, 1.00])" not in text
+    # Three runs of each in two environments: all may fall apart by chance
+    assert "no highest final score is claimed: CartPole-v1 (reinforce, 410.0) and Acrobot-v1 (ppo, -95.0)." in text
+    assert "has the highest final score" not in text
     assert (
         "Steps per second of reinforce over those of the others (median over environments and their range): 10 for ppo" in text
     )
+
+
+def test_summary_claims_what_five_seeds_show(tmp_path):
+    rng = np.random.default_rng(0)
+    means = {
+        "CartPole-v1": (410.0, 110.0, 100.0),
+        "Acrobot-v1": (-90.0, -180.0, -92.0),
+        "Pendulum-v1": (-200.0, -800.0, -750.0),
+    }
+    scores = {
+        (env_id, name): tuple(rng.normal(mean, 8.0, 5))
+        for env_id, own in means.items()
+        for name, mean in zip(("good", "bad", "mixed"), own, strict=True)
+    }
+    random_scores = {"CartPole-v1": 20.0, "Acrobot-v1": -500.0, "Pendulum-v1": -1200.0}
+    results = make_results(tmp_path, scores)._replace(random_scores=random_scores)
+    overall = statistics.over_environments(results.normalised())
+    text = summary.summarise(results, overall)
+    leader, bad, mixed = (summary.write(overall.aggregates["IQM"][name]) for name in ("good", "bad", "mixed"))
+    assert f"good has the highest interquartile mean of the normalised final scores, {leader};" in text
+    assert f"; a permutation test puts it above mixed ({mixed}) and bad ({bad})." in text
+    assert "good has the highest final score on CartPole-v1 and Pendulum-v1." in text
+    assert "no highest final score is claimed: Acrobot-v1 (good, " in text
 
 
 def test_summary_says_which_contender_has_no_interval(results):
@@ -477,7 +650,7 @@ def test_summary_says_which_contender_has_no_interval(results):
     lonely = results._replace(runs=runs)
     text = summary.summarise(lonely, statistics.over_environments(lonely.normalised()))
     assert "no difference from ppo (0.60) is claimed, since a single run has no interval" in text
-    assert "the intervals overlap" not in text
+    assert "chance" not in summary.describe_aggregate(statistics.over_environments(lonely.normalised()))
 
 
 def test_report_says_over_which_environments_a_contender_is_counted(results, tmp_path):
@@ -492,7 +665,7 @@ def test_report_says_over_which_environments_a_contender_is_counted(results, tmp
     report.write_report(tmp_path, together, [], {})
     markdown = (tmp_path / "report.md").read_text()
     assert (
-        "dqn cannot act on Acrobot-v1: its interquartile mean, 0.53 [0.50, 0.55], is over CartPole-v1, and has no" in markdown
+        "dqn cannot act on Acrobot-v1: its interquartile mean, 0.53 [0.46, 0.59], is over CartPole-v1, and has no" in markdown
     )
     (row,) = [line for line in markdown.splitlines() if line.startswith("| dqn | 0.53")]
     assert row.endswith("| 3 | CartPole-v1 |")
@@ -558,7 +731,7 @@ def test_small_scores_have_the_digits_that_tell_them_apart(tmp_path):
     assert report.final_table(results).rows[0][2] == "0.750 [0.623, 0.877]"
     assert report.final_table(results).rows[2][2] == "0.014"
     assert report.other_scores_table(results).rows[1] == ["CartPole-v1", "a2c", "0.720", "0.100", "0.800"]
-    assert "(ppo 0.750, not above a2c)" in summary.summarise(results, None)
+    assert "(ppo, 0.750)" in summary.summarise(results, None)
 
 
 def test_an_exact_tie_has_no_leader(tmp_path):

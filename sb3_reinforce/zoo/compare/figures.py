@@ -233,7 +233,7 @@ def aggregates(overall: Overall, signs: Signs) -> Figure:
                 axes.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=6, alpha=0.3)
             axes.plot(estimate.value, row, marker, color=colour)
         axes.set_yticks(range(len(estimates)), list(estimates))
-        better = "more" if statistics.AGGREGATES[aggregate_name][1] else "less"
+        better = "more" if statistics.AGGREGATES[aggregate_name] else "less"
         axes.set(title=f"{aggregate_name} ({better} is better)", ylim=(len(estimates) - 0.5, -0.5))
         axes.title.set_fontsize(10)
     space_ticks(figure)

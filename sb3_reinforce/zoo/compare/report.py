@@ -214,10 +214,11 @@ def make_sections(
                 "Over all environments",
                 [
                     "Final scores, normalised such that random actions, and all that is worse, have 0 and the best run of "
-                    "this comparison has 1 in each environment. Intervals are 95 % stratified bootstrap intervals (rliable). "
-                    "The profile shows the share of runs above each score; the probability of improvement is that of a run "
-                    "of the first over a run of the second on the same environment. Who cannot act in an environment is "
-                    "counted over the others, and can be compared in pairs only, which are over the environments of both.",
+                    "this comparison has 1 in each environment. Intervals are 95 % intervals of a bootstrap over seeds, "
+                    "widened for their small number. The profile shows the share of runs above each score; the probability of "
+                    "improvement is that of a run of the first over a run of the second on the same environment. Who cannot "
+                    "act in an environment is counted over the others, and can be compared in pairs only, which are over the "
+                    "environments of both.",
                 ],
                 aggregate_table(results, overall),
                 [pictures[name] for name in names],

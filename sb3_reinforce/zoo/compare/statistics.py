@@ -1,26 +1,25 @@
-"""The statistics of a comparison: pure functions on arrays, the bootstrap by rliable."""
+"""The statistics of a comparison: pure functions on arrays."""
 
-import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
-from rliable import library as rly
-from rliable import metrics
 
 FloatArray = NDArray[np.float64]
+#: p-values by pair, in either order.
+PValues = dict[frozenset[str], float]
 
+#: Probability of a false claim among all pairs of one table.
+LEVEL = 0.05
 BOOTSTRAP_SAMPLES = 2000
+PERMUTATIONS = 10_000
 PROFILE_SCORES = np.linspace(0.0, 1.0, 101)
 #: Aggregates over runs and environments, and whether more is better.
-AGGREGATES: dict[str, tuple[Callable[[FloatArray], float], bool]] = {
-    "IQM": (metrics.aggregate_iqm, True),
-    "median": (metrics.aggregate_median, True),
-    "optimality gap": (metrics.aggregate_optimality_gap, False),
-}
+AGGREGATES = {"IQM": True, "median": True, "optimality gap": False}
 
 
 class Estimate(NamedTuple):
@@ -40,15 +39,6 @@ class Estimate(NamedTuple):
     def has_interval(self) -> bool:
         """Whether there is an interval."""
         return not np.isnan(self.low)
-
-    def is_above(self, other: "Estimate") -> bool:
-        """
-        Tell whether this interval lies above another.
-
-        :param other: The other number.
-        :return: False if they overlap, or one is missing.
-        """
-        return self.low > other.high
 
 
 def decimals(values: Sequence[float]) -> int:
@@ -97,17 +87,6 @@ def normalise(scores: FloatArray, low: float, high: float) -> FloatArray:
     return np.maximum((scores - low) / (high - low), 0.0) if high > low else np.zeros_like(scores)
 
 
-@contextlib.contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """Seed NumPy's global generator for the context: rliable draws from it, whatever generator it is given."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-
-
 class Overall(NamedTuple):
     """
     Statistics over environments.
@@ -115,6 +94,7 @@ class Overall(NamedTuple):
     :param n_seeds: Runs by contender in every environment in which it can act.
     :param everywhere: The contenders that can act in all environments, whose aggregates can be compared.
     :param aggregates: Estimates by aggregate and contender.
+    :param differences: p-values of the differences of the IQM, of all pairs of those that can act everywhere.
     :param improvement: Probability that a run of the first beats a run of the second on the same environment, by pair.
     :param profiles: By contender the share of runs above each of ``PROFILE_SCORES``, and both ends of its interval.
     """
@@ -122,14 +102,15 @@ class Overall(NamedTuple):
     n_seeds: dict[str, int]
     everywhere: set[str]
     aggregates: dict[str, dict[str, Estimate]]
+    differences: PValues
     improvement: dict[tuple[str, str], Estimate]
     profiles: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
 
 
 def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
     """
-    Aggregate over runs and environments, with stratified bootstrap intervals (Agarwal et al., Deep Reinforcement Learning
-    at the Edge of the Statistical Precipice, NeurIPS 2021).
+    Aggregate over runs and environments (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice,
+    NeurIPS 2021).
 
     :param scores: Normalised scores by contender, of shape (runs, environments), NaN where a contender cannot act: it is
         aggregated over the other environments, and a pair is compared over those in which both can.
@@ -137,69 +118,180 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
     """
     acts = {name: ~np.isnan(matrix).any(axis=0) for name, matrix in scores.items()}
     own = {name: matrix[:, acts[name]] for name, matrix in scores.items()}
-    functions = [function for function, _ in AGGREGATES.values()]
-
-    def all_aggregates(matrix: FloatArray) -> FloatArray:
-        return np.array([function(matrix) for function in functions])
-
-    points, intervals = bootstrap(own, all_aggregates)
+    everywhere = {name: matrix for name, matrix in scores.items() if acts[name].all()}
+    columns = {name: bootstrap([matrix], aggregate_runs) for name, matrix in own.items()}
     aggregates = {
-        aggregate: {name: Estimate(points[name][row], *intervals[name][:, row]) for name in scores}
-        for row, aggregate in enumerate(AGGREGATES)
+        aggregate: {name: Estimate(*estimates[:, column]) for name, estimates in columns.items()}
+        for column, aggregate in enumerate(AGGREGATES)
     }
-    shares, share_intervals = bootstrap(own, share_above)
-    names = list(scores)
-    both = {(first, second): acts[first] & acts[second] for index, first in enumerate(names) for second in names[index + 1 :]}
-    pairs = {pair: [scores[name][:, shared] for name in pair] for pair, shared in both.items() if shared.any()}
-    wins, win_intervals = bootstrap(pairs, probability_of_improvement)
-    return Overall(
-        {name: len(matrix) for name, matrix in scores.items()},
-        {name for name in scores if acts[name].all()},
-        aggregates,
-        {pair: Estimate(float(wins[pair][0]), *win_intervals[pair][:, 0]) for pair in pairs},
-        {name: (shares[name], *share_intervals[name]) for name in scores},
-    )
+    improvement = {}
+    for pair in itertools.combinations(scores, 2):
+        both = acts[pair[0]] & acts[pair[1]]
+        if both.any():
+            improvement[pair] = Estimate(*bootstrap([scores[name][:, both] for name in pair], probability_of_improvement))
+    profiles = {name: (*estimates[:, len(AGGREGATES) :],) for name, estimates in columns.items()}
+    n_seeds = {name: len(matrix) for name, matrix in scores.items()}
+    return Overall(n_seeds, set(everywhere), aggregates, compare_iqm(everywhere), improvement, profiles)
 
 
-def share_above(scores: FloatArray) -> FloatArray:
+def compare_iqm(scores: Mapping[str, FloatArray]) -> PValues:
     """
-    Find the share of runs above each of ``PROFILE_SCORES``: the performance profile of Agarwal et al.
+    Test the differences of the interquartile means of all pairs.
 
-    :param scores: Scores, of shape (runs, environments).
-    :return: Shares, of the shape of ``PROFILE_SCORES``.
+    A permutation test exchanges the runs of a pair within each environment: two contenders whose scores have the same
+    distributions are told apart with no more than the stated probability, however few runs there are and whatever the
+    distributions, such as those of runs that either solve a task or fail. The statistic is the difference over its standard
+    error, which keeps the probability near where equal interquartile means come of other distributions (Janssen, Studentized
+    permutation tests for non-i.i.d. hypotheses, Statistics & Probability Letters 36, 1997).
+
+    :param scores: Scores by contender, of shape (runs, environments).
+    :return: p-values, corrected for the number of pairs (Holm 1979); none of who has a single run.
     """
-    return np.asarray((scores[..., np.newaxis] > PROFILE_SCORES).mean(axis=(0, 1)))
+    pairs = itertools.combinations([name for name, matrix in scores.items() if len(matrix) > 1], 2)
+    uncorrected = sorted((permutation_test(scores[first], scores[second]), first, second) for first, second in pairs)
+    corrected = np.array([p_value * (len(uncorrected) - rank) for rank, (p_value, _, _) in enumerate(uncorrected)])
+    p_values = np.minimum(np.maximum.accumulate(corrected), 1.0) if uncorrected else corrected
+    return {frozenset(pair): float(p_value) for (_, *pair), p_value in zip(uncorrected, p_values, strict=True)}
+
+
+def permutation_test(first: FloatArray, second: FloatArray) -> float:
+    """
+    Find how often chance alone makes so large a difference of the interquartile means.
+
+    :param first: Scores, of shape (runs, environments).
+    :param second: Scores, of shape (runs, environments).
+    :return: Share of permutations, the given one among them, whose studentised difference is at least as large.
+    """
+    rng = np.random.default_rng(0)
+    runs, observed = np.concatenate([first, second]), studentised_difference(first, second)
+    n_larger = 0
+    for _ in range(PERMUTATIONS // 500):
+        permuted = rng.permuted(np.tile(runs, (500, 1, 1)), axis=1)
+        differences = studentised_difference(permuted[:, : len(first)], permuted[:, len(first) :])
+        # The same runs in another order may differ by rounding
+        n_larger += int(np.sum(differences >= observed * (1.0 - 1e-9)))
+    return (n_larger + 1) / (PERMUTATIONS + 1)
+
+
+def studentised_difference(first: FloatArray, second: FloatArray) -> FloatArray:
+    """
+    Divide the differences of interquartile means by their standard errors.
+
+    :param first: Scores, of shape (..., runs, environments).
+    :param second: Scores, of shape (..., runs, environments).
+    :return: Absolute values, of shape (...); infinite where runs scatter in no environment that counts.
+    """
+    (mean, variance), (other_mean, other_variance) = iqm_and_variance(first), iqm_and_variance(second)
+    difference = np.abs(mean - other_mean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(difference < 1e-12, 0.0, difference / np.sqrt(variance + other_variance))
+
+
+def iqm_and_variance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """
+    Find the interquartile mean and its variance over seeds, from the winsorised scores (Tukey & McLaughlin 1963).
+
+    :param scores: Scores, of shape (..., runs, environments).
+    :return: Both of shape (...).
+    """
+    n_runs = scores.shape[-2]
+    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = ordered.shape[-1] // 4
+    middle = ordered[..., cut : ordered.shape[-1] - cut]
+    winsorised = np.clip(scores, middle[..., :1, np.newaxis], middle[..., -1:, np.newaxis])
+    return middle.mean(axis=-1), n_runs * winsorised.var(axis=-2, ddof=1).sum(axis=-1) / middle.shape[-1] ** 2
+
+
+def compare_means(values: Mapping[str, FloatArray]) -> PValues:
+    """
+    Test the differences of the mean scores of all pairs in one environment.
+
+    Games and Howell's test is right for scores that scatter like a normal distribution. Where runs either solve a task or
+    fail, all n runs of one contender may succeed and all m of another fail by chance, with a probability of at most
+    2^(1 - n - m): no p-value is below it, so that with three runs a difference is claimed in a single environment at most.
+
+    :param values: Scores of the runs by contender.
+    :return: p-values, corrected for the number of pairs; none of who has a single run.
+    """
+    several = {name: own for name, own in values.items() if len(own) > 1}
+    if len(several) < 2:
+        return {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # NaN where the runs of two contenders do not scatter at all
+        p_values = np.nan_to_num(scipy.stats.tukey_hsd(*several.values(), equal_var=False).pvalue)
+    return {
+        frozenset((first, second)): max(float(p_values[i, j]), 2.0 ** (1 - len(several[first]) - len(several[second])))
+        for (i, first), (j, second) in itertools.combinations(enumerate(several), 2)
+    }
+
+
+def aggregate_runs(scores: FloatArray) -> FloatArray:
+    """
+    Aggregate over runs and environments: ``AGGREGATES``, and the performance profile of Agarwal et al., which is the share of
+    runs above each of ``PROFILE_SCORES``.
+
+    :param scores: Normalised scores, of shape (..., runs, environments).
+    :return: Of shape (..., aggregates and scores of the profile).
+    """
+    iqm = scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
+    median = np.median(scores.mean(axis=-2), axis=-1)
+    optimality_gap = 1.0 - np.minimum(scores, 1.0).mean(axis=(-2, -1))
+    shares = [(scores > score).mean(axis=(-2, -1)) for score in PROFILE_SCORES]
+    return np.stack([iqm, median, optimality_gap, *shares], axis=-1)
 
 
 def probability_of_improvement(first: FloatArray, second: FloatArray) -> FloatArray:
     """
     Estimate how probably a run of one contender beats a run of another on the same environment; a draw counts half.
 
-    The same number as rliable's function of this name, which takes a second for what this takes a millisecond.
-
-    :param first: Scores, of shape (runs, environments).
-    :param second: Scores, of shape (runs, environments).
-    :return: The mean over environments, of shape (1,).
+    :param first: Scores, of shape (..., runs, environments).
+    :param second: Scores, of shape (..., runs, environments).
+    :return: The mean over environments, of shape (...).
     """
-    difference = first[:, np.newaxis] - second
-    return np.array([np.mean((difference > 0.0) + 0.5 * (difference == 0.0))])
+    difference = first[..., :, np.newaxis, :] - second[..., np.newaxis, :, :]
+    return np.asarray(np.mean((difference > 0.0) + 0.5 * (difference == 0.0), axis=(-3, -2, -1)))
 
 
-def bootstrap(data: Mapping[Any, Any], function: Callable[..., FloatArray]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray]) -> FloatArray:
     """
-    Bootstrap over runs, stratified by environment.
+    Estimate statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
 
-    :param data: Matrices, or lists of matrices, of shape (runs, environments).
-    :param function: Takes matrices, returns an array.
-    :return: What the function returns, and intervals of shape (2, ...), which are NaN if there is a single run.
+    Each end is the outer one of two. Percentiles of the bootstrap follow skewed distributions, but are too narrow with few
+    runs, whose spread they take for that of all. Student's interval has the bootstrap's standard error times
+    sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom over the environments (Hesterberg, What Teachers Should Know
+    About the Bootstrap, The American Statistician 69, 2015, on both).
+
+    :param matrices: Scores, of shape (runs, environments), drawn from independently.
+    :param function: Takes the matrices, of shape (..., runs, environments), and returns numbers between 0 and 1.
+    :return: The numbers, low and high ends, of shape (3, ...); the ends are NaN if there is a single run.
     """
-    with seeded():
-        points, intervals = rly.get_interval_estimates(dict(data), function, reps=BOOTSTRAP_SAMPLES)
-    for key, matrices in data.items():
-        n_runs = min(len(matrix) for matrix in ([matrices] if isinstance(matrices, np.ndarray) else matrices))
-        if n_runs < 2:
-            intervals[key] = np.full_like(intervals[key], np.nan)
-    return points, intervals
+    values = function(*matrices)
+    n_runs = min(map(len, matrices))
+    if n_runs < 2:
+        return np.stack([values, *np.full((2, *values.shape), np.nan)])
+    rng = np.random.default_rng(0)
+    samples = np.concatenate(
+        [function(*(draw_runs(matrix, 100, rng) for matrix in matrices)) for _ in range(BOOTSTRAP_SAMPLES // 100)]
+    )
+    variances = np.concatenate([matrix.var(axis=0, ddof=1) / len(matrix) for matrix in matrices])
+    freedom = n_runs - 1.0
+    if variances.any():
+        freedom *= float(variances.sum() ** 2 / (variances**2).sum())
+    margin = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(n_runs / (n_runs - 1.0)) * samples.std(axis=0, ddof=1)
+    low, high = np.percentile(samples, [2.5, 97.5], axis=0)
+    return np.stack([values, *np.clip([np.minimum(low, values - margin), np.maximum(high, values + margin)], 0.0, 1.0)])
+
+
+def draw_runs(scores: FloatArray, n_samples: int, rng: np.random.Generator) -> FloatArray:
+    """
+    Draw as many runs as there are in each environment, with replacement.
+
+    :param scores: Scores, of shape (runs, environments).
+    :param n_samples: How many times.
+    :param rng: Draws.
+    :return: Scores, of shape (n_samples, runs, environments).
+    """
+    return np.take_along_axis(scores[np.newaxis], rng.integers(len(scores), size=(n_samples, *scores.shape)), axis=1)
 
 
 def first_reached(positions: Sequence[float], scores: Sequence[float], threshold: float) -> float:

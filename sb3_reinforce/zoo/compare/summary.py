@@ -6,7 +6,7 @@ import numpy as np
 
 from sb3_reinforce.zoo.compare.plan import Settings
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import Estimate, Overall
+from sb3_reinforce.zoo.compare.statistics import LEVEL, Estimate, Overall, PValues, compare_means
 from sb3_reinforce.zoo.experiment import describe_time_limit
 
 
@@ -16,7 +16,7 @@ def summarise(results: Results, overall: Overall | None) -> str:
 
     :param results: The results.
     :param overall: Statistics over environments, if there are any.
-    :return: Sentences. A difference is claimed only where 95 % intervals do not overlap.
+    :return: Sentences. A difference is claimed only where a test finds it, corrected for the number of comparisons.
     """
     sentences = [describe_extent(results)]
     if results.runs.empty:
@@ -78,7 +78,7 @@ def describe_aggregate(overall: Overall) -> str:
     :return: A sentence.
     """
     estimates = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
-    leaders, behind, level, without = rank(estimates)
+    leaders, behind, level, without = rank(estimates, overall.differences, LEVEL)
     if len(leaders) > 1:
         tied = join(f"{name} ({write(estimates[name])})" for name in leaders)
         return f"Over all environments the interquartile mean of the normalised final scores is an exact tie between {tied}."
@@ -88,8 +88,8 @@ def describe_aggregate(overall: Overall) -> str:
         f"{write(estimates[leader])}"
     )
     if behind:
-        sentence += f"; its interval lies above that of {join(f'{name} ({write(estimates[name])})' for name in behind)}"
-    for names, reason in ((level, "the intervals overlap"), (without, "a single run has no interval")):
+        sentence += f"; a permutation test puts it above {join(f'{name} ({write(estimates[name])})' for name in behind)}"
+    for names, reason in ((level, "it may be chance"), (without, "a single run has no interval")):
         if names:
             named = join(f"{name} ({write(estimates[name])})" for name in names)
             sentence += f"; no difference from {named} is claimed, since {reason}"
@@ -170,17 +170,18 @@ def describe_environments(results: Results) -> list[str]:
         estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
         if len(estimates) < 2:
             continue
-        leaders, _, level, without = rank(estimates)
+        differences = compare_means({name: results.values("score", env_id, name) for name in estimates})
+        leaders, _, level, without = rank(estimates, differences, LEVEL / len(results.environments))
         score = f"{estimates[leaders[0]].value:,.{results.decimals(env_id)}f}"
         if len(leaders) > 1:
             tied.append(f"{env_id} ({join(leaders)}, {score})")
         elif level or without:
-            undecided.append(f"{env_id} ({leaders[0]} {score}, not above {join(level + without)})")
+            undecided.append(f"{env_id} ({leaders[0]}, {score})")
         else:
             winners.setdefault(leaders[0], []).append(env_id)
     sentences = [f"{name} has the highest final score on {join(env_ids)}." for name, env_ids in winners.items()]
     if undecided and len(results.settings.seeds) > 1:
-        sentences.append(f"Where intervals overlap or are missing, no highest final score is claimed: {join(undecided)}.")
+        sentences.append(f"Where the highest mean may be so by chance, no highest final score is claimed: {join(undecided)}.")
     if tied:
         sentences.append(f"The highest final score is an exact tie on {join(tied)}.")
     return sentences
@@ -212,21 +213,28 @@ def describe_speed(results: Results) -> list[str]:
     return [f"Steps per second of {first} over those of the others ({over}): {join(parts)}."]
 
 
-def rank(estimates: dict[str, Estimate]) -> tuple[list[str], list[str], list[str], list[str]]:
+def rank(
+    estimates: dict[str, Estimate], differences: PValues, level: float
+) -> tuple[list[str], list[str], list[str], list[str]]:
     """
     Find the highest estimate, and from which others it can be told.
 
     :param estimates: Estimates by name.
-    :return: The highest, more than one if they are equal; of the others those whose interval lies below that of the first;
-        those whose interval overlaps it; those for which there are not two intervals to compare.
+    :param differences: p-values of their differences by pair.
+    :param level: A difference with a p-value below it is not put down to chance.
+    :return: The highest, more than one if they are equal; of the others those that are lower; those for which that may be
+        chance; those that were not tested against it.
     """
     highest = max(estimate.value for estimate in estimates.values())
     leaders = [name for name, estimate in estimates.items() if estimate.value == highest]
-    leader = estimates[leaders[0]]
     others = sorted((name for name in estimates if name not in leaders), key=lambda name: -estimates[name].value)
-    behind = [name for name in others if leader.is_above(estimates[name])]
-    without = [name for name in others if not (leader.has_interval and estimates[name].has_interval)]
-    return leaders, behind, [name for name in others if name not in behind + without], without
+    p_values = {name: differences.get(frozenset((leaders[0], name))) for name in others}
+    return (
+        leaders,
+        [name for name, p_value in p_values.items() if p_value is not None and p_value < level],
+        [name for name, p_value in p_values.items() if p_value is not None and p_value >= level],
+        [name for name, p_value in p_values.items() if p_value is None],
+    )
 
 
 def write(estimate: Estimate, digits: int = 2) -> str:
