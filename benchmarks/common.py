@@ -1,5 +1,8 @@
 """
-What the benchmarks share: command line options, provenance, tables, and files that are never half-written.
+What the benchmarks share: where results go, their provenance, and files that are never half-written.
+
+The results of a benchmark are one CSV with a row for each run. Its last columns say what made the run: command, date, commit,
+hash of the sources, versions and machine. Pages in Markdown are made from the CSV alone.
 
 Nothing heavy is imported here: ``memory.py`` measures a child process, whose peak memory starts from that of its parent.
 """
@@ -7,37 +10,24 @@ Nothing heavy is imported here: ``memory.py`` measures a child process, whose pe
 import argparse
 import datetime
 import hashlib
-import io
-import json
 import os
 import platform
-import re
 import shlex
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import pandas as pd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS_DIR = REPOSITORY / "benchmarks" / "results"
-PACKAGE_DIR = REPOSITORY / "sb3_reinforce"
-HYPERPARAMETERS = REPOSITORY / "hyperparams" / "reinforce.yml"
-
-DISTRIBUTIONS = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "stable_baselines3": "stable-baselines3",
-    "gymnasium": "gymnasium",
-    "sb3_reinforce": "sb3-reinforce",
-}
-#: The folders of an absolute path, of which only the last part is kept in what is written.
-ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/-])/(?:[^\s/'\":,=]+/)+")
-
-#: One colour per contender in all figures.
-COLOURS = {"reinforce": "tab:blue", "ppo": "tab:orange", "a2c": "tab:green", "bare": "tab:gray"}
+LOGS_DIR = REPOSITORY / "logs" / "benchmarks"
+DISTRIBUTIONS = ("torch", "numpy", "stable-baselines3", "gymnasium")
+#: Columns that say what made a run.
+PROVENANCE = ["command", "date", "commit", "sources", "versions", "machine"]
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -47,6 +37,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR, help="folder that the results are written to")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing, write the page of the results again")
     return parser
 
 
@@ -57,134 +48,98 @@ def positive_int(text: str) -> int:
     return value
 
 
-def provenance(name: str, arguments: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Say by what a result was made, without anything that tells where."""
+def make_provenance(script: str, arguments: Sequence[str]) -> dict[str, str]:
+    """Say what makes a result, without the folders of the machine."""
+    words = list(arguments)
+    if "--results-dir" in words:
+        at = words.index("--results-dir")
+        del words[at : at + 2]
+    git = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    versions = [f"{distribution} {metadata.version(distribution)}" for distribution in DISTRIBUTIONS]
     return {
-        "command": without_machine_paths(shlex.join(["python", f"benchmarks/{name}.py", *arguments])),
-        "seeds": list(seeds),
-        "date_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()}
-        | {key: metadata.version(distribution) for key, distribution in DISTRIBUTIONS.items()},
-        "git_commit": git_commit(),
-        "code_hash": code_hash(),
-        "machine": {
-            "cpu": cpu_model(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "load_average_at_start": round(os.getloadavg()[0], 2),
-        },
-        "torch_threads": 1,
-        "device": "cpu",
+        "command": shlex.join(["python", f"benchmarks/{script}.py", *words]),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": git.stdout.strip() or "unknown",
+        "sources": hash_sources(),
+        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
+        "machine": f"{name_cpu()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
     }
 
 
-def without_machine_paths(text: str) -> str:
-    for folder in (f"{REPOSITORY}{os.sep}", f"{REPOSITORY}"):
-        text = text.replace(folder, "")
-    return ABSOLUTE_FOLDERS.sub("…/", text)
-
-
-def git_commit() -> str | None:
-    """Read the commit from git's files, which needs no git and disturbs none that runs."""
-    git_dir = REPOSITORY / ".git"
-    if git_dir.is_file():
-        git_dir = REPOSITORY / git_dir.read_text().removeprefix("gitdir:").strip()
-    if not (git_dir / "HEAD").exists():
-        return None
-    head = (git_dir / "HEAD").read_text().strip()
-    if not head.startswith("ref: "):
-        return head
-    reference = head.removeprefix("ref: ")
-    common = git_dir / "commondir"
-    refs_dir = git_dir / common.read_text().strip() if common.exists() else git_dir
-    if (refs_dir / reference).exists():
-        return (refs_dir / reference).read_text().strip()
-    packed = refs_dir / "packed-refs"
-    lines = packed.read_text().splitlines() if packed.exists() else []
-    return next((line.split()[0] for line in lines if line.endswith(f" {reference}")), None)
-
-
-def code_hash() -> str:
+def hash_sources() -> str:
     """Hash the sources of the package: unlike the commit, it also tells of changes that are not committed."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE_DIR.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE_DIR).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    package = REPOSITORY / "sb3_reinforce"
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def cpu_model() -> str:
+def name_cpu() -> str:
     cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
-def provenance_line(made_by: dict[str, Any]) -> str:
-    """Sum up a provenance in a line of markdown."""
-    versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
-    machine = made_by["machine"]
-    return (
-        f"`{made_by['command']}`: commit {(made_by['git_commit'] or 'unknown')[:10]}, sources {made_by['code_hash']}; "
-        f"{versions}; {machine['cpu']}, {machine['cores']} cores, load {machine['load_average_at_start']} at the start; "
-        "one torch thread, CPU."
-    )
+def read_results(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
+    """Read the CSV of a benchmark; without the file, a table without rows that has the columns."""
+    import pandas as pd
+
+    if not path.exists():
+        return pd.DataFrame(columns=list(columns))
+    # Some commits look like numbers
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(PROVENANCE, str))
 
 
-def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Make a table whose header are the keys of the rows."""
+def write_results(path: Path, results: "pd.DataFrame", page: str) -> None:
+    """Write the CSV of a benchmark, and its page beside it, and print the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    write_text(path.with_suffix(".md"), page)
+
+
+def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str]) -> "pd.DataFrame":
+    """Put rows in the place of all that have the same key, or at the end."""
+    import pandas as pd
+
+    if results.empty:
+        return new
+
+    def list_keys(table: pd.DataFrame) -> list[tuple[str, ...]]:
+        return list(zip(*(table[name].astype(object).fillna("").astype(str) for name in key), strict=True))
+
+    replaced = set(list_keys(new))
+    kept = [own not in replaced for own in list_keys(results)]
+    return pd.concat([results[kept], new], ignore_index=True)
+
+
+def describe_provenance(results: "pd.DataFrame") -> str:
+    """List what made the runs, a line for each command; of runs of several days or sources, all of them."""
+    lines = []
+    for command, rows in results.groupby("command", sort=False):
+        days, commits, sources, versions, machines = (list(dict.fromkeys(rows[key])) for key in PROVENANCE[1:])
+        machines = list(dict.fromkeys(machine.partition(", load")[0] for machine in machines))
+        lines.append(
+            f"- `{command}`: {', '.join(days)}; commit {', '.join(commits)}; sources {', '.join(sources)}; "
+            f"{'; '.join([*versions, *machines])}; one thread, CPU."
+        )
+    return "\n".join(lines)
+
+
+def make_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Make a table in Markdown whose header are the keys of the rows."""
     header = list(rows[0])
     lines = [header, ["---"] * len(header), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file beside its destination and put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    replace_file(path, text.encode())
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a file that an earlier run wrote, or an empty dict if there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_results(
-    results_dir: Path, name: str, content: dict[str, Any], markdown: str, figure: "Figure | None" = None
-) -> None:
-    write_json(results_dir / f"{name}.json", content)
-    if figure is not None:
-        write_figure(results_dir / f"{name}.png", figure)
-    write_text(results_dir / f"{name}.md", markdown)
-
-
-def write_figure(path: Path, figure: "Figure") -> None:
-    image = io.BytesIO()
-    # Without the version of matplotlib, equal figures are equal files
-    figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
-    replace_file(path, image.getvalue())
-
-
-def merge_rows(old_rows: list[dict[str, Any]], new_row: dict[str, Any], key_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Put a row where the old one with the same key was, or at the end."""
-
-    def key(row: dict[str, Any]) -> list[Any]:
-        return [row[name] for name in key_names]
-
-    if key(new_row) in [key(row) for row in old_rows]:
-        return [new_row if key(row) == key(new_row) else row for row in old_rows]
-    return [*old_rows, new_row]

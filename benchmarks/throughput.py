@@ -1,95 +1,132 @@
 """
 Environment steps per second of REINFORCE, A2C and PPO, and of bare stepping of the same vectorised environment.
 
-The contenders run in turn in one process, several rounds, after each was warmed up. All steps count, those that
-REINFORCE leaves unused included. Each call adds a row to the table, or replaces the one of the same configuration.
+All that is compared runs in turn in one process, several rounds, each after a warm-up. All steps count, those that REINFORCE
+leaves unused included. Each call adds rows to the table, or replaces those of the same configuration.
 
-    python benchmarks/throughput.py --env CartPole-v1 --n-envs 1 --n-steps 256
-    python benchmarks/throughput.py --env HalfCheetah-v5 --n-envs 8 --n-steps 128 --vec-normalize
-    python benchmarks/throughput.py --env LunarLander-v3 --n-envs 8 --stepping-only --train-steps 300000
+    python benchmarks/throughput.py learning --env CartPole-v1 --n-envs 1 --n-steps 256
+    python benchmarks/throughput.py learning --env HalfCheetah-v5 --n-envs 8 --n-steps 128 --vec-normalize
+    python benchmarks/throughput.py recurrent --n-envs 8 --n-steps 128
+    python benchmarks/throughput.py engines --env LunarLander-v3 --n-envs 8 --train-steps 300000
+    python benchmarks/throughput.py scaling
 """
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import contenders
-import matplotlib
 import numpy as np
+import pandas as pd
+import torch as th
 from common import (
-    COLOURS,
+    describe_provenance,
     make_parser,
-    markdown_table,
-    merge_rows,
+    make_provenance,
+    make_table,
     positive_int,
-    provenance,
-    provenance_line,
-    read_json,
+    read_results,
+    replace_rows,
     write_results,
 )
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.collection import make_action_transform
-from sb3_reinforce.sampling import make_action_sampler
+from sb3_reinforce.vec_env import make_envpool_vec_env
 
 NAME = "throughput"
-LEARNERS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "ppo": PPO, "reinforce": REINFORCE}
-CONFIGURATION = ("env", "engine", "n_envs", "n_steps", "vec_normalize", "bare_actions", "envpool_threads")
-STEPPING_CONFIGURATION = ("env", "n_envs", "deterministic", "envpool_threads")
-ENGINES = ("dummy", "envpool")
-LABELS = {
-    "bare": "bare stepping",
-    "reinforce": "REINFORCE",
-    "a2c": "A2C",
-    "ppo": "PPO",
-    "dummy": "DummyVecEnv, stepping",
-    "envpool": "EnvPool, stepping",
-}
-BAR_COLOURS = {**COLOURS, "dummy": "tab:red", "envpool": "tab:purple"}
+LEARNERS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO}
+CONFIGURATION = ["kind", "axis", "env", "engine", "n_envs", "n_steps", "width", "vec_normalize", "actions"]
+#: What is varied for the kind ``scaling``, one at a time.
+AXES = {"n_envs": [2**exponent for exponent in range(9)], "width": [16, 32, 64, 128, 256, 512], "n_steps": [16, 64, 256, 1024, 4096]}
+BASE = {"n_envs": 8, "width": 64, "n_steps": 256}
+#: So many random actions per environment are drawn ahead, and then used again and again.
+N_PRESAMPLED = 1_000
 
-matplotlib.use("Agg")
+
+class Side(NamedTuple):
+    """
+    One of those that run in turn.
+
+    :param row: Configuration and algorithm.
+    :param run: Makes at least so many steps, and returns how many and in how many seconds.
+    """
+
+    row: dict[str, Any]
+    run: Callable[[int], tuple[int, float]]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
+    parser.add_argument("kind", choices=["learning", "recurrent", "engines", "scaling"], help="what is measured")
     parser.add_argument("--env", default="CartPole-v1", help="environment id")
-    parser.add_argument("--engine", choices=ENGINES, default="dummy", help="what steps the environments")
-    parser.add_argument("--envpool-threads", type=positive_int, help="threads of EnvPool; by default it decides")
+    parser.add_argument("--engine", choices=["dummy", "envpool"], default="dummy", help="what steps the environments")
     parser.add_argument("--n-envs", type=positive_int, default=8, help="environments that are stepped together")
-    parser.add_argument(
-        "--n-steps", type=positive_int, default=64, help="steps of each environment per update, of all learners"
-    )
+    parser.add_argument("--n-steps", type=positive_int, default=64, help="steps of each environment per update")
     parser.add_argument("--vec-normalize", action="store_true", help="normalise observations and rewards with VecNormalize")
     parser.add_argument(
-        "--bare-actions",
-        choices=("random", "policy"),
+        "--actions",
+        choices=["random", "policy"],
         default="random",
-        help="actions of the bare stepping: random ones drawn ahead, or those of the REINFORCE model as it is in that round, "
-        "whose choosing is not timed (episodes are then as long as those of the learner)",
+        help="actions of the bare stepping: random, or those of the REINFORCE model as it is in that round; not timed",
     )
-    parser.add_argument("--steps", type=positive_int, default=20_000, help="environment steps of a contender per round")
-    parser.add_argument(
-        "--warmup-steps", type=positive_int, default=5_000, help="steps of each contender before the first round"
-    )
-    parser.add_argument("--rounds", type=positive_int, default=5, help="times that all contenders run in turn")
+    parser.add_argument("--train-steps", type=positive_int, default=300_000, help="of the policy that steps the engines")
+    parser.add_argument("--steps", type=positive_int, default=20_000, help="environment steps per round")
+    parser.add_argument("--warmup-steps", type=positive_int, default=5_000, help="steps before the first round")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="times that all run in turn")
     parser.add_argument("--seed", type=int, default=0, help="seed of environments and models")
-    parser.add_argument(
-        "--stepping-only",
-        action="store_true",
-        help="compare bare stepping of EnvPool with that of DummyVecEnv, under the actions of a trained policy",
-    )
-    parser.add_argument(
-        "--train-steps", type=positive_int, default=300_000, help="with --stepping-only: steps that REINFORCE trains before"
-    )
-    parser.add_argument("--deterministic", action="store_true", help="with --stepping-only: take the likeliest action")
     return parser.parse_args(arguments)
+
+
+def make_venv(env_id: str, engine: str, n_envs: int, vec_normalize: bool, seed: int) -> VecEnv:
+    venv = make_envpool_vec_env(env_id, n_envs, seed) if engine == "envpool" else make_vec_env(env_id, n_envs, seed)
+    return VecNormalize(venv) if vec_normalize else venv
+
+
+def learning(model: BaseAlgorithm) -> Callable[[int], tuple[int, float]]:
+    """Go on learning for at least so many steps; the last rollout is finished, and every step of it counts."""
+
+    def run(n_steps: int) -> tuple[int, float]:
+        steps_before = model.num_timesteps
+        start = time.perf_counter()
+        model.learn(n_steps, reset_num_timesteps=False)
+        return model.num_timesteps - steps_before, time.perf_counter() - start
+
+    return run
+
+
+def stepping(venv: VecEnv, choose_actions: Callable[[Any], np.ndarray]) -> Callable[[int], tuple[int, float]]:
+    """Step from a reset; choosing the actions is not timed."""
+
+    def run(n_steps: int) -> tuple[int, float]:
+        observations = venv.reset()
+        n_vec_steps = -(-n_steps // venv.num_envs)
+        seconds = 0.0
+        for _ in range(n_vec_steps):
+            actions = choose_actions(observations)
+            start = time.perf_counter()
+            observations, _, _, _ = venv.step(actions)
+            seconds += time.perf_counter() - start
+        return n_vec_steps * venv.num_envs, seconds
+
+    return run
+
+
+def random_actions(venv: VecEnv, seed: int) -> Callable[[Any], np.ndarray]:
+    venv.action_space.seed(seed)
+    actions = [np.stack([venv.action_space.sample() for _ in range(venv.num_envs)]) for _ in range(N_PRESAMPLED)]
+    endless = itertools.cycle(actions)
+    return lambda observations: next(endless)
+
+
+def policy_actions(model: BaseAlgorithm) -> Callable[[Any], np.ndarray]:
+    return lambda observations: model.predict(observations)[0]
 
 
 def ppo_batch_size(rollout_size: int, preferred: int = 64) -> int:
@@ -97,217 +134,154 @@ def ppo_batch_size(rollout_size: int, preferred: int = 64) -> int:
     return max(size for size in range(1, preferred + 1) if rollout_size % size == 0)
 
 
-def make_venv(options: argparse.Namespace, engine: str, seed: int) -> VecEnv:
-    return contenders.make_venv(options.env, engine, options.n_envs, options.vec_normalize, seed, options.envpool_threads)
+def compare_learners(options: argparse.Namespace, row: dict[str, Any]) -> list[Side]:
+    def arguments() -> dict[str, Any]:
+        venv = make_venv(options.env, options.engine, options.n_envs, options.vec_normalize, options.seed)
+        return {"env": venv, "n_steps": options.n_steps, "seed": options.seed, "device": "cpu"}
 
-
-def make_learner(name: str, options: argparse.Namespace) -> BaseAlgorithm:
-    arguments: dict[str, Any] = {"n_steps": options.n_steps, "seed": options.seed, "device": "cpu"}
-    if name == "ppo":
-        arguments["batch_size"] = ppo_batch_size(options.n_steps * options.n_envs)
-    return LEARNERS[name]("MlpPolicy", make_venv(options, options.engine, options.seed), **arguments)
-
-
-def policy_actions(model: REINFORCE, n_envs: int, seed: int, deterministic: bool = False) -> contenders.ChooseActions:
-    if deterministic:
-        return lambda observations: model.predict(observations, deterministic=True)[0]
-    sample = make_action_sampler(model.policy, n_envs, np.random.default_rng(seed))
-    to_env_actions = make_action_transform(model)
-    return lambda observations: to_env_actions(sample(observations))
-
-
-def measure_contenders(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all contenders in turn, and return the row of their configuration."""
-    models = {name: make_learner(name, options) for name in LEARNERS}
-    bare = make_venv(options, options.engine, options.seed)
-
-    def run(name: str, n_steps: int) -> dict[str, float]:
-        if name != "bare":
-            return contenders.measure_learning(models[name], n_steps)
-        actions = contenders.random_actions(bare, options.seed)
-        if options.bare_actions == "policy":
-            actions = policy_actions(models["reinforce"], options.n_envs, options.seed)  # type: ignore[arg-type]
-        stepping = contenders.measure_stepping(bare, actions, n_steps)
-        return {"steps": stepping.steps, "seconds": stepping.seconds}
-
-    names = ["bare", *LEARNERS]
-    rounds = []
-    with tqdm(total=len(names) * (options.rounds + 1), desc=f"{options.env}, {options.n_envs} envs") as progress:
-        for round_idx in range(options.rounds + 1):
-            results = {}
-            for name in names:
-                progress.set_postfix_str(f"{name}, {f'round {round_idx}' if round_idx else 'warm-up'}")
-                results[name] = run(name, options.steps if round_idx else options.warmup_steps)
-                progress.update()
-            if round_idx:
-                rounds.append(results)
-    for venv in (bare, *(model.get_env() for model in models.values())):
-        assert venv is not None
-        venv.close()
-
-    speeds = {name: np.array([results[name]["steps"] / results[name]["seconds"] for results in rounds]) for name in names}
-    return {name: getattr(options, name) for name in CONFIGURATION} | {
-        "steps_per_second": {name: float(np.median(speed)) for name, speed in speeds.items()},
-        # Of each round, so that what else the machine did then cancels
-        "reinforce_ratios": {
-            rival: float(np.median(speeds["reinforce"] / speeds[rival])) for rival in names if rival != "reinforce"
-        },
-        "rounds": rounds,
+    models: dict[str, BaseAlgorithm] = {
+        name: learner("MlpPolicy", **arguments(), **({"batch_size": batch_size} if name == "ppo" else {}))
+        for batch_size in [ppo_batch_size(options.n_steps * options.n_envs)]
+        for name, learner in LEARNERS.items()
     }
+    bare = arguments()["env"]
+    actions = random_actions(bare, options.seed) if options.actions == "random" else policy_actions(models["reinforce"])
+    sides = {"bare": stepping(bare, actions)} | {name: learning(model) for name, model in models.items()}
+    return [Side(row | {"algorithm": name}, run) for name, run in sides.items()]
 
 
-def measure_engines(options: argparse.Namespace) -> dict[str, Any]:
-    """Train a policy, step both engines in turn with its actions, and return the row of their comparison."""
-    model = REINFORCE(
-        "MlpPolicy",
-        make_venv(options, "envpool", options.seed),
-        n_steps=options.n_steps,
-        seed=options.seed,
-        device="cpu",
-    )
-    with tqdm(total=options.train_steps, desc=f"training on {options.env}") as progress:
+def compare_recurrent(options: argparse.Namespace, row: dict[str, Any]) -> list[Side]:
+    from sb3_contrib import RecurrentPPO
 
-        def report_progress(local_variables: dict[str, Any], _: dict[str, Any]) -> bool:
-            progress.update(local_variables["env"].num_envs)
-            return True
+    def arguments() -> dict[str, Any]:
+        venv = make_vec_env(options.env, options.n_envs, seed=options.seed)
+        policy_kwargs = {"lstm_hidden_size": BASE["width"]}
+        policy = {"policy": "MlpLstmPolicy", "policy_kwargs": policy_kwargs}
+        return policy | {"env": venv, "n_steps": options.n_steps, "seed": options.seed, "device": "cpu"}
 
-        model.learn(options.train_steps, callback=report_progress)
-    training_scores = [episode["r"] for episode in model.ep_info_buffer or []]
-
-    venvs = {engine: make_venv(options, engine, options.seed + 1) for engine in ENGINES}
-    actions = policy_actions(model, options.n_envs, options.seed, options.deterministic)
-    rounds = []
-    with tqdm(total=len(venvs) * (options.rounds + 1), desc="stepping") as progress:
-        for round_idx in range(options.rounds + 1):
-            results = {}
-            for engine, venv in venvs.items():
-                n_steps = options.steps if round_idx else options.warmup_steps
-                results[engine] = contenders.measure_stepping(venv, actions, n_steps)._asdict()
-                progress.update()
-            if round_idx:
-                rounds.append(results)
-    for venv in venvs.values():
-        venv.close()
-
-    def speeds(engine: str, seconds: str) -> np.ndarray:
-        return np.array([results[engine]["steps"] / results[engine][seconds] for results in rounds])
-
-    row: dict[str, Any] = {name: getattr(options, name) for name in STEPPING_CONFIGURATION}
-    row |= {"train_steps": options.train_steps, "training_score": float(np.mean(training_scores)) if training_scores else None}
-    for label, seconds in (("stepping", "seconds"), ("stepping_with_actions", "seconds_with_actions")):
-        of_engine = {engine: speeds(engine, seconds) for engine in ENGINES}
-        row[label] = {engine: float(np.median(speed)) for engine, speed in of_engine.items()}
-        row[label]["ratio"] = float(np.median(of_engine["envpool"] / of_engine["dummy"]))
-    return row | {"rounds": rounds}
+    models: dict[str, BaseAlgorithm] = {
+        "reinforce": REINFORCE(**arguments()),
+        "reinforce-natural": REINFORCE(natural_gradient=True, **arguments()),
+        "ppo_lstm": RecurrentPPO(**arguments()),
+    }
+    return [Side(row | {"actions": "", "algorithm": name}, learning(model)) for name, model in models.items()]
 
 
-def to_markdown(content: dict[str, Any]) -> str:
-    parts = ["# Throughput\n\nEnvironment steps per second, one thread of PyTorch."]
-    if content["rows"]:
-        table = markdown_table(
-            [
-                {
-                    "environment": row["env"],
-                    "engine": _engine_label(row),
-                    "envs": row["n_envs"],
-                    "n_steps": row["n_steps"],
-                    "VecNormalize": "yes" if row["vec_normalize"] else "no",
-                    "bare (actions)": f"{row['steps_per_second']['bare']:,.0f} ({row['bare_actions']})",
-                }
-                | {name.upper(): f"{row['steps_per_second'][name]:,.0f}" for name in LEARNERS}
-                | {f"REINFORCE / {rival}": f"{row['reinforce_ratios'][rival.lower()]:.2f}" for rival in ("A2C", "PPO", "bare")}
-                for row in content["rows"]
-            ]
-        )
-        parts.append(
-            f"{table}\n\nMedians over rounds in which all ran in turn in one process, after a warm-up; a ratio is the median "
-            "of the ratios of the rounds. Learners: default hyperparameters except `n_steps`; the whole of `learn`, updates "
-            "included. REINFORCE's steps include those that it leaves unused while the last episodes finish. Bare: "
-            "`VecEnv.step` alone, under random actions drawn ahead or under those of the REINFORCE model of that round."
-        )
-    if content["stepping"]:
-        table = markdown_table(
-            [
-                {
-                    "environment": row["env"],
-                    "envs": row["n_envs"],
-                    "policy": _policy_label(row),
-                    "EnvPool's threads": row["envpool_threads"] or "its own choice",
-                    "DummyVecEnv": f"{row['stepping']['dummy']:,.0f}",
-                    "EnvPool": f"{row['stepping']['envpool']:,.0f}",
-                    "ratio": f"{row['stepping']['ratio']:.2f}",
-                    "DummyVecEnv with actions": f"{row['stepping_with_actions']['dummy']:,.0f}",
-                    "EnvPool with actions": f"{row['stepping_with_actions']['envpool']:,.0f}",
-                    "ratio with actions": f"{row['stepping_with_actions']['ratio']:.2f}",
-                }
-                for row in content["stepping"]
-            ]
-        )
-        parts.append(
-            f"## EnvPool against DummyVecEnv\n\n{table}\n\nBare stepping, and stepping with the time that the policy takes "
-            "for its actions, in turn in one process; medians as above."
-        )
-    made_by = [provenance_line(row["provenance"]) for row in content["rows"] + content["stepping"]]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in made_by)]) + "\n"
+def compare_engines(options: argparse.Namespace, row: dict[str, Any]) -> list[Side]:
+    """Train a policy, and step both engines with its actions."""
+    venv = make_venv(options.env, "envpool", options.n_envs, options.vec_normalize, options.seed)
+    model = REINFORCE("MlpPolicy", venv, n_steps=options.n_steps, seed=options.seed, device="cpu")
+    model.learn(options.train_steps)
+    actions = policy_actions(model)
+    sides = []
+    for engine in ("dummy", "envpool"):
+        venv = make_venv(options.env, engine, options.n_envs, options.vec_normalize, options.seed + 1)
+        sides.append(Side(row | {"engine": engine, "actions": "policy", "algorithm": "bare"}, stepping(venv, actions)))
+    return sides
 
 
-def draw(content: dict[str, Any]) -> Figure:
-    """Draw the speed of every contender in every configuration, as bars."""
-    configurations = [
-        (_configuration_label(row), {name: row["steps_per_second"][name] for name in ("bare", "reinforce", "a2c", "ppo")})
-        for row in content["rows"]
-    ]
-    configurations += [
-        (f"{row['env']}\n{row['n_envs']} envs, stepping", {engine: row["stepping"][engine] for engine in ENGINES})
-        for row in content["stepping"]
-    ]
-    figure, axis = plt.subplots(figsize=(2.5 + 2.2 * len(configurations), 4.5), layout="constrained")
-    labelled: set[str] = set()
-    for position, (_, speeds) in enumerate(configurations):
-        width = 0.8 / len(speeds)
-        for offset, (name, speed) in enumerate(speeds.items()):
-            label = LABELS[name] if name not in labelled else None
-            labelled.add(name)
-            bars = axis.bar(
-                position + (offset - (len(speeds) - 1) / 2) * width, speed, width, color=BAR_COLOURS[name], label=label
+def compare_sizes(options: argparse.Namespace, row: dict[str, Any]) -> list[Side]:
+    """
+    Vary the number of environments, the width of the networks and the size of a batch, beside bare stepping for each.
+
+    The step size is 0: all the work of an update is done, but the policy stays the random one that the bare stepping follows,
+    so that episodes are equally long on both sides and everywhere.
+    """
+    sides = []
+    for axis, values in AXES.items():
+        for value in values:
+            size = BASE | {axis: value}
+            bare, venv = (make_venv(options.env, "dummy", size["n_envs"], False, options.seed) for _ in range(2))
+            model = REINFORCE(
+                "MlpPolicy",
+                venv,
+                learning_rate=0.0,
+                n_steps=size["n_steps"],
+                policy_kwargs={"net_arch": [size["width"]] * 2},
+                seed=options.seed,
+                device="cpu",
             )
-            axis.bar_label(bars, labels=[f"{speed:,.0f}"], fontsize=7)
-    axis.set_xticks(range(len(configurations)), [label for label, _ in configurations])
-    axis.set_yscale("log")
-    axis.set_ylabel("steps per second (log)")
-    axis.legend()
-    return figure
+            own = row | size | {"axis": axis}
+            sides.append(Side(own | {"algorithm": "bare"}, stepping(bare, random_actions(bare, options.seed))))
+            sides.append(Side(own | {"algorithm": "reinforce"}, learning(model)))
+    return sides
 
 
-def _configuration_label(row: dict[str, Any]) -> str:
-    normalize = ", VecNormalize" if row["vec_normalize"] else ""
-    return f"{row['env']}\n{row['n_envs']} envs, n_steps {row['n_steps']}{normalize}\n{_engine_label(row)}"
+MAKE_SIDES = {
+    "learning": compare_learners,
+    "recurrent": compare_recurrent,
+    "engines": compare_engines,
+    "scaling": compare_sizes,
+}
 
 
-def _engine_label(row: dict[str, Any]) -> str:
-    threads = row["envpool_threads"]
-    return f"envpool ({threads} threads)" if row["engine"] == "envpool" and threads else str(row["engine"])
+def measure(sides: Sequence[Side], options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    with tqdm(total=len(sides) * (options.rounds + 1), desc=options.kind) as progress:
+        for round_number in range(-1, options.rounds):
+            for side in sides:
+                steps, seconds = side.run(options.warmup_steps if round_number < 0 else options.steps)
+                progress.update()
+                if round_number >= 0:
+                    rows.append(side.row | {"round": round_number, "steps": steps, "seconds": seconds})
+    return rows
 
 
-def _policy_label(row: dict[str, Any]) -> str:
-    score = "unknown" if row["training_score"] is None else f"{row['training_score']:.0f}"
-    kind = "deterministic" if row["deterministic"] else "sampled"
-    return f"REINFORCE after {row['train_steps']:,} steps (training score {score}), {kind}"
+def tabulate(results: pd.DataFrame, side: str, reference: str) -> list[dict[str, Any]]:
+    """
+    Make a row for each configuration, with a column for each value of ``side``.
+
+    Ratios are medians of the ratios of the rounds, so that what else the machine did then cancels.
+    """
+    results = results.assign(speed=results["steps"] / results["seconds"])
+    rows = []
+    configuration = [name for name in CONFIGURATION if name not in ("kind", "axis", side)]
+    for _, own in results.groupby(configuration, sort=False, dropna=False):
+        speeds = own.pivot(index="round", columns=side, values="speed")[list(own[side].unique())]
+        row = {name: own[name].iloc[0] for name in configuration}
+        row |= {f"{name}, steps/s": f"{speed:,.0f}" for name, speed in speeds.median().items()}
+        ratios = (speeds[[reference]].to_numpy() / speeds.drop(columns=reference)).median()
+        rows.append(row | {f"{reference} / {name}": f"{ratio:.2f}" for name, ratio in ratios.items()})
+    return rows
+
+
+def make_page(results: pd.DataFrame) -> str:
+    parts = [
+        "# Throughput",
+        "Environment steps per second, one thread of PyTorch: medians over rounds in which all ran in turn in one process, after "
+        "a warm-up; a ratio is the median of the ratios of the rounds. Learners have default hyperparameters except `n_steps`; "
+        "the whole of `learn` counts, updates included, and so do the steps that REINFORCE leaves unused while the last episodes "
+        "finish. Bare is `VecEnv.step` alone, with random actions drawn ahead, or with those of the policy of that round.",
+    ]
+    kinds = dict(list(results.groupby("kind", sort=False)))
+    if "learning" in kinds:
+        parts += ["## Learning", make_table(tabulate(kinds["learning"], "algorithm", "reinforce"))]
+    if "recurrent" in kinds:
+        parts += ["## Recurrent policies", make_table(tabulate(kinds["recurrent"], "algorithm", "reinforce"))]
+    if "engines" in kinds:
+        parts += ["## EnvPool beside DummyVecEnv", make_table(tabulate(kinds["engines"], "engine", "envpool"))]
+    if "scaling" in kinds:
+        parts.append("## Scaling")
+        parts.append("The step size is 0, so that the episodes are those of the random policy everywhere.")
+        for axis, own in kinds["scaling"].groupby("axis", sort=False):
+            rows = tabulate(own, "algorithm", "reinforce")
+            columns = [str(axis), *(name for name in rows[0] if name not in CONFIGURATION)]
+            parts.append(make_table([{name: row[name] for name in columns} for row in rows]))
+    return "\n\n".join([*parts, "## What made the runs", describe_provenance(results)]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    made_by = {"provenance": provenance(NAME, arguments, [options.seed])}
-    contenders.use_one_thread()
-
-    section, key = ("stepping", STEPPING_CONFIGURATION) if options.stepping_only else ("rows", CONFIGURATION)
-    row = (measure_engines if options.stepping_only else measure_contenders)(options) | made_by
-    # Read only now: another configuration may have been written in the meantime
-    content = {"rows": [], "stepping": []} | read_json(options.results_dir / f"{NAME}.json")
-    content[section] = merge_rows(content[section], row, key)
-    markdown = to_markdown(content)
-    write_results(options.results_dir, NAME, content, markdown, draw(content))
-    print(markdown)
+    path = options.results_dir / f"{NAME}.csv"
+    results = read_results(path, CONFIGURATION)
+    if not options.report_only:
+        provenance = make_provenance(NAME, arguments)
+        th.set_num_threads(1)
+        own = {name: getattr(options, name, "") for name in CONFIGURATION} | {"width": BASE["width"]}
+        rows = measure(MAKE_SIDES[options.kind](options, own), options)
+        # Read only now: another configuration may have been written in the meantime
+        results = replace_rows(read_results(path, CONFIGURATION), pd.DataFrame(rows).assign(**provenance), CONFIGURATION)
+    write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":

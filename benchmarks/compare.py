@@ -1,0 +1,138 @@
+"""
+Run a comparison that README or docs show, with ``sb3-reinforce compare``, and keep its results: one CSV with a row for each
+run, a page made from it, and a few figures. ``comparisons.py`` lists them.
+
+The runs are in logs/benchmarks/, where the same command goes on after an interruption. Options that are not listed here are
+handed on to ``sb3-reinforce compare``. ``overall`` is the page on several comparisons together.
+
+    python benchmarks/compare.py time_to_threshold
+    python benchmarks/compare.py lectures --part corridor --jobs 2
+    python benchmarks/compare.py classic --report-only
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import LOGS_DIR, make_parser, make_provenance, read_results, replace_rows, write_results, write_text
+from comparisons import COMPARISONS, Comparison
+from pages import OVERALL, OVERALL_ALGORITHMS, RANDOM, draw_dots, make_overall_page, make_page
+
+from sb3_reinforce.zoo import register
+from sb3_reinforce.zoo.cli import main as run_command
+from sb3_reinforce.zoo.compare import cli
+from sb3_reinforce.zoo.compare.plan import Settings, read_settings
+from sb3_reinforce.zoo.compare.results import Results
+from sb3_reinforce.zoo.compare.results import read_results as read_comparison
+
+#: New runs take the place of all that have these in common, so that no mean is over runs of different sources.
+KEY = ["part", "env", "algorithm"]
+#: Columns of ``results.csv``, and what they are called here.
+COLUMNS = {
+    "env": "env",
+    "contender": "algorithm",
+    "seed": "seed",
+    "steps": "steps",
+    "seconds": "seconds",
+    "score": "score",
+    "score_std_over_episodes": "score_std",
+    "stochastic_score": "sampled_score",
+    "stochastic_score_std_over_episodes": "sampled_score_std",
+    "best_score": "best_score",
+    "steps_to_threshold": "steps_to_threshold",
+    "seconds_to_threshold": "seconds_to_threshold",
+}
+
+
+def collect(folder: Path, part: str, thresholds: dict[str, float]) -> pd.DataFrame:
+    """Read the runs of a comparison, random actions among them, as rows of the CSV."""
+    settings = read_settings(folder)
+    results = read_comparison(folder, settings, thresholds)
+    runs = results.runs[list(COLUMNS)].rename(columns=COLUMNS)
+    random = [
+        {"env": env, "algorithm": RANDOM, "seed": 0, "sampled_score": score} for env, score in results.random_scores.items()
+    ]
+    runs = pd.concat([runs, pd.DataFrame(random)], ignore_index=True)
+    entries = [settings.entries[env].get(name, {}) for env, name in zip(runs["env"], runs["algorithm"], strict=True)]
+    runs.insert(0, "part", part)
+    runs.insert(4, "budget", [describe_budget(settings, entry) for entry in entries])
+    runs["steps"] = runs["steps"].astype("Int64")
+    runs["threshold"] = runs["env"].map(thresholds)
+    runs["hyperparameters"] = [json.dumps(entry, sort_keys=True) for entry in entries]
+    return runs.merge(at_equal_steps(results), how="left", on=["env", "algorithm", "seed"])
+
+
+def describe_budget(settings: Settings, entry: dict[str, Any]) -> str:
+    if settings.seconds is not None:
+        return f"{settings.seconds:g} seconds"
+    return f"{int(settings.n_timesteps or entry['n_timesteps'])} steps" if entry else ""
+
+
+def at_equal_steps(results: Results) -> pd.DataFrame:
+    """Read the learning curves where the shortest run of the algorithms of the page ``overall`` ended."""
+    curves = results.curves[results.curves["contender"].isin(OVERALL_ALGORITHMS)]
+    ends = curves.groupby(["env", "contender", "seed"])["steps"].max().groupby("env").min()
+    rows = [
+        {
+            "env": env,
+            "algorithm": name,
+            "seed": seed,
+            "equal_steps": ends[env],
+            "score_at_equal_steps": float(np.interp(ends[env], curve["steps"], curve["score"])),
+        }
+        for (env, name, seed), curve in curves.sort_values("steps").groupby(["env", "contender", "seed"])
+    ]
+    return pd.DataFrame(rows, columns=["env", "algorithm", "seed", "equal_steps", "score_at_equal_steps"])
+
+
+def run_part(words: Sequence[str], folder: Path, part: str, provenance: dict[str, str]) -> pd.DataFrame:
+    if run_command(["compare", *words, "-f", str(folder)]) != 0:
+        sys.exit(1)
+    register()
+    options = cli.make_parser().parse_args(list(words))
+    thresholds = cli.choose_thresholds(options.env, cli.parse_pairs(options.threshold, "--threshold"))
+    return collect(folder, part, thresholds).assign(**provenance)
+
+
+def write_page(name: str, comparison: Comparison, runs: pd.DataFrame, results_dir: Path) -> None:
+    write_results(results_dir / f"{name}.csv", runs, make_page(name, comparison, runs))
+    if comparison.dots is not None:
+        # Without the version of matplotlib, equal figures are equal files
+        draw_dots(runs, comparison).savefig(results_dir / f"{name}.png", dpi=110, metadata={"Software": None})
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("name", choices=[*COMPARISONS, "overall"], help="the comparison")
+    parser.add_argument("--part", nargs="+", help="run only these parts of it")
+    parser.add_argument("--folder", type=Path, default=LOGS_DIR, help="folder of the runs")
+    options, further = parser.parse_known_args(arguments)
+    results_dir: Path = options.results_dir
+    if options.name == "overall":
+        page = make_overall_page([read_results(results_dir / f"{name}.csv") for name in OVERALL])
+        write_text(results_dir / "overall.md", page)
+        return
+    comparison = COMPARISONS[options.name]
+    if unknown := set(options.part or ()) - set(comparison.parts):
+        parser.error(f"{options.name} has no part {', '.join(sorted(unknown))}, but {', '.join(comparison.parts)}")
+    runs = read_results(results_dir / f"{options.name}.csv", KEY)
+    provenance = make_provenance("compare", arguments)
+    for part in [] if options.report_only else options.part or comparison.parts:
+        folder = options.folder / options.name / part
+        new = run_part([*shlex.split(comparison.parts[part]), *further], folder, part, provenance)
+        runs = replace_rows(runs, new, KEY)
+        for figure, source in comparison.figures.items():
+            if source.startswith(f"{part}/"):
+                shutil.copyfile(options.folder / options.name / source, results_dir / figure)
+        write_page(options.name, comparison, runs, results_dir)
+    write_page(options.name, comparison, runs, results_dir)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

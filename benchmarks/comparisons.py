@@ -1,0 +1,211 @@
+"""
+The comparisons that README and docs show, as arguments of ``sb3-reinforce compare``, for ``compare.py``.
+
+Each has one or more parts, which are comparisons of their own with one budget and one number of seeds; their runs share a CSV
+and a page.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Target(NamedTuple):
+    """A score to reach, and what others published. None of it was measured here."""
+
+    score: float
+    cited: str = ""
+    #: Whether each seed must reach it, instead of the mean over seeds.
+    every_seed: bool = False
+    #: Which score is meant: sampled where the best policy is a random one; minus the deviation over the episodes as the course
+    #: of PixelCopter has it.
+    column: str = "score"
+
+
+class Comparison(NamedTuple):
+    """
+    What is compared, and what its page shows.
+
+    :param title: Title of the page.
+    :param purpose: First paragraph of the page.
+    :param parts: Arguments of ``sb3-reinforce compare`` by the name of the part.
+    :param columns: Scores that the page shows, where there are any.
+    :param dots: Column of which the page has a figure, a dot for each run.
+    :param to_threshold: Whether the page shows steps and seconds to the threshold, instead of those of the whole run.
+    :param normalised: Whether the page has statistics over the environments.
+    :param targets: Scores to reach, by environment, or by part and environment.
+    :param figures: Figures of the report that are kept, by the name that they get.
+    """
+
+    title: str
+    purpose: str
+    parts: Mapping[str, str]
+    columns: tuple[str, ...] = ("score",)
+    dots: str | None = None
+    to_threshold: bool = False
+    normalised: bool = False
+    targets: Mapping[str, Target] = {}
+    figures: Mapping[str, str] = {}
+
+
+#: Targets were set by this project, by the best that is published for a policy gradient in about as many steps. Sources: "Zoo"
+#: is benchmark.md of DLR-RM/rl-baselines3-zoo, one run each, deterministic, with the environment versions named where they
+#: differ; "Tianshou" is REINFORCE at 10M steps in examples/mujoco/README.md of thu-ml/tianshou, maximum over the training.
+TARGETS = {
+    "CartPole-v1": Target(500.0, "Zoo PPO and TRPO 500 (100k), A2C 500 (500k)", every_seed=True),
+    "Acrobot-v1": Target(-80.0, "Zoo PPO -73.5 (1M), TRPO -83.1 (100k), A2C -83.4 (500k)"),
+    "MountainCar-v0": Target(-107.0, "Zoo TRPO -107.3 (100k), PPO -110.4 (1M), A2C -111.3 (1M)"),
+    "MountainCarContinuous-v0": Target(93.0, "Zoo TRPO 92.5 (50k), A2C 91.2 (100k), PPO 88.3 (20k)"),
+    "Pendulum-v1": Target(-150.0, "Zoo A2C -163 (1M)"),
+    "pendulum-300k Pendulum-v1": Target(-180.0, "Zoo PPO -172.2 (100k), TRPO -174.6 (100k)"),
+    "LunarLander-v3": Target(250.0, "Zoo on v2: PPO 242.1 (1M)"),
+    "lunarlander-200k LunarLander-v3": Target(155.8, "Zoo on v2: A2C 155.8 (200k), TRPO 133.2 (200k)"),
+    "LunarLanderContinuous-v3": Target(260.0, "Zoo on v2: PPO 270.9 (1M), TRPO 262.4 (200k), A2C 84.2 (5M)"),
+    "BipedalWalker-v3": Target(280.0, "Zoo A2C 299.8 (5M), PPO 287.9 (5M), TRPO 182.3 (1M)"),
+    "HalfCheetah-v5": Target(5500.0, "Zoo on v3: PPO 5819, A2C 3041, TRPO 1785 (1M); Tianshou 1139"),
+    "Hopper-v5": Target(3300.0, "Zoo on v3: TRPO 3618, PPO 2410, A2C 733 (1M); Tianshou 416"),
+    "Walker2d-v5": Target(3000.0, "Zoo on v3: TRPO 4933, PPO 3479, A2C 582 (1M); Tianshou 441"),
+    "Swimmer-v5": Target(360.0, "Zoo on v3: TRPO 365.7, PPO 281.6, A2C 201 (1M); Tianshou 36"),
+    "Ant-v5": Target(2500.0, "Zoo on v3: TRPO 4982, PPO 1327, A2C -44 (1M); Tianshou 1108"),
+    "Humanoid-v5": Target(700.0, "Tianshou 464; Zoo on v3: A2C 388 (2M)"),
+    "Reacher-v5": Target(-4.2, "Tianshou -5.5"),
+    "InvertedPendulum-v5": Target(1000.0, "Tianshou 1000", every_seed=True),
+    "InvertedDoublePendulum-v5": Target(9300.0, "Tianshou 7726"),
+    # The scores of others do not compare to these
+    "Taxi-v4": Target(7.0, every_seed=True),
+    "sb3_reinforce/AliasedGridworld-v0": Target(0.99, column="sampled_score"),
+    "sb3_reinforce/RockPaperScissors-v0": Target(-0.1, column="sampled_score"),
+    "sb3_reinforce/PixelCopter-v0": Target(20.0, column="score_minus_std"),
+}
+
+ON_POLICY = "reinforce reinforce-adam a2c ppo trpo"
+#: The class with its own defaults, in the environments of the lectures.
+DEFAULTS = "--conf-file reinforce=benchmarks/class_defaults.yml"
+COURSE = (
+    "n_envs:1 gamma:1.0 baseline:None normalize_advantage:True loss_reduction:episode learning_rate:0.01 "
+    '"policy_kwargs:dict(net_arch=[16], activation_fn=nn.ReLU)"'
+)
+PIXELS = (
+    "policy:CnnPolicy n_envs:4 n_steps:64 learning_rate:0.001 ent_coef:lin_0.02 micro_batch_size:256 "
+    "\"env_wrapper:[{'gymnasium.wrappers.AddRenderObservation': {'render_only': True}}, "
+    "{'gymnasium.wrappers.ResizeObservation': {'shape': (40, 100)}}]\""
+)
+
+COMPARISONS = {
+    "zoo_table": Comparison(
+        "RL Zoo's environments",
+        "The entries of `hyperparams/reinforce.yml` and, as reinforce-adam, of `hyperparams/reinforce_adam.yml`, the "
+        "textbook's step everywhere; where both have the same entry, their runs are the same. Scores are those of the final "
+        "policy in 100 episodes, rewards not normalised. Published scores are cited, not measured here: *Zoo* is "
+        "`benchmark.md` of DLR-RM/rl-baselines3-zoo (one run, deterministic; steps in brackets), *Tianshou* is REINFORCE "
+        "after 10M steps in `examples/mujoco/README.md` of thu-ml/tianshou (maximum over the training, mean of ten seeds). "
+        "Older versions of an environment (v2, v3) are not quite the same task.",
+        {
+            "entries": "--algos reinforce reinforce-adam --seeds 5 --env CartPole-v1 Acrobot-v1 MountainCar-v0 "
+            "MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 "
+            "Swimmer-v5 Reacher-v5 InvertedPendulum-v5 InvertedDoublePendulum-v5 Taxi-v4 sb3_reinforce/AliasedGridworld-v0 "
+            "sb3_reinforce/RockPaperScissors-v0 sb3_reinforce/PixelCopter-v0",
+            # So long that three seeds must do
+            "long": "--algos reinforce reinforce-adam --seeds 3 --env BipedalWalker-v3 Ant-v5 Humanoid-v5",
+            # There are published scores for so many steps
+            "pendulum-300k": "--algos reinforce --seeds 5 --env Pendulum-v1 -n 300000",
+            "lunarlander-200k": "--algos reinforce reinforce-adam --seeds 5 --env LunarLander-v3 -n 200000",
+        },
+        columns=("score", "sampled_score"),
+        dots="score",
+        targets=TARGETS,
+    ),
+    "time_to_threshold": Comparison(
+        "Time to 475 on CartPole-v1",
+        "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that did not "
+        "get there counts as longer than any. PPO and A2C have RL Zoo's entries, REINFORCE that of "
+        "`hyperparams/reinforce_adam.yml`, the textbook's step.",
+        {
+            "cartpole": "--env CartPole-v1 --algos reinforce-adam ppo a2c --seeds 5 -n 300000 --n-evaluations 100 "
+            "--threshold CartPole-v1=475 --jobs 1"
+        },
+        dots="seconds_to_threshold",
+        to_threshold=True,
+    ),
+    "recurrent": Comparison(
+        "Recurrent policies, on tasks that need them",
+        "Steps and seconds of training until an evaluation reaches the threshold, one thread: medians over the seeds, where a "
+        "run that did not get there counts as longer than any. REINFORCE has its entry in `hyperparams/reinforce_lstm.yml`, "
+        "the MLP the same entry without the LSTM, RecurrentPPO (ppo_lstm) RL Zoo's entry.",
+        {
+            "tmaze": "--env sb3_reinforce/TMaze-v0 --algos reinforce_lstm --seeds 5 -n 300000 "
+            "--conf-file reinforce=hyperparams/reinforce_lstm.yml --variant mlp policy:MlpPolicy policy_kwargs:dict() "
+            "--threshold sb3_reinforce/TMaze-v0=0.95 --n-evaluations 30 --eval-episodes 100",
+            "tmaze-masked": "--env sb3_reinforce/TMazeMasked-v0 --algos reinforce_lstm --seeds 5 -n 300000 "
+            "--conf-file reinforce=hyperparams/reinforce_lstm.yml --variant mlp policy:MultiInputPolicy policy_kwargs:dict() "
+            "--variant no-masks use_masking:False --threshold sb3_reinforce/TMazeMasked-v0=0.95 --n-evaluations 30 "
+            "--eval-episodes 100",
+            "tmaze-50": "--env sb3_reinforce/TMaze50-v0 --algos reinforce_lstm --seeds 5 -n 2000000 "
+            "--threshold sb3_reinforce/TMaze50-v0=0.95 --n-evaluations 40 --eval-episodes 100",
+            "cartpole": "--env CartPoleNoVel-v1 --algos reinforce_lstm ppo_lstm --seeds 5 -n 1000000 "
+            "--conf-file reinforce=hyperparams/reinforce_lstm.yml --variant mlp policy:MlpPolicy policy_kwargs:dict() "
+            "--threshold CartPoleNoVel-v1=475 --n-evaluations 50 --eval-episodes 100",
+        },
+        dots="steps_to_threshold",
+        to_threshold=True,
+    ),
+    "masks": Comparison(
+        "With action masks",
+        "REINFORCE with its entry, with action masks and without.",
+        {"taxi": "--env Taxi-v4 --algos reinforce --variant no-masks use_masking:False --seeds 3 -n 500000"},
+    ),
+    "lectures": Comparison(
+        "Trainings of the pages on lectures",
+        "Scores of 100 episodes with each seed, and their mean minus their standard deviation where a course asks for that: "
+        "mean over the seeds, lowest and highest.",
+        {
+            "corridor": "--env sb3_reinforce/AliasedGridworld-v0 --algos reinforce dqn --seeds 3 -n 50000 "
+            "--variant no-bonus ent_coef:0.0 --variant small-bonus ent_coef:0.02 "
+            "--variant large-bonus ent_coef:0.5 --variant large-bonus-to-0 ent_coef:lin_0.5",
+            "dice": "--env sb3_reinforce/RockPaperScissors-v0 --algos reinforce --seeds 3 -n 50000",
+            "cartpole": f"--env CartPole-v1 --algos reinforce --seeds 3 -n 100000 {DEFAULTS} "
+            f"--variant course n_episodes:1 {COURSE} --variant course-8-episodes n_episodes:8 {COURSE}",
+            "copter": "--env sb3_reinforce/PixelCopter-v0 --algos reinforce --seeds 3 -n 1000000",
+            "image": f"--env sb3_reinforce/AliasedGridworld-v0 --env-kwargs render_mode:rgb_array --algos --seeds 3 -n 8000 "
+            f"--variant pixels {PIXELS}",
+            "few-steps": "--env CartPole-v1 --algos reinforce dqn ars --seeds 3 -n 20000 --n-evaluations 4",
+        },
+        columns=("sampled_score", "sampled_score_minus_std", "score", "score_minus_std"),
+    ),
+    "classic": Comparison(
+        "Classic control and LunarLander, 60 seconds each",
+        "Hyperparameters are this package's for REINFORCE, and RL Zoo's for the others.",
+        {
+            "seconds": "--env CartPole-v1 Acrobot-v1 Pendulum-v1 MountainCarContinuous-v0 LunarLander-v3 --algos "
+            f"{ON_POLICY} ars dqn --seeds 5 --seconds 60 --jobs 2 --eval-episodes 5 --final-episodes 50"
+        },
+        normalised=True,
+        figures={
+            "classic_aggregates.png": "seconds/figures/aggregates.png",
+            "classic_pendulum.png": "seconds/figures/seconds_Pendulum-v1.png",
+        },
+    ),
+    # After: python benchmarks/earlier_entries.py --algos a2c ppo trpo --env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5
+    "mujoco": Comparison(
+        "MuJoCo, 300 seconds each",
+        "Hyperparameters are this package's for REINFORCE, and for the others RL Zoo's for version 4, since there are none for "
+        "version 5 (`benchmarks/earlier_entries.py` puts them under the present names).",
+        {
+            "seconds": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 --algos {ON_POLICY} --conf-file "
+            "a2c=logs/earlier_entries/a2c.yml ppo=logs/earlier_entries/ppo.yml trpo=logs/earlier_entries/trpo.yml "
+            "--seeds 3 --seconds 300 --jobs 2 --eval-episodes 5 --final-episodes 30"
+        },
+        normalised=True,
+    ),
+    "baselines": Comparison(
+        "Five baselines",
+        "The entries of REINFORCE with another baseline, their other settings unchanged.",
+        {
+            "steps": "--env CartPole-v1 LunarLander-v3 --algos --variant value baseline:value "
+            "--variant leave-one-out baseline:leave_one_out --variant time-step baseline:time_step "
+            "--variant mean baseline:mean --variant no-baseline baseline:None --seeds 5 -n 200000 --jobs 2 "
+            "--n-evaluations 10 --final-episodes 50"
+        },
+        columns=("score", "sampled_score"),
+        normalised=True,
+    ),
+}

@@ -1,0 +1,263 @@
+"""Pages and figures of comparisons, made from their CSVs alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import describe_provenance, make_table
+from comparisons import Comparison, Target
+from matplotlib.figure import Figure
+
+from sb3_reinforce.zoo.compare import statistics, summary
+
+RANDOM = "random"
+LABELS = {
+    "score": "score",
+    "score_minus_std": "score minus deviation",
+    "sampled_score": "sampled actions",
+    "sampled_score_minus_std": "sampled actions, minus deviation",
+}
+#: What scripts measured that are no longer here, but in the history of the repository, at the commits that the pages name.
+EARLIER = {
+    "zoo_table.py": "`zoo_table.py` trained through `sb3-reinforce train`, part of the runs with EnvPool (`--vec-env envpool`), and "
+    "evaluated the final policy of each run once, with sampled actions where the best policy is a random one.",
+    "time_to_threshold.py": "`time_to_threshold.py` measured until the mean of the last 100 training episodes was there, the "
+    "algorithms in turn in one process. A run ended without it at the number of steps that its schedules are made for, or at "
+    "500,000.",
+    "memory_tasks.py": "`memory_tasks.py` ended a run at the first evaluation of 100 episodes that reached the threshold (every "
+    "10,000 steps, 20,000 on CartPole, 50,000 on the T-maze of 50), the algorithms in turn in one process, beside other work. "
+    "ppo_lstm-same-units has SB3's defaults, 8 environments and as many units as REINFORCE; on the T-maze, ppo_lstm has RL "
+    "Zoo's default.",
+    "masks.py": "`masks.py` measured MaskablePPO with its defaults and the same masks and observations, in turn with REINFORCE in "
+    "one process; Taxi-v4 in gymnasium, Snake in EnvPool, where REINFORCE has the entry `default`. Seconds are without the "
+    "evaluations.",
+    "lectures.py": "`lectures.py` put the policies of the corridor and of dice into the formula of the environment, so that these "
+    "scores are exact; its dqn had a step size of 0.001 and 20,000 steps. On PixelCopter it had `n_steps=256` and an average of 0.9.",
+}
+#: The comparisons whose environments are put together, and the algorithms that all of them have.
+OVERALL = ("classic", "mujoco")
+OVERALL_ALGORITHMS = ["reinforce", "reinforce-adam", "a2c", "ppo", "trpo"]
+OVERALL_TITLE = "All environments of classic and mujoco together"
+
+Table = list[dict[str, Any]]
+
+
+def group(runs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield environment, algorithm and runs, in the order of the CSV; runs without training are left out."""
+    trained = runs[runs["algorithm"] != RANDOM]
+    for (env, algorithm, _), own in trained.groupby(["env", "algorithm", "budget"], sort=False):
+        yield env, algorithm, own.sort_values("seed")
+
+
+def write_scores(values: Sequence[float]) -> str:
+    """Write the mean, and the lowest and the highest of several."""
+    if not values:
+        return ""
+    decimals = statistics.decimals(values)
+    mean = f"{np.mean(values):,.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):,.{decimals}f} to {max(values):,.{decimals}f})"
+
+
+def write_budget(runs: pd.DataFrame) -> str:
+    """Write the budget of a training."""
+    number, unit = runs["budget"].iloc[0].split()
+    return f"{float(number):,g} {unit}" if unit == "seconds" else f"{int(number):,} {unit}"
+
+
+def write_median(reached: pd.Series, spent: pd.Series, decimals: int) -> str:
+    """Write the median, where a run that did not get there counts as longer than any, or bound it by what was spent."""
+    median = float(np.median(reached))
+    return f"{median:,.{decimals}f}" if np.isfinite(median) else f"> {np.median(spent):,.{decimals}f}"
+
+
+def score_table(runs: pd.DataFrame, comparison: Comparison, part: str) -> Table:
+    """Make one row for each environment and algorithm."""
+    runs = runs.assign(
+        score_minus_std=runs["score"] - runs["score_std"],
+        sampled_score_minus_std=runs["sampled_score"] - runs["sampled_score_std"],
+    )
+    columns = [column for column in comparison.columns if runs[column].notna().any()]
+    rows = []
+    for env, algorithm, own in group(runs):
+        row = {"environment": env, "algorithm": algorithm, "budget": write_budget(own), "seeds": len(own)}
+        row |= {LABELS[column]: write_scores(own[column].dropna().tolist()) for column in columns}
+        if comparison.normalised:
+            scores = own["score"].tolist()
+            row["95 % interval"] = summary.write(statistics.mean_with_interval(scores), statistics.decimals(scores))
+        target = comparison.targets.get(f"{part} {env}", comparison.targets.get(env))
+        if target is not None:
+            row |= target_cells(own[target.column].tolist(), target)
+        if comparison.to_threshold:
+            row["reached"] = f"{np.isfinite(own['steps_to_threshold']).sum()} of {len(own)}"
+            row["threshold"] = f"{own['threshold'].iloc[0]:g}"
+            row["steps"] = write_median(own["steps_to_threshold"], own["steps"], 0)
+            row["seconds"] = write_median(own["seconds_to_threshold"], own["seconds"], 1)
+        elif not comparison.targets and own["steps"].notna().all():
+            row |= {"steps": f"{own['steps'].median():,.0f}", "seconds": f"{own['seconds'].median():,.0f}"}
+        rows.append(row)
+    return rows
+
+
+def target_cells(scores: list[float], target: Target) -> dict[str, str]:
+    """Say what was to be reached, whether it was, and with which seeds."""
+    decimals = statistics.decimals(scores)
+    reached = (min(scores) if target.every_seed else np.mean(scores)) >= target.score
+    label = "" if target.column in ("score", "sampled_score") else f" ({LABELS[target.column]})"
+    return {
+        "of each seed": ", ".join(f"{score:,.{decimals}f}" for score in scores) + label,
+        "target": f"{target.score:g}" + (" with every seed" if target.every_seed else ""),
+        "reached": "yes" if reached else "**no**",
+        "published": target.cited,
+    }
+
+
+def count_targets(tables: Sequence[Table]) -> str:
+    """Count how often each algorithm reached a target."""
+    rows = [row for table in tables for row in table]
+    counts = []
+    for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
+        own = [row["reached"] for row in rows if row["algorithm"] == algorithm]
+        counts.append(f"{algorithm} {own.count('yes')} of {len(own)}")
+    return f"Targets reached: {', '.join(counts)}."
+
+
+def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
+    """Make the page of a comparison."""
+    parts = [f"# {comparison.title}", comparison.purpose]
+    tables = {part: score_table(own, comparison, str(part)) for part, own in runs.groupby("part", sort=False)}
+    if comparison.targets:
+        parts.append(count_targets(list(tables.values())))
+    if comparison.normalised:
+        parts += describe_overall(normalise(runs, "score"), "final scores")
+    for part, table in tables.items():
+        parts += [f"## {part}"] * (len(tables) > 1) + [make_table(table)]
+    parts.append(
+        "Scores: mean over the seeds, in brackets the lowest and the highest; deterministic actions unless the column says "
+        "otherwise. A deviation is the standard deviation over the episodes of a seed."
+        + (" Intervals are Student's, over the seeds." if comparison.normalised else "")
+    )
+    figures = [f"{name}.png"] * (comparison.dots is not None) + list(comparison.figures)
+    parts += [f"![{comparison.title}]({figure})" for figure in figures]
+    return "\n\n".join([*parts, *describe_origin(runs)]) + "\n"
+
+
+def describe_origin(runs: pd.DataFrame) -> list[str]:
+    """Say what made the runs, and what the scripts measured that are no longer here."""
+    commands = " ".join(runs["command"].unique())
+    notes = [note for script, note in EARLIER.items() if f"/{script}" in commands]
+    where = " Its script is in the history of the repository, at the commits below." if notes else ""
+    return ["## What made the runs", *[note + where for note in notes], describe_provenance(runs)]
+
+
+# Statistics over environments
+
+
+def normalise(runs: pd.DataFrame, column: str, algorithms: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """
+    Scale scores such that random actions, and all that is worse, have 0 and the best run has 1 in each environment.
+
+    :return: By algorithm the scores, of shape (seeds, environments), NaN where it cannot act.
+    """
+    random = runs[runs["algorithm"] == RANDOM].set_index("env")["sampled_score"]
+    trained = runs[runs["algorithm"] != RANDOM]
+    trained = trained if algorithms is None else trained[trained["algorithm"].isin(algorithms)]
+    table = trained.pivot_table(index=["algorithm", "seed"], columns="env", values=column, sort=False)
+    for env in table:
+        table[env] = statistics.normalise(table[env].to_numpy(), random[env], table[env].max())
+    return {name: table.loc[name].to_numpy() for name in trained["algorithm"].unique()}
+
+
+def describe_overall(scores: Mapping[str, np.ndarray], kind: str) -> list[str]:
+    """Say who is ahead over all environments, and make the table of aggregates."""
+    overall = statistics.over_environments(scores)
+    rows = [
+        {"algorithm": name}
+        | {aggregate: summary.write(estimates[name]) for aggregate, estimates in overall.aggregates.items()}
+        | {"environments": int((~np.isnan(matrix)).any(axis=0).sum())}
+        for name, matrix in scores.items()
+    ]
+    sentence = [summary.describe_aggregate(overall).replace("final scores", kind)] if overall.everywhere else []
+    return [*sentence, make_table(rows)]
+
+
+def make_overall_page(comparisons: Sequence[pd.DataFrame]) -> str:
+    """Make the page on the environments of several comparisons together, for the algorithms and seeds that all have."""
+    seeds = sorted(set.intersection(*(set(runs["seed"]) for runs in comparisons)))
+    together = pd.concat([runs[runs["seed"].isin(seeds)] for runs in comparisons])
+    final, equal = (
+        # Of seeds that are left out, the best run still is the 1
+        join([normalise(runs, column, algorithms) for runs in comparisons], seeds)
+        for column, algorithms in (("score", None), ("score_at_equal_steps", OVERALL_ALGORITHMS))
+    )
+    means = [
+        {"environment": env} | {name: f"{matrix[:, column].mean():.2f}" for name, matrix in final.items()}
+        for column, env in enumerate(together["env"].unique())
+    ]
+    steps = together.dropna(subset="equal_steps").groupby("env", sort=False)["equal_steps"].first()
+    return (
+        "\n\n".join(
+            [
+                f"# {OVERALL_TITLE}",
+                f"Scores with deterministic actions of the seeds {', '.join(map(str, seeds))}, which all comparisons have, "
+                "scaled such that random actions, and all that is worse, have 0 and the best run of a comparison has 1.",
+                "## With the whole budget",
+                *describe_overall(final, "final scores"),
+                "Means over the seeds, of each environment:",
+                make_table(means),
+                "## At equal steps",
+                *describe_overall(equal, "scores at equal steps"),
+                "The same runs, read off their learning curves where the shortest of an environment ended: "
+                f"{summary.join(f'{n_steps:,.0f} ({env})' for env, n_steps in steps.items())}. Evaluations during a run have "
+                "fewer episodes than the final one, and step sizes that decay with the budget have hardly done so at this "
+                "point of a run that takes many steps in its time. Scaled by the best run at these steps.",
+                *describe_origin(together),
+            ]
+        )
+        + "\n"
+    )
+
+
+def join(tables: Sequence[Mapping[str, np.ndarray]], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """Put the environments of several comparisons side by side; seeds count from 0."""
+    return {name: np.hstack([table[name][: len(seeds)] for table in tables]) for name in OVERALL_ALGORITHMS}
+
+
+# Figures
+
+
+def draw_dots(runs: pd.DataFrame, comparison: Comparison) -> Figure:
+    """Draw every run as a dot, a panel for each training of more than one algorithm, with the target where there is one."""
+    column = str(comparison.dots)
+    panels = []
+    for (part, env), own in runs.groupby(["part", "env"], sort=False):
+        algorithms = [(name, rows) for _, name, rows in group(own)]
+        # Where the entry is the same, so are the runs
+        if len({tuple(rows["score"].round(6)) for _, rows in algorithms}) > 1:
+            panels.append((part, env, algorithms))
+    n_columns = min(5, len(panels))
+    n_lines = -(-len(panels) // n_columns)
+    figure = Figure(figsize=(max(2.6 * n_columns, 4), 2.6 * n_lines), layout="constrained")
+    axes = figure.subplots(n_lines, n_columns, squeeze=False).flat
+    for (part, env, algorithms), panel in zip(panels, axes, strict=False):
+        for position, (_, rows) in enumerate(algorithms):
+            values = rows[column].to_numpy(dtype=float)
+            panel.plot([position] * len(values), np.where(np.isfinite(values), values, np.nan), "o", alpha=0.6)
+            if comparison.to_threshold:
+                spent = rows[column.removesuffix("_to_threshold")].to_numpy(dtype=float)
+                panel.plot([position] * len(values), np.where(np.isfinite(values), np.nan, spent), "x", color="black")
+            else:
+                panel.plot([position - 0.3, position + 0.3], [np.mean(values)] * 2, color="black", linewidth=1)
+        target = comparison.targets.get(f"{part} {env}", comparison.targets.get(env))
+        if target is not None:
+            panel.axhline(target.score, linestyle=":", color="black")
+        panel.set_title(f"{env}\n{write_budget(algorithms[0][1])}", fontsize=8)
+        panel.set_xticks(range(len(algorithms)), [name for name, _ in algorithms], fontsize=7, rotation=20)
+        panel.tick_params(axis="y", labelsize=7)
+        panel.set_xlim(-0.6, len(algorithms) - 0.4)
+        if comparison.to_threshold:
+            panel.set_yscale("log")
+            panel.set_ylabel(column.replace("_", " ") + " (x: not reached)", fontsize=7)
+    for panel in axes:
+        panel.set_axis_off()
+    return figure
