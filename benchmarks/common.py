@@ -107,7 +107,7 @@ def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str
         return new
 
     def list_keys(table: pd.DataFrame) -> list[tuple[str, ...]]:
-        return list(zip(*(table[name].astype(object).fillna("").astype(str) for name in key), strict=True))
+        return list(zip(*(table[name].astype(str).replace("nan", "") for name in key), strict=True))
 
     replaced = set(list_keys(new))
     kept = [own not in replaced for own in list_keys(results)]

@@ -54,7 +54,7 @@ def write_scores(values: Sequence[float]) -> str:
     """Write the mean, and the lowest and the highest of several."""
     if not values:
         return ""
-    decimals = statistics.decimals(values)
+    decimals = min(statistics.decimals(values), 3)
     mean = f"{np.mean(values):,.{decimals}f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):,.{decimals}f} to {max(values):,.{decimals}f})"
 
@@ -101,7 +101,7 @@ def score_table(runs: pd.DataFrame, comparison: Comparison, part: str) -> Table:
 
 def target_cells(scores: list[float], target: Target) -> dict[str, str]:
     """Say what was to be reached, whether it was, and with which seeds."""
-    decimals = statistics.decimals(scores)
+    decimals = min(statistics.decimals(scores), 3)
     reached = (min(scores) if target.every_seed else np.mean(scores)) >= target.score
     label = "" if target.column in ("score", "sampled_score") else f" ({LABELS[target.column]})"
     return {

@@ -315,15 +315,16 @@ def test_list_without_scores(monkeypatch, capsys):
 
 def test_list_with_scores(monkeypatch, tmp_path, capsys):
     table = tmp_path / "zoo_table.csv"
-    table.write_text(
-        "env,conf,steps,mean,std,n_seeds\nCartPole-v1,reinforce,100000,499.52,1.0,10\nCartPole-v1,reinforce,20000,99.0,1.0,10\n"
-        "CartPole-v1,reinforce-adam,100000,400.0,1.0,10\nAnt-v5,reinforce,1000000,1309.8,,1\nAcrobot-v1,reinforce,500000,,,0\n"
-    )
+    rows = ["CartPole-v1,reinforce,100000 steps,499.0,", "CartPole-v1,reinforce,100000 steps,500.0,"]
+    rows += ["CartPole-v1,reinforce,20000 steps,99.0,", "CartPole-v1,reinforce-adam,100000 steps,400.0,"]
+    rows += ["Ant-v5,reinforce,1000000 steps,1309.8,", "sb3_reinforce/RockPaperScissors-v0,reinforce,50000 steps,,-0.2"]
+    table.write_text("\n".join(["env,algorithm,budget,score,sampled_score", *rows, ""]))
     monkeypatch.setattr(commands, "find_resource", lambda name: table)
     assert main(["list"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["CartPole-v1", "100,000", "499.5", "+/-", "1.0", "10"] in lines
+    assert ["CartPole-v1", "100,000", "499.5", "+/-", "0.7", "2"] in lines
     assert ["Ant-v5", "1,000,000", "1,309.8", "1"] in lines
+    assert ["sb3_reinforce/RockPaperScissors-v0", "50,000", "-0.2", "1"] in lines
     assert ["Acrobot-v1", "500,000"] in lines
 
 

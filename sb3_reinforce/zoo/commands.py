@@ -12,6 +12,7 @@ import os
 import re
 import runpy
 import shutil
+import statistics
 import sys
 import tempfile
 import warnings
@@ -284,22 +285,23 @@ def list_environments(args: list[str]) -> None:
     """
     argparse.ArgumentParser("sb3-reinforce list").parse_args(args)
     entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
-    scores: dict[tuple[str, int], dict[str, str]] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
     with contextlib.suppress(FileNotFoundError), find_resource("benchmarks/results/zoo_table.csv").open(newline="") as file:
         # An environment may also be there with fewer steps than its entry has, or with an entry of another file
-        rows = [row for row in csv.DictReader(file) if row["mean"] and row["conf"] == ALGORITHM]
-        scores = {(row["env"], int(row["steps"])): row for row in rows}
+        for row in csv.DictReader(file):
+            # Where the best policy is a random one, actions were sampled
+            if row["algorithm"] == ALGORITHM and (score := row["score"] or row["sampled_score"]):
+                scores.setdefault((row["env"], row["budget"]), []).append(float(score))
     print(f"{'environment':<28}{'steps':>12}" + (f"{'score':>24}{'seeds':>8}" if scores else ""))
     for env_id, entry in entries.items():
         if env_id in FALLBACKS:
             continue
         steps = int(entry["n_timesteps"])
         line = f"{env_id:<28}{steps:>12,}"
-        if (env_id, steps) in scores:
-            row = scores[env_id, steps]
+        if own := scores.get((env_id, f"{steps} steps")):
             # One seed has no standard deviation
-            score = f"{float(row['mean']):,.1f}" + (f" +/- {float(row['std']):,.1f}" if row["std"] else "")
-            line += f"{score:>24}{row['n_seeds']:>8}"
+            text = f"{statistics.mean(own):,.1f}" + (f" +/- {statistics.stdev(own):,.1f}" if len(own) > 1 else "")
+            line += f"{text:>24}{len(own):>8}"
         print(line)
     print(f"Other environments use the entry {' or '.join(FALLBACKS)} of {hyperparams_path()}")
 
