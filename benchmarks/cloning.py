@@ -26,7 +26,7 @@ N_STEPS = (20, 50, 100, 500)
 EVALUATION_SEED = 10_000
 
 
-def measure(seed: int, n_timesteps: int) -> list[dict[str, Any]]:
+def measure(seed: int, n_timesteps: int, n_episodes: int) -> list[dict[str, Any]]:
     """Train an expert, clone it from different numbers of steps, and score the clones."""
     expert = REINFORCE("MlpPolicy", ENV, seed=seed).learn(n_timesteps)
     shown = demonstrate(expert, make_vec_env(ENV, 1), n_episodes=1, seed=seed)
@@ -36,7 +36,7 @@ def measure(seed: int, n_timesteps: int) -> list[dict[str, Any]]:
         pupil = REINFORCE("MlpPolicy", ENV, seed=seed)
         fit = clone(pupil, shown.observations[:n_steps], shown.actions[:n_steps], seed=seed)
         env.seed(EVALUATION_SEED + seed)
-        scores, _ = evaluate_policy(pupil, env, 100, return_episode_rewards=True)
+        scores, _ = evaluate_policy(pupil, env, n_episodes, return_episode_rewards=True)
         rows.append(
             {
                 "expert_steps": n_steps,
@@ -78,12 +78,13 @@ def main(arguments: Sequence[str]) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="an expert for each")
     parser.add_argument("--n-timesteps", type=positive_int, default=100_000, help="of the expert")
+    parser.add_argument("--episodes", type=positive_int, default=100, help="episodes of each evaluation")
     options = parser.parse_args(arguments)
     th.set_num_threads(1)
     path = options.results_dir / f"{NAME}.csv"
     results = read_results(path)
     if not options.report_only:
-        rows = [row for seed in options.seeds for row in measure(seed, options.n_timesteps)]
+        rows = [row for seed in options.seeds for row in measure(seed, options.n_timesteps, options.episodes)]
         results = pd.DataFrame(rows).assign(**make_provenance(NAME, arguments)).sort_values(["expert_steps", "seed"])
     write_results(path, results, make_page(results))
 
