@@ -65,8 +65,8 @@ def make_page(results: pd.DataFrame) -> str:
         rows.append(row)
     parts = [
         "# Clones",
-        f"Clones of an expert that was trained for {results['training_steps'].iloc[0]:,} steps on {ENV}, from a part of one of "
-        "its episodes: mean over the seeds, lowest and highest; scores of 100 episodes with deterministic actions.",
+        f"Clones of an expert that was trained for {results['training_steps'].iloc[0]:,} steps on {ENV}, from a part of one "
+        "of its episodes: mean over the seeds, lowest and highest; scores of 100 episodes with deterministic actions.",
         make_table(rows),
         "## What made the runs",
         describe_provenance(results),

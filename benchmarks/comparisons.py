@@ -87,7 +87,7 @@ COURSE = (
 PIXELS = (
     "policy:CnnPolicy n_envs:4 n_steps:64 learning_rate:0.001 ent_coef:lin_0.02 micro_batch_size:256 "
     "\"env_wrapper:[{'gymnasium.wrappers.AddRenderObservation': {'render_only': True}}, "
-    "{'gymnasium.wrappers.ResizeObservation': {'shape': (40, 100)}}]\""
+    "{'stable_baselines3.common.atari_wrappers.WarpFrame': {'width': 100, 'height': 40}}]\""
 )
 
 COMPARISONS = {
@@ -101,9 +101,9 @@ COMPARISONS = {
         "Older versions of an environment (v2, v3) are not quite the same task.",
         {
             "entries": "--algos reinforce reinforce-adam --seeds 5 --env CartPole-v1 Acrobot-v1 MountainCar-v0 "
-            "MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 "
-            "Swimmer-v5 Reacher-v5 InvertedPendulum-v5 InvertedDoublePendulum-v5 Taxi-v4 sb3_reinforce/AliasedGridworld-v0 "
-            "sb3_reinforce/RockPaperScissors-v0 sb3_reinforce/PixelCopter-v0",
+            "MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 "
+            "Walker2d-v5 Swimmer-v5 Reacher-v5 InvertedPendulum-v5 InvertedDoublePendulum-v5 Taxi-v4 "
+            "sb3_reinforce/AliasedGridworld-v0 sb3_reinforce/RockPaperScissors-v0 sb3_reinforce/PixelCopter-v0",
             # So long that three seeds must do
             "long": "--algos reinforce reinforce-adam --seeds 3 --env BipedalWalker-v3 Ant-v5 Humanoid-v5",
             # There are published scores for so many steps
@@ -116,8 +116,8 @@ COMPARISONS = {
     ),
     "time_to_threshold": Comparison(
         "Time to 475 on CartPole-v1",
-        "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that did not "
-        "get there counts as longer than any. PPO and A2C have RL Zoo's entries, REINFORCE that of "
+        "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that did "
+        "not get there counts as longer than any. PPO and A2C have RL Zoo's entries, REINFORCE that of "
         "`hyperparams/reinforce_adam.yml`, the textbook's step.",
         {
             "cartpole": "--env CartPole-v1 --algos reinforce-adam ppo a2c --seeds 5 -n 300000 --n-evaluations 100 "
@@ -128,7 +128,7 @@ COMPARISONS = {
     ),
     "recurrent": Comparison(
         "Recurrent policies, on tasks that need them",
-        "Steps and seconds of training until an evaluation reaches the threshold, one thread: medians over the seeds, where a "
+        "Steps and seconds of training until the threshold is reached, one thread: medians over the seeds, where a "
         "run that did not get there counts as longer than any. REINFORCE has its entry in `hyperparams/reinforce_lstm.yml`, "
         "the MLP the same entry without the LSTM, RecurrentPPO (ppo_lstm) RL Zoo's entry.",
         {
@@ -187,8 +187,8 @@ COMPARISONS = {
     # After: python benchmarks/earlier_entries.py --algos a2c ppo trpo --env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5
     "mujoco": Comparison(
         "MuJoCo, 300 seconds each",
-        "Hyperparameters are this package's for REINFORCE, and for the others RL Zoo's for version 4, since there are none for "
-        "version 5 (`benchmarks/earlier_entries.py` puts them under the present names).",
+        "Hyperparameters are this package's for REINFORCE, and for the others RL Zoo's for version 4, since there are none "
+        "for version 5 (`benchmarks/earlier_entries.py` puts them under the present names).",
         {
             "seconds": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 --algos {ON_POLICY} --conf-file "
             "a2c=logs/earlier_entries/a2c.yml ppo=logs/earlier_entries/ppo.yml trpo=logs/earlier_entries/trpo.yml "

@@ -20,20 +20,21 @@ LABELS = {
 }
 #: What scripts measured that are no longer here, but in the history of the repository, at the commits that the pages name.
 EARLIER = {
-    "zoo_table.py": "`zoo_table.py` trained through `sb3-reinforce train`, part of the runs with EnvPool (`--vec-env envpool`), and "
-    "evaluated the final policy of each run once, with sampled actions where the best policy is a random one.",
+    "zoo_table.py": "`zoo_table.py` trained through `sb3-reinforce train`, part of the runs with EnvPool (`--vec-env "
+    "envpool`), and evaluated the final policy of each run once, with sampled actions where the best policy is a random one.",
     "time_to_threshold.py": "`time_to_threshold.py` measured until the mean of the last 100 training episodes was there, the "
     "algorithms in turn in one process. A run ended without it at the number of steps that its schedules are made for, or at "
     "500,000.",
-    "memory_tasks.py": "`memory_tasks.py` ended a run at the first evaluation of 100 episodes that reached the threshold (every "
-    "10,000 steps, 20,000 on CartPole, 50,000 on the T-maze of 50), the algorithms in turn in one process, beside other work. "
-    "ppo_lstm-same-units has SB3's defaults, 8 environments and as many units as REINFORCE; on the T-maze, ppo_lstm has RL "
-    "Zoo's default.",
-    "masks.py": "`masks.py` measured MaskablePPO with its defaults and the same masks and observations, in turn with REINFORCE in "
-    "one process; Taxi-v4 in gymnasium, Snake in EnvPool, where REINFORCE has the entry `default`. Seconds are without the "
-    "evaluations.",
-    "lectures.py": "`lectures.py` put the policies of the corridor and of dice into the formula of the environment, so that these "
-    "scores are exact; its dqn had a step size of 0.001 and 20,000 steps. On PixelCopter it had `n_steps=256` and an average of 0.9.",
+    "memory_tasks.py": "`memory_tasks.py` ended a run at the first evaluation of 100 episodes that reached the threshold "
+    "(every 10,000 steps, 20,000 on CartPole, 50,000 on the T-maze of 50), the algorithms in turn in one process, beside "
+    "other work. ppo_lstm-same-units has SB3's defaults, 8 environments and as many units as REINFORCE; on the T-maze, "
+    "ppo_lstm has RL Zoo's default.",
+    "masks.py": "`masks.py` measured MaskablePPO with its defaults and the same masks and observations, in turn with "
+    "REINFORCE in one process; Taxi-v4 in gymnasium, Snake in EnvPool, where REINFORCE has the entry `default`. Seconds are "
+    "without the evaluations.",
+    "lectures.py": "`lectures.py` put the policies of the corridor and of dice into the formula of the environment, so that "
+    "these scores are exact; its dqn had a step size of 0.001 and 20,000 steps. On PixelCopter it had `n_steps=256` and an "
+    "average of 0.9. Its images had colours.",
 }
 #: The comparisons whose environments are put together, and the algorithms that all of them have.
 OVERALL = ("classic", "mujoco")

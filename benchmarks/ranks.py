@@ -1,9 +1,9 @@
 """
 Steps per second of one training with 1 and 2 processes, what they spend on communication, and time to a threshold.
 
-The numbers of processes take turns, several rounds, started by torchrun. All processes have the same number of environments and
-steps, so that with two processes twice as many steps are made; the ratio of steps per second is 2 where the second process
-costs nothing and has a core of its own.
+The numbers of processes take turns, several rounds, started by torchrun. All processes have the same number of environments
+and steps, so that with two processes twice as many steps are made; the ratio of steps per second is 2 where the second
+process costs nothing and has a core of its own.
 
     python benchmarks/ranks.py
     python benchmarks/ranks.py --env LunarLander-v3 --rounds 9 --threshold LunarLander-v3=200
@@ -99,16 +99,29 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 class StopAtThreshold(BaseCallback):
-    """Ends the training when the mean over the last 100 training episodes is there."""
+    """
+    Ends the training when the mean over 100 training episodes reaches a score, and that over the next 100 confirms it.
+
+    The highest of many means may be there by luck. What counts is when it was reached.
+    """
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.threshold = threshold
         self.reached = False
+        self.start = time.perf_counter()
+        self.steps, self.seconds = 0, 0.0
+        self.first_episode: Any = None
 
     def _on_step(self) -> bool:
         episodes = self.model.ep_info_buffer or []
-        self.reached = len(episodes) == 100 and sum(episode["r"] for episode in episodes) / 100 >= self.threshold
+        is_there = len(episodes) == 100 and sum(episode["r"] for episode in episodes) / 100 >= self.threshold
+        if self.first_episode is not None and all(episode is not self.first_episode for episode in episodes):
+            self.reached = is_there
+            self.first_episode = None
+        elif self.first_episode is None:
+            self.steps, self.seconds = self.num_timesteps, time.perf_counter() - self.start
+            self.first_episode = episodes[-1] if is_there else None
         return not self.reached
 
 
@@ -141,9 +154,8 @@ def measure_threshold(spec: dict[str, Any]) -> dict[str, Any]:
 
     def learn_to_threshold(self: REINFORCE, total_timesteps: int, callback: Any = None, **kwargs: Any) -> REINFORCE:
         stop = StopAtThreshold(spec["threshold"])
-        start = time.perf_counter()
         learn(self, total_timesteps, [*(callback or []), stop], **kwargs)
-        noted.update(steps=self.num_timesteps, seconds=time.perf_counter() - start, reached=stop.reached)
+        noted.update(steps=stop.steps, seconds=stop.seconds, reached=stop.reached)
         return self
 
     REINFORCE.learn = learn_to_threshold  # type: ignore[method-assign, assignment]
@@ -239,15 +251,16 @@ def make_page(results: pd.DataFrame) -> str:
         parts += [
             "## Steps per second",
             "Median over the rounds; of the ratio to the fewest processes, which take turns with the others, also the range. "
-            "Communication is the share of the time that the first process spends in reductions and gathers, waiting included.",
+            "Communication is the share of the time that the first process spends in reductions and gathers, waiting "
+            "included.",
             make_table(speed_table(kinds["speed"])),
         ]
     if "threshold" in kinds:
         parts += [
             "## Time to a threshold",
-            "Median steps (of all processes) and seconds until the mean of the last 100 training episodes is there, of the runs "
-            "that got there, with the same hyperparameters: `n_steps` is a budget of each environment, so that an update of two "
-            "processes holds twice as much.",
+            "Median steps (of all processes) and seconds until the mean of the last 100 training episodes is there, of the "
+            "runs that got there, with the same hyperparameters: `n_steps` is a budget of each environment, so that an update "
+            "of two processes holds twice as much. The next 100 episodes confirm it, except in the runs of commit 4f6881b659.",
             make_table(threshold_table(kinds["threshold"])),
         ]
     return "\n\n".join([*parts, "## What made the runs", describe_provenance(results)]) + "\n"

@@ -44,7 +44,11 @@ NAME = "throughput"
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO}
 CONFIGURATION = ["kind", "axis", "env", "engine", "n_envs", "n_steps", "width", "vec_normalize", "actions"]
 #: What is varied for the kind ``scaling``, one at a time.
-AXES = {"n_envs": [2**exponent for exponent in range(9)], "width": [16, 32, 64, 128, 256, 512], "n_steps": [16, 64, 256, 1024, 4096]}
+AXES = {
+    "n_envs": [2**exponent for exponent in range(9)],
+    "width": [16, 32, 64, 128, 256, 512],
+    "n_steps": [16, 64, 256, 1024, 4096],
+}
 BASE = {"n_envs": 8, "width": 64, "n_steps": 256}
 #: So many random actions per environment are drawn ahead, and then used again and again.
 N_PRESAMPLED = 1_000
@@ -248,10 +252,11 @@ def tabulate(results: pd.DataFrame, side: str, reference: str) -> list[dict[str,
 def make_page(results: pd.DataFrame) -> str:
     parts = [
         "# Throughput",
-        "Environment steps per second, one thread of PyTorch: medians over rounds in which all ran in turn in one process, after "
-        "a warm-up; a ratio is the median of the ratios of the rounds. Learners have default hyperparameters except `n_steps`; "
-        "the whole of `learn` counts, updates included, and so do the steps that REINFORCE leaves unused while the last episodes "
-        "finish. Bare is `VecEnv.step` alone, with random actions drawn ahead, or with those of the policy of that round.",
+        "Environment steps per second, one thread of PyTorch: medians over rounds in which all ran in turn in one process, "
+        "after a warm-up; a ratio is the median of the ratios of the rounds. Learners have default hyperparameters except "
+        "`n_steps`; the whole of `learn` counts, updates included, and so do the steps that REINFORCE leaves unused while the "
+        "last episodes finish. Bare is `VecEnv.step` alone, with random actions drawn ahead, or with those of the "
+        "policy of that round.",
     ]
     kinds = dict(list(results.groupby("kind", sort=False)))
     if "learning" in kinds:

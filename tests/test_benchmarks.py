@@ -245,7 +245,8 @@ def test_throughput_collects_configurations_in_one_table(tmp_path):
 def test_ratios_are_those_of_the_rounds():
     throughput = importlib.import_module("throughput")
     rows = [
-        dict.fromkeys(throughput.CONFIGURATION, "") | {"algorithm": name, "round": round_number, "steps": 100, "seconds": seconds}
+        dict.fromkeys(throughput.CONFIGURATION, "")
+        | {"algorithm": name, "round": round_number, "steps": 100, "seconds": seconds}
         for round_number, load in enumerate((1.0, 3.0, 10.0))
         for name, seconds in (("reinforce", 0.5 * load), ("a2c", 2.0 * load))
     ]

@@ -13,7 +13,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -25,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPOSITORY / "docs" / "lectures").glob("*.md"))
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SHORTENED = {"STEPS": 256}
-SHORTER = ["--seeds", "0", "--n-timesteps", "256"]
+SHORTER_CLONING = ["--seeds", "0", "--n-timesteps", "256", "--episodes", "2"]
 SHORTER_COMPARISON = "--seeds 1 -n 64 --n-evaluations 1 --eval-episodes 1 --final-episodes 1 --jobs 1".split()
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
@@ -69,21 +68,19 @@ def commands():
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command, tmp_path, monkeypatch):
     words = shlex.split(command)
-    if words[:2] == ["python", "benchmarks/lectures.py"]:
-        tasks = words[2:]
-        lectures = importlib.import_module("lectures")
-        lectures.main([*tasks, "--results-dir", str(tmp_path), *SHORTER])
-        made = {path.name: path.read_bytes() for path in (tmp_path / "lectures").iterdir()}
-        assert set(made) == {f"{task}{suffix}" for task in tasks for suffix in (".json", ".md")}
-
-        # What is there is not trained again: nobody could
-        for task in tasks:
-            monkeypatch.setitem(lectures.TASKS, task, [job._replace(run=None) for job in lectures.TASKS[task]])
-        lectures.main([*tasks, "--results-dir", str(tmp_path), *SHORTER])
-        assert {path.name: path.read_bytes() for path in (tmp_path / "lectures").iterdir()} == made
+    if words == ["python", "benchmarks/cloning.py"]:
+        importlib.import_module("cloning").main(["--results-dir", str(tmp_path), *SHORTER_CLONING])
+        assert (tmp_path / "cloning.md").exists()
+        return
+    monkeypatch.setattr(cli, "train", train_in_this_process)
+    if words[:4] == ["python", "benchmarks/compare.py", "lectures", "--part"]:
+        monkeypatch.setattr(cli, "write_report", lambda folder, *_: (folder / "report.md").write_text("#\n\nThe report"))
+        folders = ["--results-dir", str(tmp_path), "--folder", str(tmp_path / "runs")]
+        importlib.import_module("compare").main([*words[2:], *folders, *SHORTER_COMPARISON])
+        runs = pd.read_csv(tmp_path / "lectures.csv")
+        assert set(runs["part"]) == set(words[4:])
     else:
         assert words[:2] == ["sb3-reinforce", "compare"]
-        monkeypatch.setattr(cli, "train", train_in_this_process)
         assert run_command([*words[1:], "-f", str(tmp_path), *SHORTER_COMPARISON]) == 0
         runs = pd.read_csv(tmp_path / "results.csv")
         assert list(runs["contender"].unique()) == ["reinforce", "dqn", "ars"]
@@ -103,7 +100,7 @@ def train_in_this_process(folder, settings, pool):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_are_those_of_the_results(page):
-    known = {line for file in (RESULTS / "lectures").glob("*.md") for line in file.read_text().splitlines()}
+    known = {line for name in ("lectures", "cloning") for line in (RESULTS / f"{name}.md").read_text().splitlines()}
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     tables = [line for line in prose.splitlines() if line.startswith("|")]
     if page.stem == "README":
@@ -116,18 +113,3 @@ def test_tables_are_those_of_the_results(page):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
-
-
-def test_scores_in_worlds_are_exact():
-    """What the tables put into the worlds' formulas is the policy that acts."""
-    lectures = importlib.import_module("lectures")
-    env = lectures.make_vec_env(lectures.CORRIDOR, 2, seed=0)
-    model = lectures.REINFORCE("MlpPolicy", env, seed=0).learn(500)
-    observations = lectures.aliased_gridworld.OBSERVATIONS
-    probabilities = lectures.action_probabilities(model, observations, deterministic=False)
-    drawn, _ = model.predict(np.repeat(observations, 4_000, axis=0))
-    frequencies = [np.bincount(part, minlength=4) / 4_000 for part in drawn.reshape(4, 4_000)]
-    np.testing.assert_allclose(probabilities, frequencies, atol=0.04)
-    likeliest = lectures.action_probabilities(model, observations, deterministic=True)
-    np.testing.assert_array_equal(likeliest.argmax(axis=1), probabilities.argmax(axis=1))
-    np.testing.assert_array_equal(likeliest.sum(axis=1), 1.0)
