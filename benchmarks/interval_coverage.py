@@ -1,7 +1,7 @@
 """
 How far the intervals and the claims of ``sb3-reinforce compare`` can be trusted with few seeds, by simulation.
 
-Five contenders with the same distribution of scores are compared over and over: how often is the one with the highest
+Five algorithms with the same distribution of scores are compared over and over: how often is the one with the highest
 interquartile mean declared above another, and how often does its interval cover the true one? Then the first of them is made
 better, and it is counted of how many of the other four that is found. Before: percentiles of a stratified bootstrap, and a
 claim where two intervals do not overlap. After: what the package does.
@@ -16,6 +16,7 @@ from typing import Any
 
 import common
 import numpy as np
+import pandas as pd
 from scipy.stats import trim_mean
 from tqdm import tqdm
 
@@ -23,8 +24,8 @@ from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.statistics import FloatArray
 
 NAME = "interval_coverage"
-N_ENVS, N_SEEDS, N_CONTENDERS = (4, 5, 9), (3, 5, 10), 5
-#: Runs of the contender that stands for the truth.
+N_ENVS, N_SEEDS, N_ALGORITHMS = (4, 5, 9), (3, 5, 10), 5
+#: Runs of the algorithm that stands for the truth.
 N_TRUE_RUNS = 20_000
 COLUMNS = [f"{name} {when}" for name in ("coverage", "false claims", "found") for when in ("before", "after")]
 KINDS = {
@@ -80,7 +81,7 @@ def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> dict[str, Any]
     true_scores = simulate(kind, (N_TRUE_RUNS, n_envs), rng)
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for index in range(n_sets):
-        raw = simulate(kind, (N_CONTENDERS, n_seeds, n_envs), rng)
+        raw = simulate(kind, (N_ALGORITHMS, n_seeds, n_envs), rng)
         best = raw.max(axis=(0, 1))
         scores = np.maximum(raw / best, 0.0)
         _, before, after, intervals = compare(scores, rng)
@@ -99,36 +100,40 @@ def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> dict[str, Any]
     return {"scores": kind, "environments": n_envs, "seeds": n_seeds, **rates}
 
 
-def to_markdown(content: dict[str, Any]) -> str:
+def make_page(results: pd.DataFrame) -> str:
     table = [
-        {name: f"{value:.0%}".replace("%", " %") if isinstance(value, float) else value for name, value in row.items()}
-        for row in content["rows"]
+        {name: f"{value:.0%}".replace("%", " %") if name in COLUMNS else value for name, value in row.items()}
+        for row in results[["scores", "environments", "seeds", *COLUMNS]].to_dict("records")
     ]
-    error = 200.0 * np.sqrt(0.05 * 0.95 / content["n_sets"])
+    n_sets = int(results["n_sets"].iloc[0])
+    error = 200.0 * np.sqrt(0.05 * 0.95 / n_sets)
     parts = [
         "# Intervals and claims with few seeds",
-        f"{content['n_sets']} simulated comparisons of five contenders in each row, so that a rate of 5 % is known to "
-        f"{error:.0f} points. Coverage: how often the 95 % interval of an interquartile "
-        "mean has the true one in it. False claims: how often the leader of five equals is declared above another. Found: the "
-        "share of the other four that one who is better is declared above. Before: percentiles of a stratified bootstrap, "
-        "and a claim where they do not overlap.",
+        f"{n_sets} simulated comparisons of five algorithms in each row, so that a rate of 5 % is known to {error:.0f} points. "
+        "Coverage: how often the 95 % interval of an interquartile mean has the true one in it. False claims: how often the "
+        "leader of five equals is declared above another. Found: the share of the other four that one who is better is "
+        "declared above. Before: percentiles of a stratified bootstrap, and a claim where they do not overlap.",
         "\n".join(f"- {kind}: {description}" for kind, description in KINDS.items()),
-        common.markdown_table(table),
-        common.provenance_line(content["provenance"]),
+        common.make_table(table),
+        "## What made the runs",
+        common.describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    made_by = common.provenance(NAME, arguments, [])
-    # A twentieth of them: each p-value is less exact, their distribution is the same
-    statistics.PERMUTATIONS = 500
-    cells = [(kind, n_envs, n_seeds) for kind in options.kinds for n_envs in N_ENVS for n_seeds in N_SEEDS]
-    rows = [measure(*cell, options.n_sets) for cell in tqdm(cells, unit="row")]
-    content = {"provenance": made_by, "n_sets": options.n_sets, "rows": rows}
-    common.write_results(options.results_dir, NAME, content, to_markdown(content))
-    print(to_markdown(content))
+    path = options.results_dir / f"{NAME}.csv"
+    if options.report_only:
+        results = common.read_results(path)
+    else:
+        made_by = common.make_provenance(NAME, arguments)
+        # A twentieth of them: each p-value is less exact, their distribution is the same
+        statistics.PERMUTATIONS = 500
+        cells = [(kind, n_envs, n_seeds) for kind in options.kinds for n_envs in N_ENVS for n_seeds in N_SEEDS]
+        rows = [measure(*cell, options.n_sets) for cell in tqdm(cells, unit="row")]
+        results = pd.DataFrame(rows).assign(n_sets=options.n_sets, **made_by)
+    common.write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":
