@@ -109,10 +109,10 @@ def make_page(results: pd.DataFrame) -> str:
     error = 200.0 * np.sqrt(0.05 * 0.95 / n_sets)
     parts = [
         "# Intervals and claims with few seeds",
-        f"{n_sets} simulated comparisons of five algorithms in each row, so that a rate of 5 % is known to {error:.0f} points. "
-        "Coverage: how often the 95 % interval of an interquartile mean has the true one in it. False claims: how often the "
-        "leader of five equals is declared above another. Found: the share of the other four that one who is better is "
-        "declared above. Before: percentiles of a stratified bootstrap, and a claim where they do not overlap.",
+        f"{n_sets} simulated comparisons of five algorithms in each row, so that a rate of 5 % is known to {error:.0f} "
+        "points. Coverage: how often the 95 % interval of an interquartile mean has the true one in it. False claims: how "
+        "often the leader of five equals is declared above another. Found: the share of the other four that one who is better "
+        "is declared above. Before: percentiles of a stratified bootstrap, and a claim where they do not overlap.",
         "\n".join(f"- {kind}: {description}" for kind, description in KINDS.items()),
         common.make_table(table),
         "## What made the runs",
