@@ -12,6 +12,7 @@ from gymnasium import spaces
 from helpers import ACTION_PROBABILITIES, FixedLengthEnv, linear_model, policy_gradient, set_action_probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
@@ -31,9 +32,10 @@ from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
 from sb3_reinforce.lab.cloning import unit_weights
 from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
 from sb3_reinforce.lab.gradients import ScoreReader, compression, group_gradients, steps_of, take_episodes
+from sb3_reinforce.lab.headline import describe
 from sb3_reinforce.lab.lineup import OWN, choose, make_lineup
 from sb3_reinforce.lab.measurement import divergence_of_step, expected_starts, measure_episodes, prepare
-from sb3_reinforce.lab.report import write_report
+from sb3_reinforce.lab.report import make_sections, write_report
 from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.returns import rewards_to_go
 
@@ -392,26 +394,52 @@ def test_pairs_by_slow_loops(n, seed):
     assert statistics.mean_cosine(products) == pytest.approx(np.mean(cosines))
 
 
-@given(st.integers(4, 5), st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_bootstrap_has_the_unbiased_variance(n, seed):
-    """Over all resamples its variance is the linear part's unbiased one plus that of the quadratic part."""
-    gradients = np.random.default_rng(seed).normal(size=(n, 2)) + 3.0
-    products = statistics.inner_products(gradients)
-    counts = np.array([np.bincount(draw, minlength=n) for draw in itertools.product(range(n), repeat=n)], dtype=float)
-    replicates = statistics.bootstrap_mean_over_pairs(products, counts)
-    distinct = itertools.permutations
-    triples = np.mean([products[i, j] * products[i, k] for i, j, k in distinct(range(n), 3)])
-    quadruples = np.mean([products[i, j] * products[k, m] for i, j, k, m in distinct(range(n), 4)])
-    linear = 4 * max(triples - quadruples, 0.0) / n
-    centred = statistics.inner_products(gradients - gradients.mean(axis=0))
-    drawn = counts - 1.0
-    quadratic = [d @ centred @ d - d**2 @ np.diag(centred) for d in drawn]
-    means = np.array([np.mean([products[i, j] for j in range(n) if j != i]) for i in range(n)])
-    scale = np.sqrt(linear * n / 4 / np.mean((means - means.mean()) ** 2))
-    expected = statistics.mean_over_pairs(products) + 2 * scale * drawn @ (means - means.mean()) / n
-    np.testing.assert_allclose(replicates, expected + np.array(quadratic) / (n * (n - 1)), atol=1e-9)
-    assert np.var(2 * scale * drawn @ (means - means.mean()) / n) == pytest.approx(linear, abs=1e-9)
+@given(st.integers(5, 8), st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_intervals_by_slow_loops(n, seed):
+    """The jackknife with the correction of Efron & Stein (1981), every statistic computed anew without one and without two."""
+    rng = np.random.default_rng(seed)
+    gradients, others = rng.normal(size=(n, 6)) + 1.0, rng.normal(size=(n, 6)) + 2.0
+
+    def ratio(left_out):
+        signal, noise = statistics.signal_and_noise(statistics.inner_products(np.delete(gradients, left_out, axis=0)))
+        return signal / noise
+
+    def bias(left_out):
+        first, second = (np.delete(part, left_out, axis=0) for part in (gradients - others, others))
+        return np.divide(*(statistics.mean_over_pairs(statistics.inner_products(part)) for part in (first, second)))
+
+    def cosine(left_out):
+        first, second = (np.delete(part, left_out, axis=0) for part in (gradients, others))
+        pairs = ((first, second), (first, None), (second, None))
+        dot, one, other = (statistics.mean_over_pairs(statistics.inner_products(*pair)) for pair in pairs)
+        return dot / np.sqrt(one * other) if min(one, other) > 0.0 else np.nan
+
+    own, its, difference = (statistics.inner_products(part) for part in (gradients, others, gradients - others))
+    cross = statistics.inner_products(gradients, others)
+    informative = [np.diag(part).sum() ** 2 / (np.diag(part) ** 2).sum() for part in (own, its, difference)]
+    for slow, result, number in (
+        (ratio, statistics.signal_to_noise(own), informative[0]),
+        (bias, statistics.relative(difference, its), min(informative[1:])),
+        (cosine, statistics.cosine(cross, own, its), min(informative[:2])),
+    ):
+        value, one = slow([]), np.array([slow([i]) for i in range(n)])
+        two = [
+            n * value - (n - 1) * (one[i] + one[j]) + (n - 2) * slow([i, j]) for i, j in itertools.combinations(range(n), 2)
+        ]
+        assert result.value == pytest.approx(value)
+        if not result.is_bounded:
+            assert number < n / 4 or slow is not ratio
+            continue
+        quadratic = np.sum((two - np.mean(two)) ** 2) / (n * (n - 1))
+        variance = np.sum((one - one.mean()) ** 2) * (n - 1) / n - quadratic
+        half_width = statistics.student_quantile(number - 1) * np.sqrt(max(variance, quadratic))
+        assert (result.low, result.high) == pytest.approx((value - half_width, value + half_width))
+
+
+@pytest.mark.parametrize("degrees", [3, 4.5, 10, 100, 1e6])
+def test_quantiles_of_student(degrees):
+    assert statistics.student_quantile(degrees) == pytest.approx(stats.t.ppf(0.95, degrees), rel=0.01)
 
 
 def naive_bootstrap(products, counts):
@@ -432,14 +460,10 @@ def test_intervals_cover(ratio, naive_fails):
     covered = {"distinct": 0, "naive": 0}
     for _ in range(n_repetitions):
         products = statistics.inner_products(mean + np.sqrt(spectrum) * rng.normal(size=(n, n_parameters)))
-        counts = statistics.resamples(n, 300, rng)
-        moments = statistics.signal_and_noise(products)
-        replicates = {
-            "distinct": statistics.bootstrap_signal_and_noise(products, counts),
-            "naive": naive_bootstrap(products, counts),
-        }
-        for name, own in replicates.items():
-            episodes = statistics.invert(statistics.signal_to_noise(*moments, *own))
+        signals, noises = naive_bootstrap(products, rng.multinomial(n, np.full(n, 1 / n), size=300).astype(float))
+        naive = statistics.Interval(0.0, *np.quantile(signals / noises, [0.05, 0.95]))
+        for name, own in (("distinct", statistics.signal_to_noise(products)), ("naive", naive)):
+            episodes = statistics.invert(own)
             covered[name] += episodes.low <= 1 / ratio <= episodes.high
     assert 0.85 <= covered["distinct"] / n_repetitions <= 0.97
     if naive_fails:
@@ -456,10 +480,66 @@ def test_a_signal_that_is_not_there_is_not_clipped():
     assert statistics.invert(ratio) == (np.inf, 20.0, np.inf)
 
 
-def test_too_few_batches_have_no_interval():
-    products = statistics.inner_products(np.eye(3))
-    replicates = statistics.bootstrap_signal_and_noise(products, statistics.resamples(3, 10, np.random.default_rng(0)))
-    assert statistics.signal_to_noise(1.0, 1.0, *replicates) == (1.0, -np.inf, np.inf)
+@pytest.mark.parametrize("n", [2, 3])
+def test_too_few_batches_have_no_interval(n):
+    products = statistics.inner_products(np.eye(n) + 1.0)
+    ratio = statistics.signal_to_noise(products)
+    assert ratio == (pytest.approx(np.divide(*statistics.signal_and_noise(products))), -np.inf, np.inf)
+    assert statistics.invert(ratio) == (1 / ratio.value, -np.inf, np.inf)
+    assert statistics.relative(products, products) == (1.0, -np.inf, np.inf)
+
+
+@pytest.mark.parametrize("n_parameters", [1, 5, 60])
+@pytest.mark.parametrize("n", [4, 5, 6, 8])
+def test_few_batches_do_not_resolve_what_is_not_there(n, n_parameters):
+    rng = np.random.default_rng(n)
+    gradients = rng.normal(size=(500, n, n_parameters))
+    ratios = [statistics.signal_to_noise(statistics.inner_products(own)) for own in gradients]
+    assert np.mean([ratio.low > 0.0 for ratio in ratios]) <= 0.05
+    assert np.mean([ratio.low <= 0.0 <= ratio.high for ratio in ratios]) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("n_episodes", "probability"), [(100, 0.01), (100, 0.02), (100, 0.1), (100, 0.2), (300, 0.05), (500, 0.02)]
+)
+def test_rare_rewards_by_enumeration(n_episodes, probability):
+    """A bandit whose one action, taken rarely, pays: what is said depends on how often it was taken alone."""
+    exact, covered = probability / (1 - probability), 0.0
+    for n_paid, weight in enumerate(stats.binom.pmf(np.arange(n_episodes + 1), n_episodes, probability)):
+        if weight > 1e-4:
+            paid = np.arange(n_episodes) < n_paid
+            ratio = statistics.signal_to_noise(np.outer(paid, paid).astype(float))
+            assert ratio.is_bounded == (n_paid >= statistics.MIN_INFORMATIVE)
+            covered += weight * (ratio.low <= exact <= ratio.high)
+    assert covered >= 0.87
+
+
+def rare(rng, shape, probability, n_parameters=8):
+    """Scores times a reward that is rare, and likelier in one direction."""
+    scores = rng.normal(size=(*shape, n_parameters))
+    bar = np.sqrt(2) * stats.norm.ppf(1 - probability)
+    return scores * (scores[..., :1] + rng.normal(size=(*shape, 1)) > bar)
+
+
+def uneven(rng, shape, sigma, n_parameters=8):
+    """Directions around a mean, of lengths that are log-normal."""
+    directions = rng.normal(size=(*shape, n_parameters))
+    directions[..., 0] += 1.0
+    return directions * rng.lognormal(0.0, sigma, size=(*shape, 1))
+
+
+@pytest.mark.parametrize(
+    ("draw", "parameter", "n_episodes"),
+    [(rare, 0.02, 100), (rare, 0.02, 250), (rare, 0.1, 100), (rare, 0.3, 100), (uneven, 0.3, 50), (uneven, 0.6, 100)],
+)
+def test_intervals_of_heavy_tails_cover(draw, parameter, n_episodes):
+    rng = np.random.default_rng(1)
+    many = draw(rng, (300_000,), parameter)
+    norm = np.sum(many.mean(axis=0) ** 2)
+    exact = norm / (np.mean(np.sum(many**2, axis=1)) - norm)
+    ratios = [statistics.signal_to_noise(statistics.inner_products(draw(rng, (n_episodes,), parameter))) for _ in range(150)]
+    assert np.mean([ratio.low <= exact <= ratio.high for ratio in ratios]) >= 0.84
+    assert np.mean([ratio.low > exact for ratio in ratios]) <= 0.1
 
 
 # The measurement
@@ -711,6 +791,37 @@ def test_without_any_reward_nothing_is_resolved(tmp_path):
     measurement = measure(model, make_vec_env(FixedLengthEnv, 2, env_kwargs=kwargs), 20, estimators=["lecture"])
     assert all(result.signal == 0.0 for key, result in measurement.results.items() if key != "to-go-refit")
     assert "not distinguishable from zero" in write_report(tmp_path, "nothing", [measurement], [])
+
+
+class LotteryEnv(FixedLengthEnv):
+    """Pays at the last of three steps, sometimes."""
+
+    def __init__(self, probability):
+        super().__init__([3], reward=0.0)
+        self.probability = probability
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward + (terminated and self.np_random.random() < self.probability), terminated, truncated, info
+
+    def _observation(self):
+        return np.array([self.time, 1.0], dtype=np.float32)
+
+
+@pytest.mark.parametrize(("probability", "is_bounded"), [(0.02, False), (0.98, False), (0.5, True)])
+def test_few_informative_episodes_give_no_interval(probability, is_bounded):
+    """Whatever the estimator: with a critic that knows nothing every episode has a gradient, but nothing to learn from."""
+    kwargs = {"probability": probability}
+    model = REINFORCE("MlpPolicy", make_vec_env(LotteryEnv, 1, env_kwargs=kwargs), seed=0, n_episodes=4, device="cpu")
+    env = make_vec_env(LotteryEnv, 4, env_kwargs=kwargs)
+    measurement = measure(model, env, 40, estimators=["to-go", "to-go-loo", "to-go-critic", "weighted"])
+    for result in measurement.results.values():
+        assert result.ratio.is_bounded == is_bounded
+        assert is_bounded or not result.bias.is_bounded or result.contender.key == result.reference
+    assert is_bounded or not measurement.target_cosine.is_bounded
+    (section,) = make_sections([measurement], dict.fromkeys(("needed", "clouds", "cosines", "trust")))[1:2]
+    for text in (" ".join(describe(measurement)), *section.text[-1:], section.table.rows[0][2], section.table.rows[0][3]):
+        assert ("oo few informative episodes" in text) == (not is_bounded)
 
 
 def test_a_natural_step_has_the_divergence_that_it_is_told():

@@ -295,6 +295,7 @@ def test_a_critic_that_harms_is_not_praised():
         ),
         ((-0.01, -0.02, -0.005), 16, "not distinguishable from zero"),
         ((0.5, 0.3, 0.9), 1, "its batch of 1 episode is"),
+        ((0.5, -math.inf, math.inf), 16, "is not distinguishable from zero: too few informative episodes."),
     ],
 )
 def test_what_is_said_of_the_batch(ratio, batch_size, words):
@@ -309,6 +310,7 @@ def test_numbers_in_words():
     assert write_episodes(Interval(8.94, 7.31, 1078.2)) == "8.9 [7.3, 1,078]"
     assert write_episodes(Interval(692.0, 126.0, math.inf)) == "692 [126, unbounded]"
     assert write_episodes(Interval(math.inf, 126.0, math.inf)) == "unresolved (above 126)"
+    assert write_episodes(Interval(49.0, -math.inf, math.inf)) == "too few informative episodes"
     assert write_bias(Interval(0.04, 0.01, 0.09)) == "20 % [10 %, 30 %]"
     assert write_bias(Interval(-0.01, -0.05, 0.01)) == "none seen (below 10 %)"
     assert write_bias(Interval(0.3, -math.inf, math.inf)) == "unresolved"

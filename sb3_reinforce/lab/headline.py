@@ -8,6 +8,8 @@ from sb3_reinforce.lab.lineup import OWN
 from sb3_reinforce.lab.measurement import Measurement, Result
 from sb3_reinforce.lab.statistics import Interval
 
+TOO_FEW = "too few informative episodes"
+
 
 def write_number(value: float) -> str:
     """
@@ -29,6 +31,8 @@ def write_episodes(episodes: Interval) -> str:
     :param episodes: The gradient noise scale.
     :return: The number with its interval, or what the episodes can say.
     """
+    if not episodes.is_bounded:
+        return TOO_FEW
     if not math.isfinite(episodes.value):
         return f"unresolved (above {write_number(episodes.low)})" if episodes.low > 0.0 else "unresolved"
     return f"{write_number(episodes.value)} [{write_number(episodes.low)}, {write_number(episodes.high)}]"
@@ -121,11 +125,12 @@ def describe_batch(measurement: Measurement, result: Result, what: str) -> str:
     batch = f"its batch of {size} {'episode' if size == 1 else 'episodes'}"
     episodes = result.episodes
     if not is_resolved(result):
+        unresolved = f"with {len(measurement.returns)} episodes the gradient of {what} is not distinguishable from zero"
+        if not result.ratio.is_bounded:
+            return f"{unresolved}: {TOO_FEW}"
         known = f", so that {batch} is mostly noise" if size < episodes.low else ""
         above = f"; more than {write_number(episodes.low)} are needed until the signal equals the noise" if known else ""
-        return (
-            f"with {len(measurement.returns)} episodes the gradient of {what} is not distinguishable from zero{above}{known}"
-        )
+        return f"{unresolved}{above}{known}"
     needs = f"{what} needs {write_episodes(episodes)} episodes until the signal equals the noise"
     if size > episodes.high:
         return f"{needs}, and {batch} is ample: more buy little"
@@ -144,6 +149,8 @@ def describe_pair(first: Result, second: Result, first_name: str, second_name: s
     :param second_name: What the other is called.
     :return: A sentence.
     """
+    if not (first.ratio.is_bounded and second.ratio.is_bounded):
+        return f"No difference between {first_name} and {second_name} is claimed: {TOO_FEW}."
     better, worse, better_name, worse_name = first, second, first_name, second_name
     if needs_fewer(second, first):
         better, worse, better_name, worse_name = second, first, second_name, first_name

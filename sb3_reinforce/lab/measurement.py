@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -19,6 +19,7 @@ from sb3_reinforce.lab.gradients import (
     Rows,
     ScoreReader,
     compression,
+    first_steps,
     group_gradients,
     steps_of,
     take_episodes,
@@ -353,6 +354,19 @@ def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float, gamma
     return rewards
 
 
+def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
+    """
+    Count the episodes that say something about what to do: with a rare reward those that earned it, or failed to.
+
+    :param batch: The episodes.
+    :param gamma: Discount factor.
+    :return: Number of those whose discounted return is not the most common one.
+    """
+    to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
+    _, counts = np.unique(to_go[first_steps(batch.episode_lengths)], return_counts=True)
+    return len(batch.episode_lengths) - int(counts.max())
+
+
 class _Laboratory:
     """Holds the gradients of single episodes, and what batches of them said."""
 
@@ -377,17 +391,14 @@ class _Laboratory:
         self.seeing = [own for own in prepared if own.contender.sees_batch]
         self.gradients = self._episode_gradients([own for own in prepared if not own.contender.sees_batch])
 
-        self.counts = statistics.resamples(self.n, statistics.N_RESAMPLES, rng)
         self.products = {key: statistics.inner_products(gradients) for key, gradients in self.gradients.items()}
         self.moments = {key: statistics.signal_and_noise(products) for key, products in self.products.items()}
-        self.replicates = {
-            key: statistics.bootstrap_signal_and_noise(products, self.counts) for key, products in self.products.items()
-        }
+        self.is_informed = n_unusual_returns(episodes.batch, contenders[0].estimator.gamma) >= statistics.MIN_INFORMATIVE
         self.references = {target: self._choose_reference(target) for target in ("customary", "discounted")}
         self.cosines: dict[str, dict[int, list[float]]] = {key: {} for key in self.prepared}
         self.backwards: dict[str, list[float]] = {key: [] for key in self.prepared}
-        #: Of estimators that see their batch: estimates and replicates of each deal
-        self.dealt: dict[str, list[dict[str, Any]]] = {own.contender.key: [] for own in self.seeing}
+        #: Of estimators that see their batch: estimates and intervals from each deal
+        self.dealt: dict[str, list[tuple[float, float, Interval, Interval]]] = {own.contender.key: [] for own in self.seeing}
 
     def _gradients(self, prepared: Sequence[Prepared], groups: IntArray) -> FloatArray:
         """Compute the gradients of groups of episodes, and below them the sums of their scores."""
@@ -480,7 +491,6 @@ class _Laboratory:
     def _note_batches(self, groups: IntArray, batches: dict[str, FloatArray]) -> None:
         """Note what batches of the user's size say beside how they agree."""
         half = len(groups) // 2
-        counts = statistics.resamples(len(groups), statistics.N_RESAMPLES // N_DEALS_AT_BATCH_SIZE, self.rng)
         for key, gradients in batches.items():
             contender = self.prepared[key].contender
             reference = self.reference_of(contender)
@@ -491,55 +501,46 @@ class _Laboratory:
                 self.backwards[key].append(statistics.share_backwards(gradients[updates], direction))
             if contender.sees_batch:
                 products = statistics.inner_products(gradients)
-                signal, noise = statistics.signal_and_noise(products)
-                signals, noises = statistics.bootstrap_signal_and_noise(products, counts)
-                note = {"signal": signal, "noise": noise, "signals": signals, "noises": noises}
-                self.dealt[key].append(note | self._bias(contender, gradients, batches[reference], counts))
+                self.dealt[key].append(
+                    (
+                        *statistics.signal_and_noise(products),
+                        statistics.signal_to_noise(products, self.batch_size),
+                        self._bias(contender, gradients, batches[reference]),
+                    )
+                )
 
-    def _bias(self, contender: Contender, gradients: FloatArray, reference: FloatArray, counts: Array) -> dict[str, Any]:
+    def _bias(self, contender: Contender, gradients: FloatArray, reference: FloatArray) -> Interval:
         """Compare the gradients of an estimator with those of an unbiased one from the same episodes."""
         scale = 1.0
         if not contender.keeps_scale:
             cross = statistics.mean_over_pairs(statistics.inner_products(gradients, reference))
             scale = statistics.best_scale(cross, statistics.mean_over_pairs(statistics.inner_products(gradients)))
         difference = statistics.inner_products(scale * gradients - reference)
-        products = statistics.inner_products(reference)
-        return {
-            "difference": statistics.mean_over_pairs(difference),
-            "reference": statistics.mean_over_pairs(products),
-            "differences": statistics.bootstrap_mean_over_pairs(difference, counts),
-            "references": statistics.bootstrap_mean_over_pairs(products, counts),
-        }
+        return statistics.relative(difference, statistics.inner_products(reference))
 
     def result(self, contender: Contender) -> Result:
         """Sum up what was noted of an estimator."""
         key, reference = contender.key, self.reference_of(contender)
         fewer: dict[int, Interval] = {}
         if contender.sees_batch:
-            notes, size = self.dealt[key], self.batch_size
-            merged: dict[str, Any] = {
-                name: np.concatenate([note[name] for note in notes])
-                if name.endswith("s")
-                else np.mean([note[name] for note in notes])
-                for name in notes[0]
-            }
+            signals, noises, ratios, biases = zip(*self.dealt[key], strict=True)
+            signal, noise, size = float(np.mean(signals)), float(np.mean(noises)), self.batch_size
+            ratio = statistics.mean_interval(signal / noise / size if noise > 0.0 else np.inf, ratios)
+            bias = statistics.mean_interval(float(np.median([one.value for one in biases])), biases)
         else:
-            size = 1
-            (signal, noise), (signals, noises) = self.moments[key], self.replicates[key]
-            merged = {"signal": signal, "noise": noise, "signals": signals, "noises": noises}
+            (signal, noise), size = self.moments[key], 1
+            ratio, bias = statistics.signal_to_noise(self.products[key]), UNKNOWN
             if key != reference:
-                merged |= self._bias(contender, self.gradients[key], self.gradients[reference], self.counts)
+                bias = self._bias(contender, self.gradients[key], self.gradients[reference])
             if key in FEATURED:
                 fewer = self._fewer(self.products[key])
-        bias = UNKNOWN
-        if key != reference:
-            bias = statistics.relative(merged["difference"], merged["reference"], merged["differences"], merged["references"])
-        signal, noise = float(merged["signal"]), float(merged["noise"])
+        if not self.is_informed:
+            ratio, bias = statistics.unbounded(ratio.value), statistics.unbounded(bias.value)
         return Result(
             contender=contender,
             signal=signal,
             noise=noise * size,
-            ratio=statistics.signal_to_noise(signal, noise, merged["signals"], merged["noises"], size),
+            ratio=ratio,
             cosines={size: float(np.mean(cosines)) for size, cosines in self.cosines[key].items()},
             bias=bias,
             reference=reference,
@@ -560,7 +561,8 @@ class _Laboratory:
                 chosen = self.rng.choice(self.n, size, replace=False)
                 signal, noise = statistics.signal_and_noise(products[np.ix_(chosen, chosen)])
                 ratios.append(signal / noise if noise > 0.0 else np.inf)
-            found[size] = statistics.interval(float(np.median(ratios)), np.array(ratios))
+            tail = (1 - statistics.COVERAGE) / 2
+            found[size] = Interval(*map(float, np.quantile(ratios, [0.5, tail, 1 - tail], method="inverted_cdf")))
         return found
 
     def _cloud(self, key: str, reference: str) -> FloatArray:
@@ -607,19 +609,8 @@ class _Laboratory:
         if customary is None or discounted is None:
             return UNKNOWN
         cross = statistics.inner_products(self.gradients[customary], self.gradients[discounted])
-
-        def cosine(dot: Array, first: Array, second: Array) -> Array:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return np.where((first > 0.0) & (second > 0.0), dot / np.sqrt(np.abs(first * second)), np.nan)
-
-        estimates = (statistics.mean_over_pairs(cross), self.moments[customary][0], self.moments[discounted][0])
-        value = cosine(*(np.array(estimate) for estimate in estimates))
-        replicates = cosine(
-            statistics.bootstrap_mean_over_pairs(cross, self.counts),
-            self.replicates[customary][0],
-            self.replicates[discounted][0],
-        )
-        return statistics.interval(float(value), replicates)
+        cosine = statistics.cosine(cross, self.products[customary], self.products[discounted])
+        return cosine if self.is_informed else statistics.unbounded(cosine.value)
 
 
 def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float) -> float:

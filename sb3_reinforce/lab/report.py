@@ -18,8 +18,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sb3_reinforce.lab import figures
-from sb3_reinforce.lab.headline import describe, headline, is_resolved, write_bias, write_episodes, write_number
+from sb3_reinforce.lab.headline import TOO_FEW, describe, headline, is_resolved, write_bias, write_episodes, write_number
 from sb3_reinforce.lab.measurement import N_CLOUD_DOTS, N_SUBSAMPLES, Measurement, Result
+from sb3_reinforce.lab.statistics import MIN_INFORMATIVE
 from sb3_reinforce.model_files import written_whole
 
 NAME = "gradients"
@@ -286,6 +287,11 @@ def stage_section(measurement: Measurement) -> Section:
         )
     if any(not is_resolved(result) for result in measurement.results.values()):
         text.append("An estimator whose gradient is not distinguishable from zero has no number of episodes that is known.")
+    if not all(result.ratio.is_bounded for result in measurement.results.values()):
+        text.append(
+            f"Too few informative episodes: fewer than {MIN_INFORMATIVE} carry the gradient of an estimator, or fewer have a "
+            "return that is not the most common one. No interval could be trusted: collect more episodes."
+        )
     rows = [result_row(result, size) for result in measurement.results.values()]
     header = [
         "estimator",
@@ -309,13 +315,13 @@ def result_row(result: Result, size: int) -> list[str]:
     :param size: Episodes of an update.
     :return: Cells.
     """
-    ratio = [size * part for part in result.ratio]
-    bounds = f" [{write_number(ratio[1])}, {write_number(ratio[2])}]"
+    value, low, high = (write_number(size * part) for part in result.ratio)
+    ratio = f"{value} [{low}, {high}]" if is_resolved(result) else "not distinguishable from zero"
     return [
         result.contender.label,
         TARGETS[result.contender.target],
         write_episodes(result.episodes),
-        (f"{write_number(ratio[0])}{bounds}") if is_resolved(result) else "not distinguishable from zero",
+        ratio if result.ratio.is_bounded else TOO_FEW,
         write_cosine(result.cosines.get(size)),
         write_bias(result.bias),
         f"{100 * result.backwards:.0f} %",
