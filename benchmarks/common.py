@@ -51,8 +51,8 @@ def positive_int(text: str) -> int:
 def make_provenance(script: str, arguments: Sequence[str]) -> dict[str, str]:
     """Say what makes a result, without the folders of the machine."""
     words = list(arguments)
-    if "--results-dir" in words:
-        at = words.index("--results-dir")
+    for option in {"--results-dir", "--folder"}.intersection(words):
+        at = words.index(option)
         del words[at : at + 2]
     git = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     versions = [f"{distribution} {metadata.version(distribution)}" for distribution in DISTRIBUTIONS]

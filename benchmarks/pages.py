@@ -234,7 +234,7 @@ def draw_dots(runs: pd.DataFrame, comparison: Comparison) -> Figure:
     for (part, env), own in runs.groupby(["part", "env"], sort=False):
         algorithms = [(name, rows) for _, name, rows in group(own)]
         # Where the entry is the same, so are the runs
-        if len({tuple(rows["score"].round(6)) for _, rows in algorithms}) > 1:
+        if len({tuple(rows[column].dropna()) for _, rows in algorithms}) > 1:
             panels.append((part, env, algorithms))
     n_columns = min(5, len(panels))
     n_lines = -(-len(panels) // n_columns)

@@ -67,7 +67,9 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_provenance_does_not_name_the_folder_of_the_results():
-    made_by = common.make_provenance("memory", ["--steps", "9", "--results-dir", "/home/someone", "--rounds", "2"])
+    made_by = common.make_provenance(
+        "memory", ["--steps", "9", "--results-dir", "/home/a", "--folder", "/home/b", "--rounds", "2"]
+    )
     assert list(made_by) == common.PROVENANCE
     assert made_by["command"] == "python benchmarks/memory.py --steps 9 --rounds 2"
 
@@ -208,6 +210,18 @@ def test_environments_of_several_comparisons_are_put_together(monkeypatch):
     assert "the seeds 0, 1, which all comparisons have" in page
     assert "| a | 0.90 | 0.70 | 0.50 | 0.40 | 0.30 |" in page
     assert "500 (a) and 500 (b)" in page and "dqn" not in page
+
+
+def test_equal_runs_and_missing_scores_have_no_panel():
+    pages, comparisons = importlib.import_module("pages"), importlib.import_module("comparisons")
+    scores = {"same": (1.0, 1.0), "different": (1.0, 2.0), "sampled": (np.nan, np.nan)}
+    rows = [
+        {"part": "p", "env": env, "algorithm": name, "seed": 0, "budget": "9 steps", "score": score}
+        for env, own in scores.items()
+        for name, score in zip(("reinforce", "reinforce-adam"), own, strict=True)
+    ]
+    figure = pages.draw_dots(pd.DataFrame(rows), comparisons.COMPARISONS["zoo_table"])
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == ["different\n9 steps"]
 
 
 def test_earlier_entries_get_the_present_names(tmp_path, monkeypatch):
