@@ -191,9 +191,9 @@ def collect_episodes(
     counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
     n_running, n_episodes, n_steps = sum(counts), 0, 0
     read_masks = MaskReader(env) if use_masking else None
-    masks: Any = None
+    action_masks: Any = None
     infos: list[dict[str, Any]] = [{}] * env.num_envs
-    # What learn makes of callback=None reads no locals
+    # What learn makes of callback=None reads no locals and changes no policy
     has_callback = not (isinstance(callback, ConvertCallback) and callback.callback is None)
     obs_tensor: Any = None
 
@@ -208,10 +208,10 @@ def collect_episodes(
 
         observations: Any = model._last_obs
         if read_masks is not None:
-            masks = read_masks(observations, infos, model._last_episode_starts, n_steps)  # type: ignore[arg-type]
+            action_masks = read_masks(observations, infos, model._last_episode_starts, n_steps)  # type: ignore[arg-type]
             observations, _ = split_observation(observations)
         try:
-            actions = sample_actions(observations, masks)
+            actions = sample_actions(observations, action_masks)
         except ValueError:
             # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
             rollout_buffer.add(model._last_obs, np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs))  # type: ignore[arg-type]
@@ -224,15 +224,17 @@ def collect_episodes(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
 
         model.num_timesteps += env.num_envs
-        n_steps += 1
 
         # Give access to local variables
         callback.update_locals(locals())
         if not callback.on_step():
             model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             return None
+        if has_callback:
+            sample_actions.refresh()
+        n_steps += 1
 
-        rollout_buffer.add(model._last_obs, actions, rewards, masks)  # type: ignore[arg-type]
+        rollout_buffer.add(model._last_obs, actions, rewards, action_masks)  # type: ignore[arg-type]
         model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         # A quarter of the time of dones.any() on a few environments

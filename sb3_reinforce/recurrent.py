@@ -23,18 +23,18 @@ from torch import nn
 
 from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.lstm import is_plain, run_lstm
-from sb3_reinforce.masking import forbid, masked
+from sb3_reinforce.masking import masked
 from sb3_reinforce.policies import OptionalCriticMixin, actor_features
 from sb3_reinforce.reading import BatchReader, Steps
 from sb3_reinforce.returns import Array, IntArray
 from sb3_reinforce.sampling import (
     ActionSampler,
-    Draw,
+    Actor,
     NumpyArray,
     NumpyLayers,
+    ParameterSampler,
     has_numpy_layers,
     has_standard_distribution,
-    make_draw,
     make_flatten,
 )
 
@@ -313,8 +313,8 @@ def make_recurrent_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.rando
     assert isinstance(policy, RecurrentActorCriticPolicy)
     if not has_standard_distribution(policy):
         return RecurrentDistributionSampler(policy, n_envs)
-    make_actor = NumpyLstmActor if is_standard_lstm(policy) else TorchLstmActor
-    return RecurrentSampler(make_actor(policy, n_envs), make_draw(policy, n_envs, rng))
+    actor = NumpyLstmActor(policy, n_envs) if is_standard_lstm(policy) else TorchLstmActor(policy, n_envs)
+    return ParameterSampler(policy, actor, n_envs, rng)
 
 
 def is_standard_lstm(policy: RecurrentActorCriticPolicy) -> bool:
@@ -329,28 +329,6 @@ def is_standard_lstm(policy: RecurrentActorCriticPolicy) -> bool:
         and type(policy) in (RecurrentActorCriticPolicy, MlpLstmPolicy)
         and has_numpy_layers(policy)
     )
-
-
-class RecurrentSampler:
-    """
-    Samples from distribution parameters, without a distribution object.
-
-    :param actor: Computes the parameters, and remembers.
-    :param draw: Draws actions from them.
-    """
-
-    def __init__(self, actor: "NumpyLstmActor | TorchLstmActor", draw: Draw) -> None:
-        self.actor = actor
-        self.draw = draw
-
-    def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
-        """See ``ActionSampler``."""
-        parameters = self.actor(observations)
-        return self.draw(parameters if masks is None else forbid(parameters, masks))
-
-    def forget(self, dones: NumpyArray) -> None:
-        """See ``ActionSampler``."""
-        self.actor.forget(dones)
 
 
 class _TorchMemory:
@@ -379,7 +357,7 @@ class _TorchMemory:
             part[:, is_over] = 0.0
 
 
-class RecurrentDistributionSampler(_TorchMemory):
+class RecurrentDistributionSampler(_TorchMemory, ActionSampler):
     """Samples from the policy's own distribution object."""
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
@@ -392,27 +370,22 @@ class RecurrentDistributionSampler(_TorchMemory):
         return actions.reshape(-1, *policy.action_space.shape)  # type: ignore[misc]
 
 
-class TorchLstmActor(_TorchMemory):
+class TorchLstmActor(_TorchMemory, Actor):
     """
-    The actor of a policy in PyTorch: logits, or the mean of a Gaussian.
+    The actor of a policy in PyTorch.
 
     :param policy: A policy for which ``has_standard_distribution`` holds.
     :param n_envs: Number of environments.
     """
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
-        """
-        Compute the distribution parameters, and remember.
-
-        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :return: Shape ``(n_envs, n_parameters)``.
-        """
+        """See ``Actor``."""
         with th.no_grad():
             parameters: NumpyArray = self.policy.action_net(self.latent(observations)).cpu().numpy()
         return parameters
 
 
-class NumpyLstmActor:
+class NumpyLstmActor(Actor):
     """
     The actor of a standard LSTM policy in NumPy, on a copy of the policy's weights.
 
@@ -426,14 +399,16 @@ class NumpyLstmActor:
         assert flatten is not None
         self.flatten = flatten
         self.layers = NumpyLayers(policy, n_envs)
+        self.copied_modules = [policy.lstm_actor, *self.layers.linears]
+
+    def load(self) -> None:
+        """See ``Actor``."""
+        for cell in self.cells:
+            cell.load()
+        self.layers.load()
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
-        """
-        Compute the distribution parameters, and remember.
-
-        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
-        """
+        """See ``Actor``."""
         latent = self.flatten(observations)
         for cell in self.cells:
             latent = cell(latent)
@@ -455,20 +430,10 @@ class NumpyLstmCell:
     """
 
     def __init__(self, lstm: nn.LSTM, layer: int, n_envs: int) -> None:
-        weight_ih, weight_hh, bias_ih, bias_hh = (
-            getattr(lstm, f"{name}_l{layer}").detach().numpy() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        weight, bias = np.hstack([weight_ih, weight_hh]), bias_ih + bias_hh
-        # PyTorch's order is input, forget, cell, output. The three sigmoids are put together, and taken by the tanh that the
-        # cell needs anyway: sigmoid(x) = (1 + tanh(x / 2)) / 2
+        self.lstm, self.layer, self.n_envs = lstm, layer, n_envs
+        self.load()
         n_units = lstm.hidden_size
-        gate_rows = np.r_[0 : 2 * n_units, 3 * n_units : 4 * n_units]
-        rows = np.r_[gate_rows, 2 * n_units : 3 * n_units]
-        halves = np.where(np.arange(4 * n_units) < 3 * n_units, np.float32(0.5), np.float32(1.0))
-        self.weight = np.ascontiguousarray((weight[rows] * halves[:, None]).T)
-        self.bias = np.tile(bias[rows] * halves, (n_envs, 1))
-
-        n_inputs = weight_ih.shape[1]
+        n_inputs = len(self.weight) - n_units
         # The hidden state lies beside the inputs, so that one product serves both
         inputs_and_hidden = np.zeros((n_envs, n_inputs + n_units), dtype=np.float32)
         activations = np.empty((n_envs, 4 * n_units), dtype=np.float32)
@@ -478,6 +443,22 @@ class NumpyLstmCell:
         self.activations = activations
         self.gates = activations[:, : 3 * n_units]
         self.input_gate, self.forget_gate, self.output_gate, self.candidate = np.split(activations, 4, axis=1)
+
+    def load(self) -> None:
+        """Copy the LSTM's parameters."""
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            getattr(self.lstm, f"{name}_l{self.layer}").detach().numpy()
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        weight, bias = np.hstack([weight_ih, weight_hh]), bias_ih + bias_hh
+        # PyTorch's order is input, forget, cell, output. The three sigmoids are put together, and taken by the tanh that the
+        # cell needs anyway: sigmoid(x) = (1 + tanh(x / 2)) / 2
+        n_units = self.lstm.hidden_size
+        gate_rows = np.r_[0 : 2 * n_units, 3 * n_units : 4 * n_units]
+        rows = np.r_[gate_rows, 2 * n_units : 3 * n_units]
+        halves = np.where(np.arange(4 * n_units) < 3 * n_units, np.float32(0.5), np.float32(1.0))
+        self.weight = np.ascontiguousarray((weight[rows] * halves[:, None]).T)
+        self.bias = np.tile(bias[rows] * halves, (self.n_envs, 1))
 
     def __call__(self, inputs: NumpyArray) -> NumpyArray:
         """

@@ -6,8 +6,8 @@ one batch at the update. What is left per step is the actor, which for a small M
 and a draw, which is one vector operation on noise generated ahead in blocks.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -38,15 +38,15 @@ from sb3_reinforce.policies import (
 )
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
-#: Turns observations of shape ``(n_envs, *obs_shape)`` into distribution parameters of shape ``(n_envs, n_parameters)``.
-Actor = Callable[[NumpyObs], NumpyArray]
-#: Turns distribution parameters into actions of shape ``(n_envs, *action_shape)``.
-Draw = Callable[[NumpyArray], NumpyArray]
+#: Turns distribution parameters and noise into actions of shape ``(n_envs, *action_shape)``.
+Draw = Callable[[NumpyArray, NumpyArray], NumpyArray]
 
 NOISE_BLOCK_STEPS = 256
+#: Parameters of up to so many numbers are compared by value to notice a change.
+COMPARED_SIZE = 4_096
 
 
-class ActionSampler(Protocol):
+class ActionSampler:
     """What the collector asks for actions."""
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
@@ -57,6 +57,7 @@ class ActionSampler(Protocol):
         :param masks: Shape ``(n_envs, n_options)``, True for what is allowed; None if everything is.
         :return: Shape ``(n_envs, *action_shape)``, neither clipped nor rescaled.
         """
+        raise NotImplementedError
 
     def forget(self, dones: NumpyArray) -> None:
         """
@@ -65,10 +66,35 @@ class ActionSampler(Protocol):
         :param dones: Shape ``(n_envs,)``.
         """
 
+    def refresh(self) -> None:
+        """Copy the policy's parameters again if they were changed."""
+
+
+class Actor:
+    """What computes distribution parameters: logits, or the mean of a Gaussian."""
+
+    #: Those of the policy whose parameters it holds copies of
+    copied_modules: Sequence[nn.Module] = ()
+
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        """
+        Compute the distribution parameters, and remember the observations if the policy is recurrent.
+
+        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :return: Shape ``(n_envs, n_parameters)``; may be overwritten by the next call.
+        """
+        raise NotImplementedError
+
+    def load(self) -> None:
+        """Copy the policy's parameters."""
+
+    def forget(self, dones: NumpyArray) -> None:
+        """See ``ActionSampler``."""
+
 
 def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> ActionSampler:
     """
-    Choose the fastest exact way to sample from a policy, for as long as its parameters do not change.
+    Choose the fastest exact way to sample from a policy.
 
     :param policy: In evaluation mode.
     :param n_envs: Number of environments, all at the start of an episode.
@@ -87,15 +113,50 @@ def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.G
     if not has_standard_distribution(policy):
         return DistributionSampler(policy)
     actor = NumpyMlpActor(policy, n_envs) if is_standard_mlp(policy) else TorchActor(policy)
-    return ParameterSampler(actor, make_draw(policy, n_envs, rng))
+    return ParameterSampler(policy, actor, n_envs, rng)
 
 
-class _WithoutMemory:
-    def forget(self, dones: NumpyArray) -> None:
-        """See ``ActionSampler``: there is nothing to forget."""
+class ParameterWatch:
+    """
+    Notices changes of parameters, at a microsecond for a small network.
+
+    Small parameters are compared by value, large ones by PyTorch's count of changes in place, which a write through ``.data``
+    or through a NumPy array does not raise.
+
+    :param modules: Whose own parameters are watched, not those of their children.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        # A parameter that is replaced is found here again
+        self._tables = [module._parameters for module in modules]
+        self._look()
+
+    def _look(self) -> None:
+        parameters = [p for table in self._tables for p in table.values() if p is not None]
+        is_small = [p.numel() <= COMPARED_SIZE and p.is_contiguous() for p in parameters]
+        self._small = [_array(p) for p, small in zip(parameters, is_small, strict=True) if small]
+        self._large = [p for p, small in zip(parameters, is_small, strict=True) if not small]
+        # Values on another device cannot be looked at so cheaply
+        self._is_blind = any(p.device.type != "cpu" for p in parameters)
+        self._seen = self._state()
+
+    def _state(self) -> tuple[bytes, list[int], list[int]]:
+        addresses = [p.data_ptr() for table in self._tables for p in table.values() if p is not None]
+        return b"".join(self._small), addresses, [p._version for p in self._large]  # type: ignore[arg-type]
+
+    def has_changed(self) -> bool:
+        """
+        Look for changes.
+
+        :return: Whether there may have been any since the last call.
+        """
+        if not self._is_blind and self._state() == self._seen:
+            return False
+        self._look()
+        return True
 
 
-class DistributionSampler(_WithoutMemory):
+class DistributionSampler(ActionSampler):
     """
     Samples from the policy's own distribution object.
 
@@ -114,7 +175,7 @@ class DistributionSampler(_WithoutMemory):
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
 
 
-class ForwardSampler(_WithoutMemory):
+class ForwardSampler(ActionSampler):
     """
     Samples by the policy's own ``forward``, as A2C does.
 
@@ -147,27 +208,43 @@ class ForwardSampler(_WithoutMemory):
         return sampled
 
 
-class ParameterSampler(_WithoutMemory):
+class ParameterSampler(ActionSampler):
     """
     Samples from distribution parameters, without a distribution object.
 
+    :param policy: A policy for which ``has_standard_distribution`` holds.
     :param actor: Computes the parameters.
-    :param draw: Draws actions from them.
+    :param n_envs: Number of environments.
+    :param rng: Source of the noise.
     """
 
-    def __init__(self, actor: Actor, draw: Draw) -> None:
+    def __init__(self, policy: ActorCriticPolicy, actor: Actor, n_envs: int, rng: np.random.Generator) -> None:
+        self.policy = policy
         self.actor = actor
-        self.draw = draw
+        self.noise = noise_rows(policy, n_envs, rng)
+        self.draw = make_draw(policy)
+        # The policy itself has the standard deviation of a Gaussian
+        self.watch = ParameterWatch([policy, *actor.copied_modules])
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """See ``ActionSampler``."""
         parameters = self.actor(observations)
-        return self.draw(parameters if masks is None else forbid(parameters, masks))
+        return self.draw(parameters if masks is None else forbid(parameters, masks), next(self.noise))
+
+    def forget(self, dones: NumpyArray) -> None:
+        """See ``ActionSampler``."""
+        self.actor.forget(dones)
+
+    def refresh(self) -> None:
+        """See ``ActionSampler``."""
+        if self.watch.has_changed():
+            self.actor.load()
+            self.draw = make_draw(self.policy)
 
 
-class TorchActor:
+class TorchActor(Actor):
     """
-    The actor of a policy in PyTorch: logits, or the mean of a Gaussian.
+    The actor of a policy in PyTorch.
 
     :param policy: A policy for which ``has_standard_distribution`` holds.
     """
@@ -176,12 +253,7 @@ class TorchActor:
         self.policy = policy
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
-        """
-        Compute the distribution parameters.
-
-        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :return: Shape ``(n_envs, n_parameters)``.
-        """
+        """See ``Actor``."""
         policy = self.policy
         with th.no_grad():
             obs_tensor = obs_as_tensor(observations, policy.device)
@@ -190,7 +262,7 @@ class TorchActor:
         return parameters
 
 
-class NumpyMlpActor:
+class NumpyMlpActor(Actor):
     """
     The actor of a standard MLP policy in NumPy, on a copy of the policy's weights.
 
@@ -203,14 +275,14 @@ class NumpyMlpActor:
         assert flatten is not None
         self.flatten = flatten
         self.layers = NumpyLayers(policy, n_envs)
+        self.copied_modules = self.layers.linears
+
+    def load(self) -> None:
+        """See ``Actor``."""
+        self.layers.load()
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
-        """
-        Compute the distribution parameters.
-
-        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
-        """
+        """See ``Actor``."""
         return self.layers(self.flatten(observations))
 
 
@@ -223,18 +295,26 @@ class NumpyLayers:
     """
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int) -> None:
-        layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
+        self.linears = modules[::2]
         activations: dict[type[nn.Module], Callable[[NumpyArray, NumpyArray], Any]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
         # Results go into buffers and biases are as large as they are: both spare NumPy half the time of such small arrays
         self.layers = [
             (
-                np.ascontiguousarray(_array(linear.weight).T),
-                np.tile(_array(linear.bias), (n_envs, 1)),
+                np.empty((linear.in_features, linear.out_features), dtype=np.float32),
+                np.empty((n_envs, linear.out_features), dtype=np.float32),
                 np.empty((n_envs, linear.out_features), dtype=np.float32),
                 activations[type(activation)] if activation is not None else None,
             )
-            for linear, activation in zip(layers[::2], [*layers[1::2], None], strict=True)
+            for linear, activation in zip(self.linears, [*modules[1::2], None], strict=True)
         ]
+        self.load()
+
+    def load(self) -> None:
+        """Copy the policy's parameters."""
+        for linear, (weight, bias, _, _) in zip(self.linears, self.layers, strict=True):
+            weight[:] = _array(linear.weight).T
+            bias[:] = _array(linear.bias)
 
     def __call__(self, latent: NumpyArray) -> NumpyArray:
         """
@@ -295,55 +375,53 @@ def _array(parameter: th.Tensor) -> NumpyArray:
     return parameter.detach().cpu().numpy()
 
 
-def noise_rows(draw_block: Callable[[tuple[int, ...]], NumpyArray], shape: tuple[int, ...]) -> Iterator[NumpyArray]:
+def noise_rows(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Iterator[NumpyArray]:
     """
-    Generate noise one step at a time, drawn in blocks because a draw costs more than the numbers in it.
+    Generate the noise that ``make_draw`` needs, in blocks because a draw costs more than the numbers in it.
 
-    :param draw_block: Takes the shape of a block and returns it filled.
-    :param shape: Shape of the noise of one step.
-    :return: Endless iterator over float32 arrays of that shape.
+    :param policy: A policy for which ``has_standard_distribution`` holds.
+    :param n_envs: Number of environments.
+    :param rng: Source of the noise.
+    :return: Endless iterator over the noise of one step, float32, shape ``(n_envs, n_parameters)``.
     """
+    assert isinstance(policy.action_net, nn.Linear)
+    n_parameters = int(policy.action_net.out_features)
+    shape = NOISE_BLOCK_STEPS, n_envs, n_parameters
     while True:
-        yield from draw_block((NOISE_BLOCK_STEPS, *shape)).astype(np.float32)
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            yield from rng.standard_normal(shape, dtype=np.float32)
+        elif isinstance(policy.action_dist, BernoulliDistribution):
+            yield from rng.logistic(size=shape).astype(np.float32)
+        else:
+            yield from rng.gumbel(size=shape).astype(np.float32)
 
 
-def make_draw(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Draw:
+def make_draw(policy: ActorCriticPolicy) -> Draw:
     """
     Make the function that draws actions from the parameters of SB3's own distributions.
 
     A categorical is drawn as the largest of its logits plus Gumbel noise, a Bernoulli as the sign of its logit plus
     logistic noise (Gumbel 1954; Maddison et al. 2014), a Gaussian as mean plus scaled normal noise.
 
-    :param policy: A policy for which ``has_standard_distribution`` holds.
-    :param n_envs: Number of environments.
-    :param rng: Source of the noise.
+    :param policy: A policy for which ``has_standard_distribution`` holds. The standard deviation is that of now.
     :return: See ``Draw``.
     """
-    distribution, action_space = policy.action_dist, policy.action_space
-    assert isinstance(policy.action_net, nn.Linear)
-    shape = (n_envs, int(policy.action_net.out_features))
-
+    distribution = policy.action_dist
     if isinstance(distribution, DiagGaussianDistribution):
-        std = np.exp(_array(policy.log_std))
-        normal = noise_rows(lambda block: rng.standard_normal(block, dtype=np.float32) * std, shape)
-        action_shape = (n_envs, *action_space.shape)  # type: ignore[misc]
-        return lambda mean: (mean + next(normal)).reshape(action_shape)
-
+        std, action_shape = np.exp(_array(policy.log_std)), policy.action_space.shape
+        return lambda mean, normal: (mean + std * normal).reshape(-1, *action_shape)  # type: ignore[misc]
     if isinstance(distribution, BernoulliDistribution):
-        logistic = noise_rows(lambda block: rng.logistic(size=block), shape)
-        return lambda logits: (logits + next(logistic) > 0.0).astype(np.int8)
-
-    gumbel = noise_rows(lambda block: rng.gumbel(size=block), shape)
+        return lambda logits, logistic: (logits + logistic > 0.0).astype(np.int8)
     if isinstance(distribution, MultiCategoricalDistribution):
         ends = np.cumsum(distribution.action_dims)
         parts = [slice(end - size, end) for size, end in zip(distribution.action_dims, ends, strict=True)]
 
-        def draw_each(logits: NumpyArray) -> NumpyArray:
-            perturbed = logits + next(gumbel)
+        def draw_each(logits: NumpyArray, gumbel: NumpyArray) -> NumpyArray:
+            perturbed = logits + gumbel
             return np.stack([perturbed[:, part].argmax(axis=1) for part in parts], axis=1)
 
         return draw_each
-    return lambda logits: (logits + next(gumbel)).argmax(axis=1)
+    return lambda logits, gumbel: (logits + gumbel).argmax(axis=1)
 
 
 def has_standard_distribution(policy: ActorCriticPolicy) -> bool:

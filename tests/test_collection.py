@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FixedLengthEnv, GradientRecorder, RandomLengthEnv
+from helpers import CueEnv, FixedLengthEnv, GradientRecorder, RandomLengthEnv
+from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, collection
+from sb3_reinforce import REINFORCE, MlpPolicy, collection
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.collection import EpisodeQuota, default_max_steps, find_time_limit
+from sb3_reinforce.sampling import make_action_sampler
 from sb3_reinforce.vec_env import make_gymnasium_vec_env
 
 
@@ -437,6 +439,209 @@ def test_noise_of_gsde_lasts_no_longer_than_its_episode(monkeypatch, lengths, sd
         for step in range(1, 60):
             is_new = step in starts or step % period == 0
             assert (numbers[step] != numbers[step - 1]) == is_new, step
+
+
+class ChangeAt(BaseCallback):
+    """Changes the policy once, and notes the actions before and after."""
+
+    def __init__(self, change, at=15):
+        super().__init__()
+        self.change, self.at = change, at
+        self.before, self.after = [], []
+
+    def _on_step(self):
+        (self.before if self.n_calls <= self.at else self.after).append(self.locals["actions"].copy())
+        if self.n_calls == self.at:
+            self.change(self.model)
+        return True
+
+
+def with_certain_action(state_dict, certain=1):
+    """Parameters with which an action has probability 1, or a Gaussian the mean 50 and hardly any noise."""
+    state_dict = {name: value.clone() for name, value in state_dict.items()}
+    state_dict["action_net.weight"].zero_()
+    if "log_std" in state_dict:
+        state_dict["action_net.bias"].fill_(50.0)
+        state_dict["log_std"].fill_(-10.0)
+    else:
+        state_dict["action_net.bias"].fill_(-1e3)[certain] = 1e3
+    return state_dict
+
+
+def change_in_place(model):
+    certain = with_certain_action(model.policy.state_dict())
+    with th.no_grad():
+        for name, parameter in model.policy.named_parameters():
+            parameter.copy_(certain[name])
+
+
+def change_by_the_optimizer(model):
+    certain = with_certain_action(model.policy.state_dict())
+    for name, parameter in model.policy.named_parameters():
+        parameter.grad = parameter.detach() - certain[name]
+    th.optim.SGD(model.policy.parameters(), lr=1.0).step()
+
+
+def change_by_set_parameters(model):
+    model.set_parameters({**model.get_parameters(), "policy": with_certain_action(model.policy.state_dict())})
+
+
+def change_from_a_vector(model):
+    state_dict = with_certain_action(model.policy.state_dict())
+    names = [name for name, _ in model.policy.named_parameters()]
+    model.policy.load_from_vector(th.cat([state_dict[name].flatten() for name in names]).numpy())
+
+
+def change_by_new_tensors(model):
+    model.policy.load_state_dict(with_certain_action(model.policy.state_dict()), assign=True)
+
+
+def change_by_data(model):
+    certain = with_certain_action(model.policy.state_dict())
+    for name, parameter in model.policy.named_parameters():
+        parameter.data = certain[name]
+
+
+def change_through_data(model):
+    certain = with_certain_action(model.policy.state_dict())
+    for name, parameter in model.policy.named_parameters():
+        parameter.data.copy_(certain[name])
+
+
+def change_in_numpy(model):
+    certain = with_certain_action(model.policy.state_dict())
+    for name, parameter in model.policy.named_parameters():
+        parameter.detach().numpy()[:] = certain[name]
+
+
+class SiLUPolicy(MlpPolicy):
+    """Acts in PyTorch."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, activation_fn=th.nn.SiLU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_in_place,
+        change_by_the_optimizer,
+        change_by_set_parameters,
+        change_from_a_vector,
+        change_by_new_tensors,
+        change_by_data,
+        change_through_data,
+        change_in_numpy,
+    ],
+)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("policy", ["MlpPolicy", SiLUPolicy, "MlpLstmPolicy"])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_parameters_that_a_callback_changes_act_from_the_next_step_on(change, env_id, policy, n_envs):
+    model = REINFORCE(policy, make_vec_env(env_id, n_envs), n_steps=40, seed=0, device="cpu")
+    callback = ChangeAt(change)
+    model.learn(1, callback=[callback])
+    before, after = np.concatenate(callback.before).flatten(), np.concatenate(callback.after).flatten()
+    assert len(np.unique(before)) > 1 and len(after) >= 20
+    np.testing.assert_allclose(after, 50.0 if env_id == "Pendulum-v1" else 1, atol=0.01)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", SiLUPolicy, "MlpLstmPolicy"])
+def test_a_schedule_of_the_standard_deviation_is_followed_at_every_step(policy):
+    class Schedule(BaseCallback):
+        def _on_step(self):
+            self.model.policy.log_std.data.fill_(-20.0 if self.n_calls % 2 else 0.0)
+            return True
+
+    model = REINFORCE(policy, "Pendulum-v1", n_steps=40, seed=0, device="cpu")
+    actions = model.learn(1, callback=Schedule()).rollout_buffer.actions[:, 0, 0]
+    # The means of an untrained policy are almost 0
+    assert np.abs(actions[1::2]).max() < 0.1 < np.abs(actions[2::2]).mean()
+
+
+@pytest.mark.parametrize("n_units", [8, 300])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_changes_of_small_and_of_large_layers_are_noticed(policy, n_units):
+    lstm_kwargs = {"lstm_hidden_size": n_units} if policy == "MlpLstmPolicy" else {}
+    policy_kwargs = {"net_arch": [n_units, n_units], **lstm_kwargs}
+    model = REINFORCE(policy, "CartPole-v1", seed=0, policy_kwargs=policy_kwargs, device="cpu")
+    model.policy.set_training_mode(False)
+    sample = make_action_sampler(model.policy, 2, np.random.default_rng(0))
+    observations = np.ones((2, 4), np.float32)
+    for parameter in model.policy.parameters():
+        with th.no_grad():
+            parameter += 0.5
+        sample.refresh()
+        sample.forget(np.ones(2, bool))
+        fresh = make_action_sampler(model.policy, 2, np.random.default_rng(0)).actor(observations)
+        np.testing.assert_array_equal(sample.actor(observations), fresh)
+
+
+def test_without_a_change_a_callback_changes_no_action():
+    def actions(callback):
+        model = REINFORCE("MlpPolicy", make_vec_env("Pendulum-v1", 2), n_steps=30, seed=0, device="cpu")
+        return model.learn(1, callback=callback).rollout_buffer.actions.copy()
+
+    np.testing.assert_array_equal(actions(None), actions(ChangeAt(lambda model: None)))
+
+
+SB3_LOCALS = {"self", "env", "callback", "rollout_buffer", "n_rollout_steps", "n_steps", "obs_tensor", "actions", "values"}
+SB3_LOCALS |= {"log_probs", "clipped_actions", "new_obs", "rewards", "dones", "infos", "total_timesteps", "iteration"}
+
+
+class Locals(BaseCallback):
+    """Notes the local variables of every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _on_step(self):
+        self.seen.append(dict(self.locals))
+        return True
+
+
+@pytest.mark.parametrize(
+    "env_id, policy", [("CartPole-v1", "MlpPolicy"), ("Pendulum-v1", "MlpPolicy"), ("dict", "MultiInputPolicy")]
+)
+def test_callbacks_find_the_locals_of_sb3(env_id, policy):
+    def make_env():
+        if env_id != "dict":
+            return gym.make(env_id)
+        env = FixedLengthEnv([7])
+        return gym.wrappers.TransformObservation(env, lambda obs: {"a": obs}, spaces.Dict({"a": env.observation_space}))
+
+    seen = {}
+    for algorithm in (A2C, REINFORCE):
+        model = algorithm(policy, make_vec_env(make_env, 2, seed=0), n_steps=6, seed=0, device="cpu")
+        callbacks = [Locals(), Locals()]
+        # As a child, too
+        model.learn(30, callback=callbacks)
+        assert [step.keys() for step in callbacks[0].seen] == [step.keys() for step in callbacks[1].seen]
+        seen[algorithm] = callbacks[1].seen
+        assert seen[algorithm][0]["self"] is model
+    missing = SB3_LOCALS - seen[REINFORCE][0].keys()
+    assert missing == {"values", "log_probs"}, "docs/differences.md says which"
+    assert SB3_LOCALS <= seen[A2C][0].keys()
+    for step, (own, of_a2c) in enumerate(zip(seen[REINFORCE], seen[A2C], strict=False)):
+        for name in SB3_LOCALS - missing - {"self", "callback"}:
+            assert type(own[name]) is type(of_a2c[name]) or name in ("rollout_buffer", "env"), name
+            if isinstance(own[name], np.ndarray | th.Tensor):
+                assert own[name].shape == of_a2c[name].shape and own[name].dtype == of_a2c[name].dtype, name
+        assert step >= 6 or own["n_steps"] == step
+        expected = seen[REINFORCE][step - 1]["new_obs"] if step > 0 else None
+        found = own["obs_tensor"]
+        if expected is not None and own["n_steps"] > 0:
+            for key in expected if isinstance(expected, dict) else [...]:
+                np.testing.assert_array_equal(found[key], expected[key])
+
+
+def test_masks_are_among_the_locals():
+    model = REINFORCE("MlpPolicy", DummyVecEnv([CueEnv]), n_episodes=3, use_masking=True, seed=0, device="cpu")
+    callback = Locals()
+    model.learn(1, callback=callback)
+    for step in callback.seen:
+        assert step["action_masks"][0, step["actions"][0]]
 
 
 class StopAt(BaseCallback):

@@ -13,8 +13,8 @@ from stable_baselines3.common.logger import Logger
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs.t_maze import TMazeEnv
 from sb3_reinforce.masking import ActionMaskInObservation
-from sb3_reinforce.recurrent import MlpLstmPolicy, NumpyLstmActor, RecurrentDistributionSampler, RecurrentSampler
-from sb3_reinforce.sampling import make_action_sampler
+from sb3_reinforce.recurrent import MlpLstmPolicy, NumpyLstmActor, RecurrentDistributionSampler
+from sb3_reinforce.sampling import ParameterSampler, make_action_sampler
 
 GAMMA = 0.9
 SMALL = {"lstm_hidden_size": 5, "net_arch": [4], "ortho_init": False}
@@ -87,7 +87,7 @@ def test_draws_remember_and_keep_to_the_masks(policy_class):
     policy.set_training_mode(False)
     th.manual_seed(0)
     sample = make_action_sampler(policy, n_samples, np.random.default_rng(0))
-    assert isinstance(sample, RecurrentSampler if policy_class is MlpLstmPolicy else RecurrentDistributionSampler)
+    assert isinstance(sample, ParameterSampler if policy_class is MlpLstmPolicy else RecurrentDistributionSampler)
     observations = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
     expected = log_probs_of(copy.deepcopy(policy).double(), observations, CueEnv.MASKS[:3])
     for observation, mask, log_probs in zip(observations, CueEnv.MASKS[:3], expected, strict=True):

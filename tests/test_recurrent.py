@@ -33,11 +33,10 @@ from sb3_reinforce.recurrent import (
     MlpLstmPolicy,
     NumpyLstmActor,
     RecurrentDistributionSampler,
-    RecurrentSampler,
     TorchLstmActor,
     read_episodes,
 )
-from sb3_reinforce.sampling import make_action_sampler
+from sb3_reinforce.sampling import ParameterSampler, make_action_sampler
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 OBSERVATION_SPACES = {
@@ -370,7 +369,7 @@ def test_logits_equal_sb3_contribs_over_hundreds_of_steps_with_resets(make_actor
 def test_the_fastest_sampler_that_is_exact_is_chosen():
     def actor_of(policy):
         sampler = make_action_sampler(policy, 2, np.random.default_rng(0))
-        return type(sampler.actor) if isinstance(sampler, RecurrentSampler) else type(sampler)
+        return type(sampler.actor) if isinstance(sampler, ParameterSampler) else type(sampler)
 
     class OwnDistribution(MlpLstmPolicy):
         def _get_action_dist_from_latent(self, latent_pi):
