@@ -17,6 +17,9 @@ from sb3_reinforce.returns import Array
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
 
+#: How many distribution parameters a micro-batch holds at most, unless ``micro_batch_size`` is given: 32 MiB of them.
+MAX_MICRO_BATCH_NUMBERS = 2**23
+
 #: Which steps of a batch: a slice, or a tensor of indices.
 Steps = Any
 
@@ -26,12 +29,14 @@ class BatchReader:
     Reads batches off a policy.
 
     :param policy: In evaluation mode.
-    :param micro_batch_size: Steps that are read at once, which bounds the memory; None for all.
+    :param micro_batch_size: Steps that are read at once, which bounds the memory; None for all, or for fewer where there are
+        very many actions.
     """
 
     def __init__(self, policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> None:
         self.policy = policy
-        self.micro_batch_size = micro_batch_size
+        n_parameters = getattr(policy.action_net, "out_features", 1)
+        self.micro_batch_size = micro_batch_size or max(1, MAX_MICRO_BATCH_NUMBERS // n_parameters)
 
     def pieces(self, batch: EpisodeBatch) -> list[Steps]:
         """
@@ -60,7 +65,7 @@ class BatchReader:
         return self._slices(count_steps(steps, len(batch.actions)))
 
     def _slices(self, n_steps: int) -> Iterator[slice]:
-        size = self.micro_batch_size or max(1, n_steps)
+        size = self.micro_batch_size
         return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
 
     def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:

@@ -145,7 +145,8 @@ class REINFORCE(OnPolicyAlgorithm):
         & Juditsky 1992): ``predict`` answers with ``averaged_policy``, while ``policy`` acts and learns. 0.8 averages over
         the last five updates or so. None: they are the same.
     :param micro_batch_size: Compute gradients in pieces of so many steps and add them up: the same gradient in bounded
-        memory. None for one piece. With memory the pieces are made of whole episodes, and a longer episode is one piece.
+        memory. None for one piece, unless there are so many actions that their logits take more than 32 MiB. With memory the
+        pieces are made of whole episodes, and a longer episode is one piece.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
         with a warning, and their returns closed with the critic's value, once it was fitted, whatever
         ``bootstrap_at_time_limit`` says of time limits. Cut episodes bias the gradient. None for no bound if all environments

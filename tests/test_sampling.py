@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy, sampling
 from sb3_reinforce.sampling import DistributionSampler, NumpyMlpActor, TorchActor, make_action_sampler
 
 ACTION_SPACES = {
@@ -119,6 +119,22 @@ def test_samples_have_the_frequencies_and_moments_of_the_distribution(action_spa
         assert 0.05 < max(expected) < 0.95, "hardly a distribution"
 
 
+@pytest.mark.parametrize("action_space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3, 4])], ids=str)
+@pytest.mark.parametrize("block_size", [1, 10**9], ids=["large action space", "small"])
+def test_both_ways_to_draw_gumbel_noise_have_the_frequencies_of_the_distribution(action_space, block_size, monkeypatch):
+    monkeypatch.setattr(sampling, "NOISE_BLOCK_SIZE", block_size)
+    monkeypatch.setattr(sampling, "NOISE_BLOCK_STEPS", 256 if block_size == 1 else 1)
+    policy = make_policy(action_space)
+    n_samples = 50_000
+    sample = make_action_sampler(policy, n_samples, np.random.default_rng(0))
+    drawn = sample(np.repeat(observations(1), n_samples, axis=0)).reshape(n_samples, -1)
+    with th.no_grad():
+        exact = policy.get_distribution(th.as_tensor(observations(1))).distribution
+    for own, part in zip(drawn.T, exact if isinstance(exact, list) else [exact], strict=True):
+        share = np.bincount(own, minlength=part.probs.shape[1]) / n_samples
+        np.testing.assert_allclose(share, part.probs[0], atol=5 / np.sqrt(n_samples) / 2)
+
+
 def test_multi_discrete_parts_are_independent():
     policy = make_policy(spaces.MultiDiscrete([2, 2]))
     sample = make_action_sampler(policy, 40_000, np.random.default_rng(0))
@@ -132,6 +148,71 @@ def test_noise_differs_between_steps_and_environments():
     obs = np.repeat(observations(1), 2, axis=0)
     drawn = np.stack([sample(obs) for _ in range(600)]).reshape(600, 2)
     assert len(np.unique(drawn)) == 1200
+
+
+def noise_of_first_steps(policy, n_envs, n_steps, rng):
+    sample = make_action_sampler(policy, n_envs, rng)
+    return np.stack([sample(np.zeros((n_envs, *OBSERVATION_SPACE.shape))) for _ in range(n_steps)])
+
+
+class CountingGenerator:
+    """Counts the random numbers that are asked of a generator."""
+
+    def __init__(self):
+        self.rng, self.n_drawn, self.largest = np.random.default_rng(0), 0, 0
+
+    def _draw(self, size, function):
+        self.n_drawn += int(np.prod(size))
+        self.largest = max(self.largest, int(np.prod(size)))
+        return function(size)
+
+    def gumbel(self, size):
+        return self._draw(size, lambda size: self.rng.gumbel(size=size))
+
+    def standard_exponential(self, size):
+        return self._draw(size, self.rng.standard_exponential)
+
+    def logistic(self, size):
+        return self._draw(size, lambda size: self.rng.logistic(size=size))
+
+    def standard_normal(self, size, dtype):
+        return self._draw(size, lambda size: self.rng.standard_normal(size, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(30_000),
+        spaces.MultiDiscrete([20_000, 10_000]),
+        spaces.MultiBinary(30_000),
+        spaces.Box(-1, 1, (30_000,), np.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_noise_for_many_actions_is_drawn_for_the_steps_that_are_made(action_space, n_envs):
+    policy = make_policy(action_space, net_arch=[2])
+    rng = CountingGenerator()
+    noise_of_first_steps(policy, n_envs, 5, rng)
+    assert rng.n_drawn == 5 * n_envs * 30_000
+    assert rng.largest == n_envs * 30_000
+
+
+@pytest.mark.parametrize(
+    "action_space", [spaces.Discrete(5), spaces.MultiBinary(5), spaces.Box(-1, 1, (5,), np.float32)], ids=str
+)
+def test_how_noise_is_cut_into_blocks_changes_no_action(action_space, monkeypatch):
+    policy = make_policy(action_space)
+    expected = noise_of_first_steps(policy, 3, 300, np.random.default_rng(1))
+    for n_steps in (1, 77, 500):
+        monkeypatch.setattr(sampling, "NOISE_BLOCK_STEPS", n_steps)
+        np.testing.assert_array_equal(noise_of_first_steps(policy, 3, 300, np.random.default_rng(1)), expected)
+
+
+def test_small_action_spaces_draw_ahead():
+    rng = CountingGenerator()
+    noise_of_first_steps(make_policy(spaces.Discrete(7)), 8, 1, rng)
+    assert rng.n_drawn == 256 * 7 * 8
 
 
 class OverriddenDistribution(MlpPolicy):
@@ -169,6 +250,8 @@ def hooked_policy():
         (make_policy(DISCRETE, observation_space=spaces.Discrete(5)), NumpyMlpActor),
         (make_policy(DISCRETE, observation_space=spaces.Discrete(5, start=-1)), TorchActor),
         (make_policy(DISCRETE).double(), TorchActor),
+        (make_policy(spaces.Discrete(20_000)), TorchActor),
+        (make_policy(spaces.Discrete(2_315)), NumpyMlpActor),
         (hooked_policy(), TorchActor),
         (make_policy(DISCRETE, OverriddenDistribution), DistributionSampler),
         (make_policy(ACTION_SPACES["box"], use_sde=True), DistributionSampler),
