@@ -1,6 +1,7 @@
 """The gradient laboratory: exact by enumeration, equal to the class's own gradient, honest intervals, a model left alone."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import random
@@ -926,6 +927,69 @@ def test_the_gauge_logs_what_it_says():
     model.learn(1, callback=gauge)
     assert logged["lab/signal_to_noise"] == pytest.approx(20 * gauge.signal / gauge.noise)
     assert logged["lab/noise_scale"] == pytest.approx(gauge.noise / gauge.signal)
+
+
+def expected_gauge(model, n_episodes):
+    """What the gauge says on average, signal and noise, over all rollouts of so many episodes, and what is so."""
+    gauge = NoiseScaleCallback(every=1, smoothing=0.0)
+    gauge.init_callback(model)
+    paths, said, gradients = diamond_hill.enumerate_paths(ACTION_PROBABILITIES), [], []
+    groups = list(itertools.product(paths, repeat=n_episodes))
+    estimator = dataclasses.replace(model.estimator, loss_reduction="episode")
+    for group in groups:
+        model.rollout_buffer.reset()
+        for path in group:
+            for observation, action, reward in zip(path.observations, path.actions, path.rewards, strict=True):
+                model.rollout_buffer.add(observation[None], np.array([action]), np.array([reward]))
+            model.rollout_buffer.finish_episode(0)
+        # Every rollout is split in the same way
+        gauge.n_rollouts = 0
+        gauge.on_rollout_end()
+        said.append((gauge.signal, gauge.noise))
+        gradients.append(slow_gradient(estimator, model, group))
+    probabilities = np.array([np.prod([path.probability for path in group]) for group in groups])
+    signal, noise = statistics.signal_and_noise(statistics.inner_products(np.stack(gradients)), probabilities)
+    return probabilities @ np.array(said), np.array([signal, n_episodes * noise])
+
+
+@pytest.mark.parametrize("n_episodes", [2, 3])
+@pytest.mark.parametrize("loss_reduction", ["step", "episode"])
+@pytest.mark.parametrize(
+    "switches",
+    [
+        *({"baseline": baseline} for baseline in (None, "value", "leave_one_out", "time_step")),
+        {"baseline": "leave_one_out", "return_type": "episode"},
+        {"baseline": "time_step", "discounted_weighting": True},
+    ],
+    ids=str,
+)
+def test_the_gauge_is_unbiased(switches, loss_reduction, n_episodes):
+    model = linear_model(gamma=GAMMA, n_episodes=n_episodes, loss_reduction=loss_reduction, **switches)
+    said, exact = expected_gauge(model, n_episodes)
+    np.testing.assert_allclose(said, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_episodes", [2, 3])
+def test_the_gauge_of_the_batch_mean_is_that_of_leave_one_out(n_episodes):
+    """The same gradient up to a factor, so that their ratio of signal and noise is the same."""
+    model = linear_model(gamma=GAMMA, n_episodes=n_episodes, baseline="mean", return_type="episode")
+    said, exact = expected_gauge(model, n_episodes)
+    np.testing.assert_allclose(said * (1 - 1 / n_episodes) ** 2, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("normalize_advantage", "n_episodes"), [(False, 1), (True, 3)])
+def test_the_gauge_needs_two_halves(normalize_advantage, n_episodes):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=n_episodes, normalize_advantage=normalize_advantage)
+    message = rf"at least {n_episodes + 1} \(normalize_advantage={normalize_advantage}\), not {n_episodes}"
+    with pytest.raises(ValueError, match=message):
+        model.learn(1, callback=NoiseScaleCallback())
+
+
+def test_the_gauge_passes_over_single_episodes():
+    env = make_vec_env(FixedLengthEnv, 1, env_kwargs={"lengths": [9]})
+    gauge = NoiseScaleCallback(every=1)
+    REINFORCE("MlpPolicy", env, n_steps=5, seed=0, device="cpu").learn(20, callback=gauge)
+    assert gauge.n_rollouts == 3 and gauge.weight == 0.0
 
 
 @pytest.mark.parametrize(("name", "value"), [("every", 0), ("smoothing", 1.0)])

@@ -1,14 +1,21 @@
 """A rough gauge of the noise in the gradient, while a model learns."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.lab import statistics
-from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, ScoreReader, steps_of, take_episodes
+from sb3_reinforce.lab.collect import Episodes
+from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, ScoreReader, steps_of
+from sb3_reinforce.lab.lineup import OWN, make_lineup
+from sb3_reinforce.lab.measurement import prepare
 from sb3_reinforce.reading import make_reader
 from sb3_reinforce.reinforce import REINFORCE
+
+#: How often the episodes of a rollout are dealt into two halves: with more, the signal is hardly less noisy.
+N_SPLITS = 4
 
 
 class NoiseScaleCallback(BaseCallback):
@@ -20,13 +27,21 @@ class NoiseScaleCallback(BaseCallback):
     within a factor of two half-way through a training, and to say too little late. ``measure`` says what is so, at a stated
     uncertainty. The training is exactly the same with and without it.
 
+    The signal is the inner product of the gradients of two halves of the episodes, each computed as a batch of its own: within
+    a batch, the baselines ``leave_one_out`` and ``time_step`` make the gradients of the episodes depend on each other, which
+    would double the signal of two episodes. The noise is the rest of the squared norm of the gradient of all episodes. Both
+    are unbiased with every unbiased baseline, for the gradient that is summed over the steps of an episode and averaged over
+    episodes. With ``baseline="mean"`` they are those of ``leave_one_out``, which for whole returns is the same gradient up to
+    a factor. With ``normalize_advantage`` they are approximate, since the halves are standardised apart.
+
     Logged are ``lab/noise_scale`` (episodes; missing while no signal can be told from zero) and ``lab/signal_to_noise`` (of
     the batch, below zero in that case).
 
-    :param every: Rollouts from one to the next that is looked at. The gradient is computed once more for these: at 4, a few
-        per cent of the time of a training.
+    :param every: Rollouts from one to the next that is looked at. At 4 it takes 6 % of the time of a training on CartPole-v1,
+        20 % with a recurrent policy.
     :param smoothing: Weight of what was seen before, in [0, 1): 0.9 averages over about ten rollouts that were looked at.
-    :raises ValueError: If an argument is out of its range, or the algorithm is not ``REINFORCE``.
+    :raises ValueError: If an argument is out of its range, the algorithm is not ``REINFORCE``, or ``n_episodes`` are too few:
+        two are needed, with ``normalize_advantage`` four. Rollouts of ``n_steps`` with fewer are passed over.
     """
 
     def __init__(self, every: int = 4, smoothing: float = 0.9) -> None:
@@ -47,6 +62,12 @@ class NoiseScaleCallback(BaseCallback):
             raise ValueError(
                 f"NoiseScaleCallback needs whole episodes, as REINFORCE has them, not {type(self.model).__name__}"
             )
+        self.min_episodes = 4 if self.model.normalize_advantage else 2
+        if self.model.n_episodes is not None and self.model.n_episodes < self.min_episodes:
+            raise ValueError(
+                f"NoiseScaleCallback compares two halves of the episodes of a rollout, and needs n_episodes of at least "
+                f"{self.min_episodes} (normalize_advantage={self.model.normalize_advantage}), not {self.model.n_episodes}"
+            )
 
     def _on_step(self) -> bool:
         return True
@@ -58,18 +79,24 @@ class NoiseScaleCallback(BaseCallback):
         model: Any = self.model
         batch = model.rollout_buffer.whole_episodes()
         n_episodes = len(batch.episode_lengths)
-        # Of two episodes the mean product is that of a single pair: noisy, but as unbiased as any
-        if n_episodes < 2:
+        if n_episodes < self.min_episodes:
             return
         reader = make_reader(model.policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
-        # The update finds them in the buffer, and does not compute them again
-        weights = model._weigh(model.rollout_buffer, batch).step_weights.weights
-        scores = ScoreReader(reader)
-        gradients = []
-        for episode in range(n_episodes):
-            steps = steps_of(batch.episode_lengths, [episode])
-            gradients.append(scores(take_episodes(batch, [episode]), weights[None, steps])[0])
-        signal, noise = statistics.signal_and_noise(statistics.inner_products(np.stack(gradients)))
+        baseline = "leave_one_out" if model.baseline == "mean" else model.baseline
+        estimator = dataclasses.replace(model.estimator, loss_reduction="episode", baseline=baseline)
+        own = make_lineup(model, model.gamma)[OWN]._replace(estimator=estimator)
+        (prepared,) = prepare(Episodes(model, reader, batch, batch.rewards), [own], [], 0)
+
+        # Its own source of randomness: the training stays as it is
+        rng = np.random.default_rng(self.n_rollouts)
+        halves = [half for _ in range(N_SPLITS) for half in np.array_split(rng.permutation(n_episodes), 2)]
+        weights = np.zeros((1 + len(halves), len(batch.rewards)))
+        for row, group in zip(weights, [np.arange(n_episodes), *halves], strict=True):
+            steps = steps_of(batch.episode_lengths, group)
+            row[steps] = prepared.weigh(steps, batch.episode_lengths[group]).weights / len(group)
+        gradient, *of_halves = ScoreReader(reader)(batch, weights).astype(np.float64)
+        signal = float(np.mean([first @ second for first, second in zip(of_halves[::2], of_halves[1::2], strict=True)]))
+        noise = n_episodes * (float(gradient @ gradient) - signal)
 
         kept = self.smoothing
         self.weight = kept * self.weight + 1 - kept
