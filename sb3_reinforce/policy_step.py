@@ -21,7 +21,8 @@ from sb3_reinforce.reading import NOT_LEARNED, BatchReader, Steps
 #: a bound at the target itself would shorten every second step.
 KL_TOLERANCE = 1.5
 SHORTENING = 0.7
-MAX_SHORTENINGS = 8
+#: Down to a millionth of the length: F may come from steps that the policy hardly changes in, while it does in others.
+MAX_SHORTENINGS = 40
 
 
 class PolicyGradient(NamedTuple):
@@ -106,7 +107,7 @@ class NaturalStep(NamedTuple):
     :param kl: Mean KL divergence from the policy before to the policy after, in nats, over all steps. 0 if the step was
         skipped.
     :param n_shortenings: How often the step was shortened, because the exact divergence was too far above the target.
-    :param curvature: ``s (F + damping) s`` for the step s at length 1: how much the policy changes for a step of parameters.
+    :param curvature: ``s F s`` for the step s at length 1: how much the policy changes for a step of parameters.
     :param skipped: Why the policy was left as it was; None if it moved.
     """
 
@@ -132,10 +133,9 @@ def natural_step(
     :param reader: Of the policy, whose parameters are changed.
     :param batch: The episodes.
     :param gradient: Of the pseudo-loss.
-    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, in nats. The damping takes part in
-        it, so that the exact divergence tends to be smaller.
+    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, in nats.
     :param cg_max_steps: Conjugate gradients' steps.
-    :param cg_damping: Added to the diagonal of F.
+    :param cg_damping: Added to the diagonal of F for the direction, and not for the length.
     :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
     :param rng: Draws the subset, if there are more steps; that of rank 0 on all ranks.
     :return: What became of it.
@@ -146,6 +146,8 @@ def natural_step(
     ascent = -th.cat([parameter.grad.reshape(-1) for parameter in parameters])  # type: ignore[union-attr]
     if not ascent.any():
         return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
+    # A power of two rounds nothing, and no square of a small or large gradient leaves the range of the numbers
+    ascent /= 2.0 ** math.floor(math.log2(float(ascent.abs().max())))
 
     all_episodes = batch.of_all_ranks()
     n_steps = len(all_episodes.actions)
@@ -159,7 +161,9 @@ def natural_step(
         return fisher(vector) + cg_damping * vector
 
     direction = conjugate_gradient(damped, ascent, cg_max_steps)
-    curvature = float(direction @ damped(direction))
+    # Where damping outweighs F, it would fix the length in parameters, whatever the policy does: it counts where F is 0 only
+    curvature = float(direction @ fisher(direction))
+    curvature = curvature if curvature > 0.0 else float(direction @ damped(direction))
     if not (math.isfinite(curvature) and curvature > 0.0):
         return NaturalStep(0.0, 0, curvature, f"the curvature along it is {curvature}")
 
