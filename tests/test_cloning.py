@@ -1,19 +1,29 @@
 """Behaviour cloning: the pseudo-loss with unit weights, demonstrations of any algorithm, a warm start."""
 
+import copy
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from helpers import ACTION_PROBABILITIES, linear_model
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from helpers import ACTION_PROBABILITIES, CueEnv, FixedLengthEnv, SilentEnv, linear_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from test_masking import SOURCES, MethodEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs import diamond_hill
-from sb3_reinforce.lab import clone, demonstrate
+from sb3_reinforce.lab import clone, demonstrate, measure
+from sb3_reinforce.lab import cloning as cloning_module
 from sb3_reinforce.lab.cloning import as_batch, minibatches, unit_weights
+from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS
 from sb3_reinforce.policy_step import compute_gradient
 from sb3_reinforce.reading import BatchReader
 
@@ -148,6 +158,9 @@ def test_minibatches_hold_every_episode_once(lengths, size):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"held_out": 0.0}, "held_out must leave"),
+        ({"held_out": np.nan}, "held_out must leave"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0 and finite, not 0.0"),
+        ({"learning_rate": np.nan}, "learning_rate must be above 0 and finite, not nan"),
         ({"held_out": 0.01}, "held_out must leave at least one of 6 episodes"),
         ({"episode_lengths": np.array([3])}, "episode_lengths must be above 0 and add up"),
         ({"observations": np.zeros((5, 3))}, r"observation must be of shape \(\d+, 4\).*not \(5, 3\)"),
@@ -187,6 +200,234 @@ def test_masks_in_the_observation_count():
     np.testing.assert_allclose(log_probs, -np.log(masks.sum(axis=1)), atol=0.3)
     cloning = clone(model, *demonstrations[:3], epochs=3)
     assert np.isfinite(cloning.log_probs).all()
+
+
+def random_choice(observations, action_masks):
+    """A function that needs masks, and reuses its arrays."""
+    random_choice.actions[:] = (action_masks * random_choice.rng.random(action_masks.shape)).argmax(axis=1)
+    return random_choice.actions[: len(action_masks)]
+
+
+random_choice.rng, random_choice.actions = np.random.default_rng(0), np.zeros(3, dtype=np.int64)
+
+
+@pytest.mark.parametrize("make_expert", ["REINFORCE", "its policy", "MaskablePPO", "function"])
+@pytest.mark.parametrize("source", ["observation", "VecEnv", "method", "info", "info below wrappers"])
+def test_experts_are_given_their_masks(source, make_expert):
+    """What is forbidden raises in these environments."""
+    env, own = SOURCES[source](), SOURCES[source]()
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    model = REINFORCE(policy, own, use_masking=True, seed=0, device="cpu")
+    expert = {
+        "REINFORCE": lambda: model,
+        "its policy": lambda: model.policy,
+        "MaskablePPO": lambda: MaskablePPO(policy, own, seed=0, device="cpu"),
+        "function": lambda: random_choice,
+    }[make_expert]()
+    demonstrations = demonstrate(expert, env, 30, deterministic=False)
+    starts = np.cumsum(demonstrations.episode_lengths) - demonstrations.episode_lengths
+    times = np.arange(len(demonstrations.actions)) - np.repeat(starts, demonstrations.episode_lengths)
+    np.testing.assert_array_equal(demonstrations.action_masks, CueEnv.MASKS[times].astype(bool))
+    assert len(set(demonstrations.actions.tolist())) == 3
+
+    # And so is the pupil
+    batch = as_batch(model, *demonstrations[:3], action_masks=demonstrations.action_masks)
+    np.testing.assert_array_equal(batch.action_masks, demonstrations.action_masks)
+    fit = clone(model, *demonstrations[:3], action_masks=demonstrations.action_masks, epochs=2)
+    assert fit.log_probs[0] == pytest.approx(np.log(0.5), abs=0.1)
+
+
+def test_experts_without_their_masks_are_refused():
+    env = make_vec_env("CartPole-v1", 1)
+    masked = REINFORCE("MlpPolicy", MethodEnv(), use_masking=True, device="cpu")
+    masked.observation_space, masked.action_space = env.observation_space, env.action_space
+    for expert, name in (
+        (MaskablePPO("MlpPolicy", "CartPole-v1", device="cpu"), "MaskablePPO"),
+        (masked, "REINFORCE"),
+        (random_choice, "function"),
+    ):
+        with pytest.raises(ValueError, match=f"env: {name} needs action masks.*the environment gives no masks"):
+            demonstrate(expert, env, 1)
+    # Who can do without is not, and who does not ask for masks is given none
+    for expert in (
+        lambda observations, action_masks=None: Rule.act(observations),
+        REINFORCE("MlpPolicy", "CartPole-v1", device="cpu"),
+        REINFORCE("MlpPolicy", "CartPole-v1", device="cpu").policy,
+    ):
+        assert demonstrate(expert, env, 1).action_masks is None
+    assert demonstrate(lambda observations: np.ones(1, dtype=np.int64), DummyVecEnv([MethodEnv]), 1).action_masks is None
+
+
+def test_functions_demonstrate():
+    seen = []
+
+    def act(observations):
+        seen.append(observations.copy())
+        actions = Rule.act(observations)
+        observations[:] = np.nan
+        return actions
+
+    demonstrations = demonstrate(act, make_vec_env("CartPole-v1", 1), 2)
+    assert demonstrations.returns.mean() > 300
+    np.testing.assert_array_equal(demonstrations.observations, np.concatenate(seen))
+
+    torques = np.zeros((1, 1), np.float32)
+
+    def push(observations):
+        torques[:] += 0.01
+        return torques
+
+    actions = demonstrate(push, make_vec_env("Pendulum-v1", 1), 1).actions
+    np.testing.assert_allclose(actions[:, 0], 0.01 * np.arange(1, 201), rtol=1e-4)
+
+
+def test_demonstrations_that_never_end():
+    def act(observations):
+        return np.zeros(len(observations), dtype=np.int64)
+
+    make_envs = [lambda: FixedLengthEnv([3]), lambda: FixedLengthEnv([MAX_EPISODE_STEPS + 10])]
+    with pytest.raises(ValueError, match=r"did not end within 10,000 steps.*gymnasium\.wrappers\.TimeLimit"):
+        demonstrate(act, DummyVecEnv(make_envs), 2)
+    # Whose share is done may go on as it likes, and a time limit may be longer
+    assert demonstrate(act, DummyVecEnv(make_envs[::-1]), 1).episode_lengths.tolist() == [3]
+    limited = TimeLimit(FixedLengthEnv([10 * MAX_EPISODE_STEPS]), MAX_EPISODE_STEPS + 5)
+    assert demonstrate(act, limited, 1).episode_lengths.tolist() == [MAX_EPISODE_STEPS + 5]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", None, gym.make_vec("CartPole-v1", 2)], ids=["id", "None", "VectorEnv"])
+def test_what_is_no_environment(expert, env):
+    for use in (demonstrate, measure):
+        with pytest.raises(ValueError, match=r"env: must be an environment or a VecEnv.*not|env is a VectorEnv of gymnasium"):
+            use(expert, env)
+
+
+@pytest.mark.parametrize(
+    ("bad_expert", "message"),
+    [
+        ("model.zip", "expert: must have SB3's predict, or be a function of the observations, not 'model.zip'"),
+        (lambda observations: 0, r"expert: its actions must be of shape \(1,\), not \(\)"),
+        (lambda observations: ["left"], "expert: its actions must be an array of numbers, not of <U4"),
+    ],
+)
+def test_what_is_no_expert(bad_expert, message):
+    with pytest.raises(ValueError, match=message):
+        demonstrate(bad_expert, make_vec_env("CartPole-v1", 1))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
+@pytest.mark.parametrize("switches", [{"policy_averaging": 0.9}, {"use_masking": True}, {"natural_gradient": True}], ids=str)
+def test_a_fit_that_fails_leaves_the_model_as_it_was(monkeypatch, switches, error):
+    model = REINFORCE("MlpPolicy", MethodEnv(), n_episodes=4, seed=0, device="cpu", **switches)
+    if model.use_masking:
+        model.learn(1)
+    model.policy.set_training_mode(True)
+    for parameter in model.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+
+    def state():
+        own = [model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model.averaged_policy.state_dict()]
+        return copy.deepcopy((own, [parameter.grad for parameter in model.policy.parameters()], model.policy.training))
+
+    before, compute, calls = state(), cloning_module.compute_gradient, []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error("in the middle")
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(cloning_module, "compute_gradient", fail)
+    with pytest.raises(error, match="in the middle"):
+        clone(model, np.ones((40, 2), np.float32), np.zeros(40, np.int64), batch_size=8)
+    assert str(state()) == str(before)
+
+
+def of_space(action_space, observation_space=None, **kwargs):
+    observation_space = observation_space or spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    return REINFORCE(policy, SilentEnv(observation_space, action_space), n_episodes=1, device="cpu", **kwargs)
+
+
+BOX = spaces.Box(-1.0, np.array([1.0, 2.0], np.float32), (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "actions", "message"),
+    [
+        (spaces.Discrete(3), [0, 3], "actions must be whole numbers from 0 to 2, as in the model's space, not 3 as at step 1"),
+        (spaces.Discrete(3), [0, -1], "not -1 as at step 1"),
+        (spaces.Discrete(3), [0.5, 0], "whole numbers.*not 0.5 as at step 0"),
+        (spaces.Discrete(3), [np.nan, 0], "not nan as at step 0"),
+        (spaces.Discrete(3), ["left", "right"], "actions must be an array of numbers, not of <U5"),
+        (spaces.Discrete(3), [[0], [1, 2]], "actions must be an array of numbers: "),
+        (spaces.Discrete(3), 1, r"actions must be of shape \(0,\), not \(\)"),
+        (spaces.MultiDiscrete([2, 3]), [[1, 2], [2, 0]], "not 2 as at step 1"),
+        (spaces.MultiBinary(2), [[1, 0], [0, 2]], "whole numbers from 0 to 1.*not 2 as at step 1"),
+        (BOX, [[0.0, 2.0], [0.0, 2.5]], "from -1.0 to 2.0.*not 2.5 as at step 1"),
+        (BOX, [[2.0, 2.0], [0.0, 0.0]], "not 2.0 as at step 0"),
+        (BOX, [[0.0, np.nan], [0.0, 0.0]], "not nan as at step 0"),
+    ],
+)
+def test_actions_outside_the_space(action_space, actions, message):
+    for array in (actions, th.tensor(actions) if "array" not in message else actions):
+        with pytest.raises(ValueError, match=message) as caught:
+            clone(of_space(action_space), np.zeros((2, 2), np.float32), array)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "observations", "message"),
+    [
+        (BOX, [[0.0, np.nan], [0.0, 0.0]], "observations: observation must be finite numbers, not nan as at step 0"),
+        (BOX, [[0.0, 0.0], [np.inf, 0.0]], "not inf as at step 1"),
+        (BOX, [{"a": 1}, {"a": 2}], "observations: observation must be an array of numbers, not of object"),
+        (spaces.Discrete(3), [0, 3], "whole numbers from 0 to 2.*not 3 as at step 1"),
+        (spaces.Box(0, 255, (1,), np.uint8), [[0], [256]], "whole numbers from 0 to 255.*not 256 as at step 1"),
+        (spaces.Dict({"a": BOX}), {"a": [[0.0, 0.0], [np.nan, 0.0]]}, "observations: a must be finite.*not nan as at step 1"),
+        (spaces.Dict({"a": BOX}), [[0.0, 0.0], [0.0, 0.0]], "observations must have the parts a, not observation"),
+    ],
+)
+def test_observations_outside_the_space(observation_space, observations, message):
+    with pytest.raises(ValueError, match=message):
+        clone(of_space(spaces.Discrete(2), observation_space), observations, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("switches", "masks", "message"),
+    [
+        ({}, [[1, 1]] * 4, "action_masks: the model has use_masking=False"),
+        ({"use_masking": True}, [[1, 1]] * 3, "There must be an action mask for each of 4 observations, but there are 3"),
+        ({"use_masking": True}, [[1, 1], [0, 0]] * 2, "The action mask of step 1 allows no action"),
+        ({"use_masking": True}, [[1, 1], [1, 0]] * 2, "actions: what was done at step 3, 1, is forbidden by its action mask"),
+    ],
+)
+def test_masks_that_do_not_fit(switches, masks, message):
+    with pytest.raises(ValueError, match=message):
+        clone(of_space(spaces.Discrete(2), **switches), np.zeros((4, 2)), [0, 0, 1, 1], action_masks=masks)
+
+
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, th.as_tensor, np.float64])
+def test_whatever_numpy_makes_an_array_of(demonstrations, convert):
+    given = [part[:200] for part in demonstrations[:2]]
+    model, other = (REINFORCE("MlpPolicy", "CartPole-v1", seed=0, device="cpu") for _ in range(2))
+    expected = clone(model, *given, [120, 80], epochs=2, held_out=0.5)
+    assert clone(other, *map(convert, given), convert(np.array([120, 80])), epochs=2, held_out=0.5) == expected
+
+
+@pytest.mark.parametrize("space", [BOX, spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)], ids=str)
+def test_actions_in_the_space(space):
+    actions = np.array([space.sample() for _ in range(20)]).astype(np.float64)
+    assert np.isfinite(clone(of_space(space), np.ones((20, 2)), actions, epochs=1).log_probs).all()
+
+
+def test_what_cannot_be_fitted(demonstrations):
+    with pytest.raises(ValueError, match="model: must be a REINFORCE, whose loss is used, not PPO"):
+        clone(PPO("MlpPolicy", "CartPole-v1", device="cpu"), *demonstrations[:3])
+    model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
+    for parameter in model.policy.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ValueError, match="model: its actor is frozen"):
+        clone(model, *demonstrations[:3])
 
 
 def test_the_average_is_of_the_clone(demonstrations):

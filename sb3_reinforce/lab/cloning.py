@@ -6,6 +6,9 @@ REINFORCE weights the score of an action by what came of it, cloning trusts that
 """
 
 import copy
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +16,15 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
 from sb3_reinforce.estimators import StepWeights
-from sb3_reinforce.lab.collect import check_environment, frozen
+from sb3_reinforce.lab.collect import as_vec_env, check_length, find_max_episode_steps, frozen, stand_in_for
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
-from sb3_reinforce.masking import split_observation
+from sb3_reinforce.masking import MaskReader, NumpyArray, check_masks, choices_of, split_observation
 from sb3_reinforce.policies import averaged_model
 from sb3_reinforce.policy_step import clone_tensors, compute_gradient
 from sb3_reinforce.reading import make_reader
@@ -36,12 +40,14 @@ class Demonstrations(NamedTuple):
     :param actions: As the environment got them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :param returns: Sum of the rewards of each episode, shape ``(n_episodes,)``.
+    :param action_masks: What the expert was allowed, shape ``(n_steps, n_options)``; None if it was given no masks.
     """
 
     observations: NumpyObs
     actions: np.ndarray[Any, np.dtype[Any]]
     episode_lengths: IntArray
     returns: Array
+    action_masks: np.ndarray[Any, np.dtype[np.bool_]] | None = None
 
 
 class Cloning(NamedTuple):
@@ -57,83 +63,123 @@ class Cloning(NamedTuple):
 
 
 def demonstrate(
-    expert: BaseAlgorithm, env: GymEnv, n_episodes: int = 20, deterministic: bool = True, seed: int = 0
+    expert: PolicyPredictor | Callable[..., Any], env: GymEnv, n_episodes: int = 20, deterministic: bool = True, seed: int = 0
 ) -> Demonstrations:
     """
-    Let a trained model show what it does.
+    Let an expert show what it does.
 
-    :param expert: Any model of SB3, whatever its algorithm.
+    Action masks, if the environment gives any (see ``sb3_reinforce.masking.find_source``), are handed to an expert that takes
+    them: a REINFORCE with ``use_masking``, a MaskablePPO, or whatever else has a parameter ``action_masks``.
+
+    :param expert: A model of SB3, whatever its algorithm, a policy, or anything else with SB3's ``predict``; or a function
+        from the observations of all environments (and ``action_masks``) to their actions.
     :param env: An environment that is not the expert's own, and shows what the pupil is to see. It is seeded and reset.
     :param n_episodes: Episodes, of which each environment makes the same number, or one more.
-    :param deterministic: Whether the expert takes its likeliest actions.
+    :param deterministic: Whether the expert takes its deterministic actions; a function decides itself.
     :param seed: Of the environment and, with ``deterministic=False``, the actions.
     :return: The demonstrations.
-    :raises ValueError: If environment and expert do not fit, or no episode is asked for.
+    :raises ValueError: If environment and expert do not fit, no episode is asked for, the expert needs action masks and the
+        environment gives none, or an episode does not end.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
-    env = expert._wrap_env(env)
-    check_environment(expert, env)
+    predict = getattr(expert, "predict", None)
+    if predict is None and not callable(expert):
+        raise ValueError(f"expert: must have SB3's predict, or be a function of the observations, not {expert!r}")
+    env = as_vec_env(expert, env)
+    max_episode_steps = find_max_episode_steps(env)
     # The same number of each: the first to finish would be the short ones
     quota = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
-    steps: list[list[tuple[Any, Any]]] = [[] for _ in quota]
-    done_steps: list[tuple[Any, Any]] = []
+    steps: list[list[tuple[Any, Any, Any]]] = [[] for _ in quota]
+    done_steps: list[tuple[Any, Any, Any]] = []
     lengths, returns = [], []
-    with frozen(env, expert.device):
+    with frozen(env, getattr(expert, "device", th.device("cpu"))):
         th.manual_seed(seed)
         env.seed(seed)
-        observations = env.reset()
-        sums = np.zeros(env.num_envs)
+        observations: Any = env.reset()
+        read_masks = _make_mask_reader(expert, env)
+        sums, n_steps = np.zeros(env.num_envs), 0
+        infos: list[dict[str, Any]] = [{}] * env.num_envs
         state, starts = None, np.ones(env.num_envs, dtype=bool)
         while any(quota):
-            actions, state = expert.predict(observations, state, starts, deterministic)  # type: ignore[arg-type]
+            masks = None if read_masks is None else read_masks(observations, infos, starts, n_steps)
+            given = {} if masks is None else {"action_masks": masks}
+            # Whoever acts may change what it is given, and environments use their arrays again
             seen = copy.deepcopy(observations)
-            observations, rewards, starts, _ = env.step(actions)
+            if predict is None:
+                actions = expert(observations, **given)  # type: ignore[operator]
+            else:
+                actions, state = predict(observations, state, starts, deterministic, **given)
+            actions = _as_array("expert: its actions", actions)
+            action_shape = (env.num_envs, *(env.action_space.shape or ()))
+            if actions.shape != action_shape:
+                raise ValueError(f"expert: its actions must be of shape {action_shape}, not {actions.shape}")
+            observations, rewards, starts, infos = env.step(actions)
+            n_steps += 1
             sums += rewards
             for index, left in enumerate(quota):
                 if left == 0:
                     continue
-                steps[index].append((map_observation(lambda obs: obs[index], seen), actions[index]))  # noqa: B023
+                mask = None if masks is None else masks[index].copy()
+                steps[index].append((map_observation(lambda obs: obs[index], seen), actions[index].copy(), mask))  # noqa: B023
                 if starts[index]:
                     done_steps += steps[index]
                     lengths.append(len(steps[index]))
                     returns.append(sums[index])
                     steps[index], quota[index] = [], left - 1
+                check_length(len(steps[index]), max_episode_steps)
             sums[starts] = 0.0
-    all_observations = [observation for observation, _ in done_steps]
+    all_observations, all_actions, all_masks = zip(*done_steps, strict=True)
     first = all_observations[0]
     return Demonstrations(
         {key: np.stack([one[key] for one in all_observations]) for key in first}
         if isinstance(first, dict)
         else np.stack(all_observations),
-        np.stack([action for _, action in done_steps]),
+        np.stack(all_actions),
         np.array(lengths, dtype=np.int64),
         np.array(returns, dtype=np.float64),
+        None if all_masks[0] is None else np.stack(all_masks),
     )
+
+
+def _make_mask_reader(expert: Any, env: VecEnv) -> MaskReader | None:
+    """Make the reader of the action masks, unless the expert does not take any."""
+    parameter = inspect.signature(getattr(expert, "predict", expert)).parameters.get("action_masks")
+    if parameter is None or not getattr(expert, "use_masking", True):
+        return None
+    try:
+        return MaskReader(env)
+    except ValueError as error:
+        # A MaskablePPO can be asked without masks, and then does what it never learned
+        if isinstance(expert, BaseAlgorithm) or parameter.default is parameter.empty:
+            raise ValueError(f"env: {type(expert).__name__} needs action masks. {error}") from error
+    return None
 
 
 def clone(
     model: REINFORCE,
-    observations: NumpyObs,
-    actions: np.ndarray[Any, np.dtype[Any]],
-    episode_lengths: IntArray | None = None,
+    observations: Any,
+    actions: Any,
+    episode_lengths: Any = None,
     epochs: int = 50,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     held_out: float = 0.1,
     patience: int = 5,
     seed: int = 0,
+    action_masks: Any = None,
 ) -> Cloning:
     """
     Fit the actor of a model to what an expert did (Pomerleau 1991), by the model's own loss with unit weights.
 
     What it does for REINFORCE is a warm start: call it before ``learn``. The model's optimizer, and its critic, which knows
-    nothing of the new policy, stay as they are.
+    nothing of the new policy, stay as they are. A copy of the policy is fitted, so that whatever ends the fit early, an error
+    or Ctrl-C, leaves the model as it was.
 
-    :param model: Its actor is fitted. Of continuous actions the standard deviation is fitted too: to an expert that always
-        does the same it shrinks, and with it the exploration.
-    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will see them. With
-        ``use_masking`` action masks count where they are a part of them.
+    :param model: A REINFORCE, whose actor is fitted. Of continuous actions the standard deviation is fitted too: to an expert
+        that always does the same it shrinks, and with it the exploration.
+    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will see them. An array may
+        be whatever NumPy makes one of, or a tensor.
     :param actions: As the environment gets them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``. Minibatches and the held-out part then consist of
         whole episodes, which a policy with memory needs, and which makes the held-out part honest: neighbouring steps are
@@ -144,17 +190,23 @@ def clone(
     :param held_out: Share of the episodes (or steps) that is kept to judge the fit.
     :param patience: Passes without a higher held-out log-probability after which the fit stops. The best policy is kept.
     :param seed: Of the held-out part and the minibatches.
+    :param action_masks: What was allowed, shape ``(n_steps, n_options)``, for a model with ``use_masking`` whose observations
+        do not carry their masks. Without any masks the policy is fitted as if all actions were allowed.
     :return: What became of it.
-    :raises ValueError: If an argument is out of its range, the demonstrations do not fit the model, or cannot be held out
-        from.
+    :raises ValueError: If an argument is out of its range, the model is no REINFORCE or its actor is frozen, or the
+        demonstrations do not fit the model, or cannot be held out from.
     """
-    batch = as_batch(model, observations, actions, episode_lengths)
+    if not isinstance(model, REINFORCE):
+        raise ValueError(f"model: must be a REINFORCE, whose loss is used, not {type(model).__name__}")
+    batch = as_batch(model, observations, actions, episode_lengths, action_masks)
     n_episodes = len(batch.episode_lengths)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    n_held_out = round(held_out * n_episodes)
-    if not 0.0 < held_out < 1.0 or not 0 < n_held_out < n_episodes:
+    if not 0.0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be above 0 and finite, not {learning_rate}")
+    n_held_out = round(held_out * n_episodes) if 0.0 < held_out < 1.0 else 0
+    if not 0 < n_held_out < n_episodes:
         raise ValueError(
             f"held_out must leave at least one of {n_episodes} episodes (or steps) on both sides, which {held_out} does not"
         )
@@ -162,8 +214,7 @@ def clone(
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_episodes)
     judges, pupils = take_episodes(batch, order[:n_held_out]), order[n_held_out:]
-    policy = model.policy
-    policy.set_training_mode(False)
+    policy = stand_in_for(model).policy
     reader = make_reader(policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
     optimizer: th.optim.Optimizer | None = None
     best, best_epoch = clone_tensors(policy.state_dict()), 0
@@ -172,6 +223,8 @@ def clone(
         for episodes in minibatches(rng.permutation(pupils), batch.episode_lengths, batch_size):
             minibatch = take_episodes(batch, episodes)
             parameters = compute_gradient(reader, minibatch, unit_weights(minibatch), ent_coef=0.0).parameters
+            if not parameters:
+                raise ValueError("model: its actor is frozen, no parameter of it requires a gradient")
             if optimizer is None:
                 kind, settings = policy.optimizer_class, policy.optimizer_kwargs
                 optimizer = kind(parameters, lr=learning_rate, **settings)  # type: ignore[call-arg]
@@ -183,7 +236,7 @@ def clone(
         elif epoch - best_epoch >= patience:
             break
     policy.load_state_dict(best)
-    policy.optimizer.zero_grad()
+    model.policy.load_state_dict(best)
     if model.policy_averaging is not None:
         # What it averaged over has nothing to do with the new policy
         model.policy_average = averaged_model(policy, model.policy_averaging)
@@ -216,7 +269,7 @@ def minibatches(order: IntArray, episode_lengths: IntArray, batch_size: int) -> 
 
 
 def as_batch(
-    model: REINFORCE, observations: NumpyObs, actions: np.ndarray[Any, np.dtype[Any]], episode_lengths: IntArray | None
+    model: REINFORCE, observations: Any, actions: Any, episode_lengths: Any = None, action_masks: Any = None
 ) -> EpisodeBatch:
     """
     Put demonstrations into the form of a rollout.
@@ -225,13 +278,17 @@ def as_batch(
     :param observations: See ``clone``.
     :param actions: See ``clone``.
     :param episode_lengths: See ``clone``.
+    :param action_masks: See ``clone``.
     :return: The batch, with actions as the policy draws them.
     :raises ValueError: If they do not fit the model or each other.
     """
     policy: ActorCriticPolicy = model.policy
-    n_steps = len(actions)
-    lengths = np.ones(n_steps, dtype=np.int64) if episode_lengths is None else np.asarray(episode_lengths, dtype=np.int64)
-    if n_steps == 0 or lengths.sum() != n_steps or (lengths < 1).any():
+    actions = _as_array("actions", actions)
+    n_steps, action_shape = len(actions) if actions.ndim else 0, model.action_space.shape or ()
+    if actions.shape != (n_steps, *action_shape):
+        raise ValueError(f"actions must be of shape {(n_steps, *action_shape)}, not {actions.shape}")
+    lengths = np.ones(n_steps, dtype=np.int64) if episode_lengths is None else _as_array("episode_lengths", episode_lengths)
+    if n_steps == 0 or lengths.ndim != 1 or lengths.sum() != n_steps or (lengths < 1).any() or (lengths % 1).any():
         raise ValueError(
             f"episode_lengths must be above 0 and add up to the {n_steps} steps of the actions, not {lengths.sum()}"
         )
@@ -239,27 +296,80 @@ def as_batch(
     space = model.observation_space
     spaces_of = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
     if set(parts) != set(spaces_of):
-        raise ValueError(f"observations must have the parts {', '.join(spaces_of)}, not {', '.join(parts)}")
+        raise ValueError(f"observations must have the parts {', '.join(spaces_of)}, not {', '.join(map(str, parts))}")
+    parts = {name: _as_array(f"observations: {name}", part) for name, part in parts.items()}
     for name, part in parts.items():
-        if np.shape(part) != (n_steps, *(spaces_of[name].shape or ())):
+        if part.shape != (n_steps, *(spaces_of[name].shape or ())):
             raise ValueError(
                 f"observations: {name} must be of shape {(n_steps, *(spaces_of[name].shape or ()))}, as the model's space and "
-                f"the number of actions say, not {np.shape(part)}"
+                f"the number of actions say, not {part.shape}"
             )
-    action_shape = model.action_space.shape or ()
-    if actions.shape[1:] != action_shape:
-        raise ValueError(f"actions must be of shape {(n_steps, *action_shape)}, not {actions.shape}")
+        # Many environments leave the bounds of their observations
+        is_float = np.issubdtype(spaces_of[name].dtype, np.floating)
+        _check_values(f"observations: {name}", part, None if is_float else spaces_of[name])
+    if isinstance(model.action_space, spaces.Box):
+        actions = actions.astype(model.action_space.dtype)
+    _check_values("actions", actions, model.action_space)
+
+    seen: Any = obs_as_tensor(parts if isinstance(space, spaces.Dict) else parts["observation"], model.device)
+    if model.use_masking:
+        seen, observed = split_observation(seen)
+        action_masks = observed.flatten(1).cpu().numpy() if action_masks is None and observed is not None else action_masks
+    elif action_masks is not None:
+        raise ValueError("action_masks: the model has use_masking=False, and would not use them")
+    if action_masks is not None:
+        action_masks = _check_action_masks(action_masks, actions, model.action_space)
     if isinstance(model.action_space, spaces.Box) and policy.squash_output:
         actions = policy.scale_action(actions)
-    seen: Any = obs_as_tensor(observations, model.device)
-    seen, masks = split_observation(seen) if model.use_masking else (seen, None)
     return EpisodeBatch(
         observations=seen,
-        actions=th.as_tensor(np.asarray(actions).reshape(n_steps, -1), device=model.device),
+        actions=th.as_tensor(actions.reshape(n_steps, -1), device=model.device),
         rewards=np.zeros(n_steps),
-        episode_lengths=lengths,
+        episode_lengths=lengths.astype(np.int64),
         cut_steps=np.zeros(0, dtype=np.int64),
         final_observations=None,
         locate=lambda step: (0, step),
-        action_masks=None if masks is None else masks.flatten(1).bool(),
+        action_masks=None if action_masks is None else th.as_tensor(action_masks, device=model.device),
     )
+
+
+def _as_array(name: str, values: Any) -> NumpyArray:
+    """Make an array of numbers of whatever NumPy can, or of a tensor."""
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, th.Tensor) else np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be an array of numbers, not of {array.dtype}")
+    return array
+
+
+def _check_values(name: str, values: NumpyArray, space: spaces.Space[Any] | None) -> None:
+    """Refuse values that are not finite, or not in a space, and name the first step with such a value."""
+    is_valid, allowed = np.isfinite(values), "finite numbers"
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = np.array([0]), np.array([1])
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        low, high = np.asarray(space.start), space.start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
+    if space is not None:
+        is_valid = is_valid & (values >= low) & (values <= high)
+        allowed = f"from {np.min(low)} to {np.max(high)}, as in the model's space"
+        if not np.issubdtype(space.dtype, np.floating):
+            is_valid, allowed = is_valid & (values % 1 == 0), f"whole numbers {allowed}"
+    if not is_valid.all():
+        index = tuple(np.argwhere(~is_valid)[0])
+        raise ValueError(f"{name} must be {allowed}, not {values[index]} as at step {index[0]}")
+
+
+def _check_action_masks(action_masks: Any, actions: NumpyArray, action_space: spaces.Space[Any]) -> NumpyArray:
+    """Bring action masks into one form, and refuse those that forbid what was done."""
+    action_dims = choices_of(action_space)
+    masks = check_masks(_as_array("action_masks", action_masks), action_dims, len(actions), "of step {}")
+    options = actions.reshape(len(actions), -1).astype(np.int64) + np.cumsum([0, *action_dims[:-1]])
+    is_forbidden = ~np.take_along_axis(masks, options, axis=1).all(axis=1)
+    if is_forbidden.any():
+        step = int(np.flatnonzero(is_forbidden)[0])
+        raise ValueError(f"actions: what was done at step {step}, {actions[step]}, is forbidden by its action mask")
+    return masks

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -18,8 +19,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_reinforce.arguments import check_env_type
 from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
-from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes
+from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, find_time_limit
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE
 from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.reinforce import REINFORCE
@@ -27,7 +29,7 @@ from sb3_reinforce.returns import Array
 
 #: With fewer, no interval deserves the name.
 MIN_EPISODES = 20
-#: An episode of an environment without a time limit that lasts so many steps is taken to last for ever.
+#: An episode that lasts so many steps, and longer than the time limit of its environment, is taken never to end.
 MAX_EPISODE_STEPS = 10_000
 
 
@@ -51,23 +53,34 @@ class Episodes(NamedTuple):
 class _Watch(BaseCallback):
     """Shows how many episodes are done, and ends what would never end."""
 
-    def __init__(self, n_episodes: int, bar: Any) -> None:
+    def __init__(self, n_episodes: int, bar: Any, max_episode_steps: int) -> None:
         super().__init__()
         self.n_episodes = n_episodes
         self.bar = bar
+        self.max_episode_steps = max_episode_steps
         self.n_steps: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
     def _on_step(self) -> bool:
         dones = self.locals["dones"]
         self.n_steps = np.where(dones, 0, (0 if self.n_steps is None else self.n_steps) + 1)
-        if self.n_steps.max() >= MAX_EPISODE_STEPS:
-            raise ValueError(
-                f"An episode did not end within {MAX_EPISODE_STEPS:,} steps, and the laboratory needs whole ones: wrap the "
-                "environment in gymnasium.wrappers.TimeLimit"
-            )
+        check_length(int(self.n_steps.max()), self.max_episode_steps)
         if self.bar is not None:
             self.bar.update(self.locals["n_episodes"] - self.bar.n)
         return True
+
+
+def find_max_episode_steps(env: VecEnv) -> int:
+    """Find after how many steps an episode is taken never to end: the time limit, if that is the larger number."""
+    return max(MAX_EPISODE_STEPS, find_time_limit(env) or 0)
+
+
+def check_length(n_steps: int, max_episode_steps: int) -> None:
+    """Refuse an episode that has to be taken for one that never ends."""
+    if n_steps >= max_episode_steps:
+        raise ValueError(
+            f"env: an episode did not end within {max_episode_steps:,} steps, and the laboratory needs whole ones: wrap the "
+            "environment in gymnasium.wrappers.TimeLimit"
+        )
 
 
 def check_model(model: BaseAlgorithm, n_episodes: int) -> None:
@@ -87,20 +100,28 @@ def check_model(model: BaseAlgorithm, n_episodes: int) -> None:
         raise ValueError(f"n_episodes must be at least {MIN_EPISODES}, not {n_episodes}: fewer say nothing about noise")
 
 
-def check_environment(model: BaseAlgorithm, env: VecEnv) -> None:
+def as_vec_env(model: Any, env: GymEnv) -> VecEnv:
     """
-    Check that a model can act in an environment.
+    Wrap an environment as SB3 does, and check that a model can act in it.
 
-    :param model: The model.
+    :param model: A model, or anything else that acts, whose spaces are not known.
     :param env: The environment, wrapped as the model's was.
-    :raises ValueError: If their spaces differ, or the environment is the model's own.
+    :return: The environment as a ``VecEnv``.
+    :raises ValueError: If it is no environment or the model's own, or if their spaces differ.
     """
+    if not isinstance(env, gym.Env | VecEnv):
+        check_env_type(env)
+        raise ValueError(f"env: must be an environment or a VecEnv, such as SB3's make_vec_env makes, not {env!r}")
+    env = BaseAlgorithm._wrap_env(env)
+    if not isinstance(model, BaseAlgorithm):
+        return env
     if env is model.get_env():
         raise ValueError("env: must not be the model's own, which would lose the episodes that it is in; make another")
     try:
         check_for_correct_spaces(env, model.observation_space, model.action_space)
     except ValueError as error:
         raise ValueError(f"env: is not one that the model can act in. {error}") from error
+    return env
 
 
 def stand_in_for(model: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
@@ -182,8 +203,7 @@ def collect(
     :raises ValueError: If environment and model do not fit, there are too few episodes, or an episode does not end.
     """
     check_model(model, n_episodes)
-    env = model._wrap_env(env)
-    check_environment(model, env)
+    env = as_vec_env(model, env)
     stand_in = stand_in_for(model)
     stand_in.ep_info_buffer = deque(maxlen=n_episodes)
     stand_in.ep_success_buffer = deque(maxlen=n_episodes)
@@ -191,12 +211,13 @@ def collect(
     stand_in._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
 
     buffer, use_masking = make_buffer(stand_in, env.num_envs)
-    max_steps = MAX_EPISODE_STEPS * (-(-n_episodes // env.num_envs) + 1)
+    max_episode_steps = find_max_episode_steps(env)
+    max_steps = max_episode_steps * (-(-n_episodes // env.num_envs) + 1)
     bootstraps = bootstraps_at_time_limit(model)
     with progress(progress_bar, "episodes", n_episodes) as bar, frozen(env, model.device):
         th.manual_seed(seed)
         env.seed(seed)
-        watch = _Watch(n_episodes, bar)
+        watch = _Watch(n_episodes, bar, max_episode_steps)
         watch.init_callback(stand_in)
         rng = np.random.default_rng(seed)
         collect_episodes(stand_in, env, watch, buffer, EpisodeQuota(0, n_episodes), max_steps, bootstraps, rng, use_masking)

@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 import sb3_reinforce
-from sb3_reinforce.lab.collect import check_environment, check_model
+from sb3_reinforce.lab.collect import as_vec_env, check_model
 from sb3_reinforce.lab.lineup import choose, make_lineup
 from sb3_reinforce.lab.measurement import check_batch_size, measure
 from sb3_reinforce.zoo import ALGORITHM, register
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     stages = make_stages(options)
     for stage in stages:
         check_model(stage.model, options.episodes)
-        check_environment(stage.model, stage.env)
+        as_vec_env(stage.model, stage.env)
         gamma = stage.model.gamma if options.gamma is None else options.gamma
         choose(make_lineup(stage.model, gamma), options.estimators, stage.model)
     try:
