@@ -390,6 +390,7 @@ def joint(folder):
             next(model.policy.parameters()).mul_(1.0 + 1e-6)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "total_timesteps=.* is at most")
         model.learn(30)
         drifted = [str(warning.message) for warning in caught]
         nothing = CallbackList([])

@@ -375,7 +375,7 @@ SMALL_CNN = {"features_extractor_kwargs": {"features_dim": 16}}
 def test_every_path_learns(policy, observation_space, kwargs):
     env = make_vec_env(lambda: MatchTheSignEnv(observation_space), 2)
     model = REINFORCE(policy, env, seed=1, device="cpu", **{"learning_rate": 1e-2, "n_episodes": 32, **kwargs})
-    model.learn(2_400)
+    model.learn(4_800)
     unwrapped = env.envs[0].unwrapped
     for unwrapped.sign in (-1, 1):
         action, _ = model.predict(unwrapped._observe(observation_space), deterministic=True)
