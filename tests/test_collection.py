@@ -9,7 +9,15 @@ import torch as th
 from gymnasium import spaces
 from helpers import CueEnv, FixedLengthEnv, GradientRecorder, RandomLengthEnv
 from stable_baselines3 import A2C
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -18,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from sb3_reinforce import REINFORCE, MlpPolicy, collection
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.collection import EpisodeQuota, default_max_steps, find_time_limit
-from sb3_reinforce.sampling import make_action_sampler
+from sb3_reinforce.sampling import ParameterSampler, make_action_sampler
 from sb3_reinforce.vec_env import make_gymnasium_vec_env
 
 
@@ -544,6 +552,35 @@ def test_parameters_that_a_callback_changes_act_from_the_next_step_on(change, en
     before, after = np.concatenate(callback.before).flatten(), np.concatenate(callback.after).flatten()
     assert len(np.unique(before)) > 1 and len(after) >= 20
     np.testing.assert_allclose(after, 50.0 if env_id == "Pendulum-v1" else 1, atol=0.01)
+
+
+NESTINGS = {
+    "function": lambda callback: lambda locals_, globals_: callback.on_step(),
+    "list": lambda callback: [CheckpointCallback(10**9, "unused"), callback],
+    "event": lambda callback: EveryNTimesteps(1, callback),
+    "event in a list": lambda callback: CallbackList([EveryNTimesteps(1, CallbackList([callback]))]),
+}
+
+
+@pytest.mark.parametrize("nest", NESTINGS.values(), ids=NESTINGS)
+def test_changes_are_noticed_wherever_the_callback_is(nest):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=40, seed=0, device="cpu")
+    callback = ChangeAt(change_in_place)
+    if nest is NESTINGS["function"]:
+        callback.init_callback(model)
+        callback.locals = {"actions": np.zeros(1)}
+    model.learn(1, callback=nest(callback))
+    assert (model.rollout_buffer.actions[20:40] == 1).all() and not (model.rollout_buffer.actions[:15] == 1).all()
+
+
+def test_callbacks_of_sb3_cost_no_look_at_the_policy(monkeypatch, tmp_path):
+    monkeypatch.setattr(ParameterSampler, "refresh", lambda sampler: pytest.fail("looked for changes"))
+    env = make_vec_env("CartPole-v1")
+    evaluation = EvalCallback(env, eval_freq=10, n_eval_episodes=1, callback_on_new_best=StopTrainingOnRewardThreshold(1e9))
+    callbacks = [evaluation, CheckpointCallback(10**9, str(tmp_path)), EveryNTimesteps(5, StopTrainingOnMaxEpisodes(10**9))]
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=40, seed=0, device="cpu")
+    model.learn(1, callback=callbacks)
+    model.learn(1)
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", SiLUPolicy, "MlpLstmPolicy"])
