@@ -28,7 +28,7 @@ from common import (
     replace_rows,
     write_text,
 )
-from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_reinforce.zoo.cli import main as run_command
 
@@ -68,12 +68,15 @@ def train(env_id: str, seed: int, n_timesteps: int | None, folder: Path) -> Path
 
 
 def read_returns(run_folder: Path) -> dict[int, float]:
-    """Read the mean return of the last episodes before each checkpoint."""
-    episodes = load_results(str(run_folder))
-    ends = episodes["l"].cumsum()
-    steps = sorted(int(path.stem.split("_")[-2]) for path in run_folder.glob(CHECKPOINT.format("*")))
-    returns = {step: episodes.loc[ends <= step, "r"].tail(WINDOW).mean() for step in steps}
-    return {step: float(value) for step, value in returns.items() if np.isfinite(value)}
+    """Read the mean return of the last episodes before each checkpoint, as its model notes them."""
+    returns = {}
+    for path in run_folder.glob(CHECKPOINT.format("*")):
+        # The Monitor files lack the steps of unfinished episodes, so that their step is not that of the training
+        content, _, _ = load_from_zip_file(path)
+        episodes = [episode["r"] for episode in content["ep_info_buffer"]][-WINDOW:]  # type: ignore[index]
+        if episodes:
+            returns[int(path.stem.split("_")[-2])] = float(np.mean(episodes))
+    return returns
 
 
 def choose_stages(returns: dict[int, float]) -> list[int]:

@@ -121,7 +121,7 @@ def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.G
 
 class ParameterWatch:
     """
-    Notices changes of parameters, at a microsecond for a small network.
+    Notices changes of parameters. A look takes a few microseconds for a small network.
 
     Small parameters are compared by value, large ones by PyTorch's count of changes in place, which a write through ``.data``
     or through a NumPy array does not raise.
