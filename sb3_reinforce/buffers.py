@@ -42,15 +42,18 @@ def _first_not_finite(numbers: Any) -> tuple[int, ...] | None:
     return tuple(np.argwhere(~np.isfinite(numbers))[0].tolist())
 
 
+WRITE_TO_REWARDS = (
+    "This array of the rollout buffer is computed, and the update would not see what is written to it. To change what is "
+    "learned, write to rollout_buffer.rewards in on_rollout_end"
+)
+
+
 class _ReadOnlyArray(NumpyArray):
     """An array that says what to write to instead. What is computed from it is an ordinary array."""
 
     def _check_writable(self) -> None:
         if not self.flags.writeable:
-            raise ValueError(
-                "This array of the rollout buffer is computed, and the update would not see what is written to it. To change "
-                "what is learned, write to rollout_buffer.rewards in on_rollout_end"
-            )
+            raise ValueError(WRITE_TO_REWARDS)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: tuple[Any, ...] = (), **kwargs: Any) -> Any:
         for array in out:
@@ -67,6 +70,15 @@ class _ReadOnlyArray(NumpyArray):
 
 def _to_ordinary(array: Any) -> Any:
     return array.view(np.ndarray) if isinstance(array, _ReadOnlyArray) else array
+
+
+def _computed(name: str, what: str) -> Any:
+    """Make the property of an array that is computed when it is asked for."""
+
+    def refuse(buffer: "_WholeEpisodes", value: Any) -> None:
+        raise ValueError(WRITE_TO_REWARDS)
+
+    return property(lambda buffer: buffer._laid_out(name), refuse, doc=what)
 
 
 class EpisodeBatch(NamedTuple):
@@ -275,25 +287,10 @@ class _WholeEpisodes:
             starts[[0, *ends][: len(ends)], env_idx] = 1.0
         return starts
 
-    @property
-    def values(self) -> NumpyArray:
-        """V(s) before the update, zeros without a critic, shape ``(pos, n_envs)``."""
-        return self._laid_out("values")
-
-    @property
-    def log_probs(self) -> NumpyArray:
-        """Log-probabilities of the actions under the policy that drew them, shape ``(pos, n_envs)``."""
-        return self._laid_out("log_probs")
-
-    @property
-    def returns(self) -> NumpyArray:
-        """What the critic is fitted on, bootstrapped where the update bootstraps, shape ``(pos, n_envs)``."""
-        return self._laid_out("returns")
-
-    @property
-    def advantages(self) -> NumpyArray:
-        """Return minus baseline, neither normalised nor weighted, shape ``(pos, n_envs)``."""
-        return self._laid_out("advantages")
+    values = _computed("values", "V(s) before the update, zeros without a critic, shape ``(pos, n_envs)``.")
+    log_probs = _computed("log_probs", "Log-probabilities of the actions under the policy, shape ``(pos, n_envs)``.")
+    returns = _computed("returns", "What the critic is fitted on, bootstrapped where the update is, shape ``(pos, n_envs)``.")
+    advantages = _computed("advantages", "Return minus baseline, neither normalised nor weighted, shape ``(pos, n_envs)``.")
 
     def size(self) -> int:
         """

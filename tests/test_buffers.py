@@ -389,6 +389,8 @@ def test_what_is_computed_names_what_to_write_to(name, write):
     def try_to_write(buffer):
         with pytest.raises(ValueError, match=r"write to rollout_buffer\.rewards"):
             write(getattr(buffer, name))
+        with pytest.raises(ValueError, match=r"write to rollout_buffer\.rewards"):
+            setattr(buffer, name, np.zeros(getattr(buffer, name).shape))
         result = getattr(buffer, name) * 2.0
         result += 1.0
         copied = getattr(buffer, name).copy()
