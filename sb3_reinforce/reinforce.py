@@ -30,39 +30,35 @@ from sb3_reinforce.arguments import (
     explain_few_updates,
     make_schedule,
 )
-from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer, NumpyObs
-from sb3_reinforce.collection import (
-    EXPECTED_EPISODE_STEPS,
-    EpisodeQuota,
-    collect_episodes,
-    default_max_steps,
-    explain_cut,
-    find_time_limit,
-)
-from sb3_reinforce.critic import fit_critic
-from sb3_reinforce.estimators import Estimator, StepWeights
-from sb3_reinforce.joint_training import JointTraining
-from sb3_reinforce.masking import MASK_KEY, has_mask_key, masked, take_masks, unmasked_space
-from sb3_reinforce.model_files import check_model_file, model_path, written_whole
-from sb3_reinforce.policies import (
+from sb3_reinforce.checkpoints import atomic_write, check_model_file, model_path
+from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
+from sb3_reinforce.distributed.synchronization import Synchronization
+from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
+from sb3_reinforce.functional.returns import Array
+from sb3_reinforce.policies.actor_critic import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, remove_critic
+from sb3_reinforce.policies.averaging import make_averaged_policy, reset_noise_with_own_generator
+from sb3_reinforce.policies.construction import (
     RECURRENT_POLICIES,
-    CnnPolicy,
-    MlpPolicy,
-    MultiInputPolicy,
-    OptionalCriticMixin,
-    averaged_model,
     check_features_extractor,
     check_policy_class,
     import_recurrent_policy,
-    is_own,
-    remove_critic,
-    reset_noise_apart,
 )
-from sb3_reinforce.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step, unchanged_by_failure
-from sb3_reinforce.ranks import ALONE, Ranks, join_ranks
-from sb3_reinforce.reading import BatchReader, make_reader
-from sb3_reinforce.returns import Array
-from sb3_reinforce.weighing import WeighedRollout, weigh_rollout
+from sb3_reinforce.policies.inspection import overrides
+from sb3_reinforce.policies.masked_distribution import (
+    MASK_KEY,
+    has_action_mask,
+    space_without_mask,
+    take_action_masks,
+    use_action_masks,
+)
+from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
+from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, default_max_steps, explain_cut, find_time_limit
+from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.rollout.collector import collect_episodes
+from sb3_reinforce.update.advantages import EvaluatedRollout, compute_advantages
+from sb3_reinforce.update.critic import fit_critic
+from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
+from sb3_reinforce.update.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step, unchanged_by_failure
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
@@ -155,8 +151,8 @@ class REINFORCE(OnPolicyAlgorithm):
     :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. Clipping shortens the
         largest gradients, and so biases the expected step, against rare large rewards. ``float("inf")`` for no clipping.
     :param use_masking: Whether the environment says which actions are allowed, by one of the sources in
-        ``sb3_reinforce.masking.find_source``: the others then have probability 0 and no part in the gradient. Needs Discrete,
-        MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
+        ``rollout.action_masks.find_mask_source``: the others then have probability 0 and no part in the gradient. Needs
+        Discrete, MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
     :param distributed: Whether this is one process of several that torchrun started, which train one policy with one gradient:
         that of a single process with the episodes of all. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a
         total. Callbacks, logs and files are rank 0's. Not saved: the model loads anywhere.
@@ -276,7 +272,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.max_rollout_steps = max_rollout_steps
         self.use_masking = use_masking
         self.distributed = distributed
-        self._joint = JointTraining(ALONE)
+        self._joint = Synchronization(SINGLE_PROCESS)
         self._warned: set[str] = set()
         self._time_limit: int | None = None
 
@@ -290,7 +286,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.distributed:
-            self._joint = JointTraining(join_ranks(self.device))
+            self._joint = Synchronization(join_process_group(self.device))
             self.device = self._joint.ranks.device_of(self.device)
         self._check_arguments()
         check_policy_class(self.policy_class)
@@ -383,8 +379,8 @@ class REINFORCE(OnPolicyAlgorithm):
             self.rollout_buffer_class = needed_class
         if not issubclass(self.rollout_buffer_class, needed_class):
             raise ValueError(
-                f"rollout_buffer_class must derive from sb3_reinforce.buffers.{needed_class.__name__}, since SB3's buffers "
-                f"hold a fixed number of steps and not whole episodes; {self.rollout_buffer_class.__name__} does not"
+                f"rollout_buffer_class must derive from sb3_reinforce.rollout.buffers.{needed_class.__name__}, since SB3's "
+                f"buffers hold a fixed number of steps and not whole episodes; {self.rollout_buffer_class.__name__} does not"
             )
         self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps or EXPECTED_EPISODE_STEPS,
@@ -396,13 +392,13 @@ class REINFORCE(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **self.rollout_buffer_kwargs,
         )
-        if self.use_masking and has_mask_key(self.observation_space):
+        if self.use_masking and has_action_mask(self.observation_space):
             self.rollout_buffer.mask_key = MASK_KEY
 
     def _setup_policy(self) -> None:
         observation_space = self.observation_space
         if self.use_masking:
-            observation_space = unmasked_space(observation_space, self.action_space)
+            observation_space = space_without_mask(observation_space, self.action_space)
         needs_critic = self.baseline == "value"
         critic_choice = {"use_critic": needs_critic} if issubclass(self.policy_class, OptionalCriticMixin) else {}
         if critic_choice and self.policy_kwargs.get("use_critic", needs_critic) != needs_critic:
@@ -426,8 +422,8 @@ class REINFORCE(OnPolicyAlgorithm):
             remove_critic(self.policy)
         self.policy = self.policy.to(self.device)
         # Refuses what it could not read, before anything is collected
-        make_reader(self.policy)
-        if is_own(self.policy, "extract_features") and not is_own(self.policy, "get_distribution"):
+        make_evaluator(self.policy)
+        if overrides(self.policy, "extract_features") and not overrides(self.policy, "get_distribution"):
             self._warn_once(
                 "extract_features",
                 f"{type(self.policy).__name__} overrides extract_features, which training calls, and SB3's predict does not: "
@@ -435,7 +431,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 "predict_values too",
             )
         if self.policy_averaging is not None:
-            self.policy_average = averaged_model(self.policy, self.policy_averaging)
+            self.policy_average = make_averaged_policy(self.policy, self.policy_averaging)
 
     @property
     def averaged_policy(self) -> ActorCriticPolicy:
@@ -525,7 +521,7 @@ class REINFORCE(OnPolicyAlgorithm):
                 raise RuntimeError(f"The policy that {name} is of has been updated: ask for it in on_rollout_end")
             batch = buffer.whole_episodes()
             if name == "log_probs":
-                buffer.kept(name, lambda: make_reader(self.policy, self.micro_batch_size).log_probs(batch))
+                buffer.kept(name, lambda: make_evaluator(self.policy, self.micro_batch_size).log_probs(batch))
             else:
                 # A callback is alone on its rank: what its episodes are worth among themselves
                 self._weigh(buffer, batch)
@@ -564,14 +560,14 @@ class REINFORCE(OnPolicyAlgorithm):
         :raises ValueError: If a mask has the wrong shape or type, or allows no action.
         """
         policy = self.averaged_policy
-        observation, masks = take_masks(policy, observation, action_masks)
+        observation, masks = take_action_masks(policy, observation, action_masks)
         if self.use_masking and masks is None:
             self._warn_once(
                 "no masks",
                 "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or "
-                "wrap the environment in sb3_reinforce.masking.ActionMaskInObservation",
+                "wrap the environment in sb3_reinforce.rollout.action_masks.ActionMaskInObservation",
             )
-        with masked(policy, masks):
+        with use_action_masks(policy, masks):
             return policy.predict(observation, state, episode_start, deterministic)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -596,7 +592,7 @@ class REINFORCE(OnPolicyAlgorithm):
             for average in averages:
                 average.update_parameters(self.policy)
                 if self.use_sde:
-                    reset_noise_apart(self.averaged_policy)
+                    reset_noise_with_own_generator(self.averaged_policy)
             self.rollout_buffer.finish_update()
             self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -604,7 +600,7 @@ class REINFORCE(OnPolicyAlgorithm):
     def _update(self, batch: EpisodeBatch) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.policy.optimizer)
-        reader = make_reader(self.policy, self.micro_batch_size)
+        reader = make_evaluator(self.policy, self.micro_batch_size)
         self._check_micro_batches(reader, batch)
 
         batch, values, step_weights = rollout = self._weigh(self.rollout_buffer, batch, self._joint.ranks)
@@ -629,13 +625,16 @@ class REINFORCE(OnPolicyAlgorithm):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
     def _weigh(
-        self, buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, batch: EpisodeBatch, ranks: Ranks = ALONE
-    ) -> WeighedRollout:
+        self,
+        buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
+        batch: EpisodeBatch,
+        ranks: ProcessGroup = SINGLE_PROCESS,
+    ) -> EvaluatedRollout:
         entropy_reward = self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
-        reader = make_reader(self.policy, self.micro_batch_size)
-        return weigh_rollout(buffer, batch, reader, self.estimator, entropy_reward, self._n_updates > 0, ranks)
+        reader = make_evaluator(self.policy, self.micro_batch_size)
+        return compute_advantages(buffer, batch, reader, self.estimator, entropy_reward, self._n_updates > 0, ranks)
 
-    def _check_micro_batches(self, reader: BatchReader, batch: EpisodeBatch) -> None:
+    def _check_micro_batches(self, reader: PolicyEvaluator, batch: EpisodeBatch) -> None:
         largest = max((piece.stop - piece.start for piece in reader.pieces(batch)), default=0)
         if self.micro_batch_size is not None and largest > self.micro_batch_size:
             self._warn_once(
@@ -645,7 +644,7 @@ class REINFORCE(OnPolicyAlgorithm):
             )
 
     def _policy_step(
-        self, reader: BatchReader, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float
+        self, reader: PolicyEvaluator, batch: EpisodeBatch, step_weights: PolicyGradientTargets, ent_coef: float
     ) -> list[th.nn.Parameter]:
         """Take the one step of the update, and return the parameters that had a gradient."""
         gradient = compute_gradient(reader, batch, step_weights, ent_coef)
@@ -659,7 +658,7 @@ class REINFORCE(OnPolicyAlgorithm):
             self.policy.optimizer.step()
         return gradient.parameters
 
-    def _natural_step(self, reader: BatchReader, batch: EpisodeBatch, gradient: PolicyGradient) -> None:
+    def _natural_step(self, reader: PolicyEvaluator, batch: EpisodeBatch, gradient: PolicyGradient) -> None:
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         bounds = (target_kl, self.cg_max_steps, self.cg_damping, self.fisher_max_steps)
         step = natural_step(reader, batch, gradient, *bounds, self._rng)
@@ -671,7 +670,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/curvature", step.curvature)
 
     def _fit_critic(
-        self, reader: BatchReader, batch: EpisodeBatch, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]
+        self, reader: PolicyEvaluator, batch: EpisodeBatch, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]
     ) -> None:
         update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
         value_loss = fit_critic(
@@ -758,7 +757,7 @@ class REINFORCE(OnPolicyAlgorithm):
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return
-        with written_whole(model_path(pathlib.Path(path))) as file:
+        with atomic_write(model_path(pathlib.Path(path))) as file:
             super().save(file, exclude, include)  # type: ignore[arg-type]
 
     @classmethod
@@ -811,4 +810,4 @@ class REINFORCE(OnPolicyAlgorithm):
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.use_sde and self.policy_averaging is not None:
             # What was drawn is not saved, and before the loading it was drawn with the initial standard deviation
-            reset_noise_apart(self.averaged_policy)
+            reset_noise_with_own_generator(self.averaged_policy)

@@ -26,7 +26,7 @@ from stable_baselines3.common.logger import Logger
 from test_exactness import GAMMA, PATHS, TEMPERATURE, exact_gradient, expectation, state_rows
 
 from sb3_reinforce import REINFORCE, MlpPolicy
-from sb3_reinforce.estimators import Estimator
+from sb3_reinforce.functional.estimator import Estimator
 
 #: Arm, reward, probability
 OUTCOMES = ((0, 1.0, 0.5), (1, 0.0, 0.49), (1, 100.0, 0.01))

@@ -12,9 +12,10 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs.t_maze import TMazeEnv
-from sb3_reinforce.masking import ActionMaskInObservation
-from sb3_reinforce.recurrent import MlpLstmPolicy, NumpyLstmActor, RecurrentDistributionSampler
-from sb3_reinforce.sampling import ParameterSampler, make_action_sampler
+from sb3_reinforce.policies.recurrent import MlpLstmPolicy
+from sb3_reinforce.rollout.action_masks import ActionMaskInObservation
+from sb3_reinforce.rollout.recurrent_samplers import NumpyLstmActor, RecurrentDistributionSampler
+from sb3_reinforce.rollout.samplers import ParameterSampler, make_action_sampler
 
 GAMMA = 0.9
 SMALL = {"lstm_hidden_size": 5, "net_arch": [4], "ortho_init": False}

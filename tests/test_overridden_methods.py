@@ -14,8 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 
 from sb3_reinforce import REINFORCE, MlpPolicy
-from sb3_reinforce.policies import OptionalCriticMixin
-from sb3_reinforce.recurrent import MlpLstmPolicy
+from sb3_reinforce.policies.actor_critic import OptionalCriticMixin
+from sb3_reinforce.policies.recurrent import MlpLstmPolicy
 
 BASES = {"SB3": ActorCriticPolicy, "ours": MlpPolicy, "sb3-contrib": RecurrentActorCriticPolicy, "LSTM": MlpLstmPolicy}
 PLAIN, RECURRENT = ["SB3", "ours"], ["sb3-contrib", "LSTM"]

@@ -25,18 +25,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.buffers import EpisodeBatch, map_observation
 from sb3_reinforce.lab.gradients import ScoreReader
-from sb3_reinforce.policy_step import Divergence
-from sb3_reinforce.recurrent import (
-    EpisodeReader,
-    MlpLstmPolicy,
-    NumpyLstmActor,
-    RecurrentDistributionSampler,
-    TorchLstmActor,
-    read_episodes,
-)
-from sb3_reinforce.sampling import ParameterSampler, make_action_sampler
+from sb3_reinforce.policies.recurrent import MlpLstmPolicy
+from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.rollout.recurrent_samplers import NumpyLstmActor, RecurrentDistributionSampler, TorchLstmActor
+from sb3_reinforce.rollout.samplers import ParameterSampler, make_action_sampler
+from sb3_reinforce.update.policy_step import Divergence
+from sb3_reinforce.update.recurrent_evaluator import RecurrentPolicyEvaluator, run_lstm_over_episodes
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 OBSERVATION_SPACES = {
@@ -172,7 +167,7 @@ def test_buckets_padding_packing_and_one_episode_at_a_time_give_the_same_outputs
     weights = th.randn(sum(lengths), 4, dtype=th.float64)
     inputs = th.randn(sum(lengths), 3, dtype=th.float64, requires_grad=True)
     results = []
-    for read in (lambda *args: read_episodes(lstm, inputs, np.array(lengths)), one_by_one, packed, all_padded):
+    for read in (lambda *args: run_lstm_over_episodes(lstm, inputs, np.array(lengths)), one_by_one, packed, all_padded):
         outputs = read(lstm, inputs, lengths)
         gradients = th.autograd.grad((weights * outputs).sum(), [inputs, *lstm.parameters()])
         results.append(th.cat([outputs.flatten(), *(gradient.flatten() for gradient in gradients)]).detach())
@@ -185,7 +180,7 @@ def test_buckets_padding_packing_and_one_episode_at_a_time_give_the_same_outputs
 def test_log_probabilities_entropies_and_values_are_sb3_contribs(name, critic):
     model = make_model(name, policy_kwargs=CRITICS[critic])
     batch = random_batch(OBSERVATION_SPACES[name], spaces.Discrete(3), [7, 1, 12, 3, 30])
-    reader = EpisodeReader(model.policy)
+    reader = RecurrentPolicyEvaluator(model.policy)
     with th.no_grad():
         log_prob, entropy = reader.log_prob_and_entropy(batch, slice(0, len(batch.actions)))
         expected = contrib_log_probs_entropies_values(model.policy, batch)
@@ -210,7 +205,7 @@ def test_every_distribution_is_read_as_sb3_contrib_does(action_space, use_sde, n
     policy = make_policy(action_space=action_space, use_sde=use_sde, n_lstm_layers=n_layers)
     batch = random_batch(BOX, action_space, [7, 1, 12])
     with th.no_grad():
-        own = EpisodeReader(policy).log_prob_and_entropy(batch, slice(0, 20))
+        own = RecurrentPolicyEvaluator(policy).log_prob_and_entropy(batch, slice(0, 20))
         theirs = contrib_log_probs_entropies_values(policy, batch)
     np.testing.assert_allclose(own[0], theirs[0], atol=2e-5)
     np.testing.assert_allclose(own[1], theirs[1], atol=2e-5)
@@ -224,7 +219,7 @@ def test_every_distribution_is_read_as_sb3_contrib_does(action_space, use_sde, n
 )
 def test_pieces_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, size, minibatch):
     batch = random_batch(BOX, spaces.Discrete(3), lengths)
-    reader = EpisodeReader(make_policy(), size)
+    reader = RecurrentPolicyEvaluator(make_policy(), size)
     ends = np.cumsum(lengths)
     episode_of = np.repeat(np.arange(len(lengths)), lengths)
     all_steps = th.arange(sum(lengths))
@@ -260,7 +255,7 @@ def test_pieces_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, 
 
 def test_every_episode_is_as_likely_to_be_chosen_however_long_it_is():
     lengths = [1, 30, 2, 30, 3, 4]
-    batch, reader = random_batch(BOX, spaces.Discrete(3), lengths), EpisodeReader(make_policy())
+    batch, reader = random_batch(BOX, spaces.Discrete(3), lengths), RecurrentPolicyEvaluator(make_policy())
     rng, counts = np.random.default_rng(0), np.zeros(sum(lengths))
     for _ in range(400):
         counts[reader.subsample(batch, 64, rng)] += 1
@@ -271,7 +266,7 @@ def test_every_episode_is_as_likely_to_be_chosen_however_long_it_is():
 
 def test_minibatches_of_chosen_episodes_are_read_like_the_whole_batch():
     batch = random_batch(BOX, spaces.Discrete(3), [4, 9, 2, 7, 7])
-    reader = EpisodeReader(make_policy())
+    reader = RecurrentPolicyEvaluator(make_policy())
     values = reader.values(batch)
     for (steps,) in reader.minibatches(batch, 10, np.random.default_rng(0)):
         np.testing.assert_allclose(reader.values_of(batch, steps).detach(), values[steps], atol=1e-6)
@@ -283,7 +278,7 @@ def test_minibatches_of_chosen_episodes_are_read_like_the_whole_batch():
 def test_the_value_after_a_cut_is_that_of_one_step_more(name, critic):
     policy = make_model(name, policy_kwargs=CRITICS[critic]).policy
     batch = random_batch(OBSERVATION_SPACES[name], spaces.Discrete(3), [4, 9, 2, 7], cut_episodes=(0, 2, 3))
-    values = EpisodeReader(policy, micro_batch_size=5).final_values(batch)
+    values = RecurrentPolicyEvaluator(policy, micro_batch_size=5).final_values(batch)
     for cut, episode in enumerate((0, 2, 3)):
         steps = episodes_of(batch)[episode]
         final = select(batch.final_observations, slice(cut, cut + 1))
@@ -309,7 +304,7 @@ def test_fisher_vector_products_are_those_of_pytorchs_second_derivatives(policy_
         p for name, p in policy.named_parameters() if name.startswith(("lstm_actor", "mlp_extractor.p", "action_net"))
     ]
     direction = th.randn(sum(p.numel() for p in parameters), dtype=th.float64)
-    product = Divergence(EpisodeReader(policy), batch, slice(0, 32)).fisher_product(parameters)(direction)
+    product = Divergence(RecurrentPolicyEvaluator(policy), batch, slice(0, 32)).fisher_product(parameters)(direction)
 
     log_probs = []
     for observations in th.split(batch.observations.double(), batch.episode_lengths.tolist()):
@@ -422,7 +417,7 @@ def test_what_acted_is_what_the_update_reads_and_no_state_leaks(name):
         policy = model.policy
         with th.no_grad():
             features = policy.extract_features(batch.observations)
-            outputs = read_episodes(policy.lstm_actor, features, batch.episode_lengths).numpy()
+            outputs = run_lstm_over_episodes(policy.lstm_actor, features, batch.episode_lengths).numpy()
         acted = np.stack(recorder.recorded)
         acted = np.concatenate([acted[: ends[-1], env_idx] for env_idx, ends in enumerate(model.rollout_buffer.episode_ends)])
         assert len(batch.episode_lengths) > 4 and model.rollout_buffer.pos * 4 > len(acted)
@@ -632,7 +627,7 @@ def test_the_critic_is_fitted_without_moving_the_actor(critic):
 def test_a_shared_lstm_is_not_differentiated_for_the_critic():
     policy = make_policy(**CRITICS["shared"])
     batch = random_batch(BOX, spaces.Discrete(3), [3, 4])
-    EpisodeReader(policy).values_of(batch, slice(0, 7)).sum().backward()
+    RecurrentPolicyEvaluator(policy).values_of(batch, slice(0, 7)).sum().backward()
     assert all(parameter.grad is None for parameter in policy.lstm_actor.parameters())
 
 
@@ -830,8 +825,8 @@ def test_sb3_contrib_is_imported_for_policies_with_memory_only():
 def test_without_sb3_contrib_one_line_says_what_to_install(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     monkeypatch.setitem(sys.modules, "sb3_contrib.common.recurrent.policies", None)
-    monkeypatch.delitem(sys.modules, "sb3_reinforce.recurrent")
-    monkeypatch.delattr("sb3_reinforce.recurrent")
+    monkeypatch.delitem(sys.modules, "sb3_reinforce.policies.recurrent")
+    monkeypatch.delattr("sb3_reinforce.policies.recurrent")
     with pytest.raises(ModuleNotFoundError, match=rf'^{name} needs sb3-contrib: pip install "sb3-reinforce\[lstm\]"$'):
         REINFORCE(name, "CartPole-v1")
 
@@ -871,7 +866,7 @@ def test_the_laboratory_differentiates_through_memory():
     model = make_model(n_envs=2, n_steps=30)
     model.learn(60)
     batch = model.rollout_buffer.whole_episodes()
-    reader = EpisodeReader(model.policy)
+    reader = RecurrentPolicyEvaluator(model.policy)
     weights = np.random.default_rng(0).normal(size=(3, len(batch.actions)))
     rows = ScoreReader(reader)(batch, weights)
     parameters = ScoreReader(reader).parameters(batch)

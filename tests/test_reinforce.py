@@ -19,7 +19,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_reinforce.buffers import DictEpisodeRolloutBuffer
+from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer
 
 
 class AnySpacesEnv(gym.Env):

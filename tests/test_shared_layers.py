@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_reinforce import AnySpacesEnv
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_reinforce.recurrent import CnnLstmPolicy, MlpLstmPolicy
+from sb3_reinforce.policies.recurrent import CnnLstmPolicy, MlpLstmPolicy
 
 FLAT = spaces.Box(-1, 1, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)

@@ -11,8 +11,8 @@ from sb3_reinforce.lab.collect import Episodes
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, ScoreReader, steps_of
 from sb3_reinforce.lab.lineup import OWN, make_lineup
 from sb3_reinforce.lab.measurement import prepare
-from sb3_reinforce.reading import make_reader
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.update.evaluator import make_evaluator
 
 #: How often the episodes of a rollout are dealt into two halves: with more, the signal is hardly less noisy.
 N_SPLITS = 4
@@ -81,7 +81,7 @@ class NoiseScaleCallback(BaseCallback):
         n_episodes = len(batch.episode_lengths)
         if n_episodes < self.min_episodes:
             return
-        reader = make_reader(model.policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
+        reader = make_evaluator(model.policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
         baseline = "leave_one_out" if model.baseline == "mean" else model.baseline
         estimator = dataclasses.replace(model.estimator, loss_reduction="episode", baseline=baseline)
         own = make_lineup(model, model.gamma)[OWN]._replace(estimator=estimator)

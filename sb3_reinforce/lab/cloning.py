@@ -20,16 +20,17 @@ from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.buffers import EpisodeBatch, NumpyObs, map_observation
-from sb3_reinforce.estimators import StepWeights
+from sb3_reinforce.functional.estimator import PolicyGradientTargets
+from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.lab.collect import as_vec_env, check_length, find_max_episode_steps, frozen, stand_in_for
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
-from sb3_reinforce.masking import MaskReader, NumpyArray, check_masks, choices_of, split_observation
-from sb3_reinforce.policies import averaged_model
-from sb3_reinforce.policy_step import clone_tensors, compute_gradient
-from sb3_reinforce.reading import make_reader
+from sb3_reinforce.policies.averaging import make_averaged_policy
+from sb3_reinforce.policies.masked_distribution import NumpyArray, action_dims_of, check_masks, split_observation
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.returns import Array, IntArray
+from sb3_reinforce.rollout.action_masks import ActionMaskReader
+from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs, map_observation
+from sb3_reinforce.update.evaluator import make_evaluator
+from sb3_reinforce.update.policy_step import clone_tensors, compute_gradient
 
 
 class Demonstrations(NamedTuple):
@@ -68,8 +69,8 @@ def demonstrate(
     """
     Let an expert show what it does.
 
-    Action masks, if the environment gives any (see ``sb3_reinforce.masking.find_source``), are handed to an expert that takes
-    them: a REINFORCE with ``use_masking``, a MaskablePPO, or whatever else has a parameter ``action_masks``.
+    Action masks, if the environment gives any (see ``rollout.action_masks.find_mask_source``), are handed to an expert that
+    takes them: a REINFORCE with ``use_masking``, a MaskablePPO, or whatever else has a parameter ``action_masks``.
 
     :param expert: A model of SB3, whatever its algorithm, a policy, or anything else with SB3's ``predict``; or a function
         from the observations of all environments (and ``action_masks``) to their actions.
@@ -142,13 +143,13 @@ def demonstrate(
     )
 
 
-def _make_mask_reader(expert: Any, env: VecEnv) -> MaskReader | None:
+def _make_mask_reader(expert: Any, env: VecEnv) -> ActionMaskReader | None:
     """Make the reader of the action masks, unless the expert does not take any."""
     parameter = inspect.signature(getattr(expert, "predict", expert)).parameters.get("action_masks")
     if parameter is None or not getattr(expert, "use_masking", True):
         return None
     try:
-        return MaskReader(env)
+        return ActionMaskReader(env)
     except ValueError as error:
         # A MaskablePPO can be asked without masks, and then does what it never learned
         if isinstance(expert, BaseAlgorithm) or parameter.default is parameter.empty:
@@ -215,7 +216,7 @@ def clone(
     order = rng.permutation(n_episodes)
     judges, pupils = take_episodes(batch, order[:n_held_out]), order[n_held_out:]
     policy = stand_in_for(model).policy
-    reader = make_reader(policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
+    reader = make_evaluator(policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
     optimizer: th.optim.Optimizer | None = None
     best, best_epoch = clone_tensors(policy.state_dict()), 0
     log_probs = [float(reader.log_probs(judges).mean())]
@@ -239,11 +240,11 @@ def clone(
     model.policy.load_state_dict(best)
     if model.policy_averaging is not None:
         # What it averaged over has nothing to do with the new policy
-        model.policy_average = averaged_model(policy, model.policy_averaging)
+        model.policy_average = make_averaged_policy(policy, model.policy_averaging)
     return Cloning(log_probs, best_epoch)
 
 
-def unit_weights(batch: EpisodeBatch) -> StepWeights:
+def unit_weights(batch: EpisodeBatch) -> PolicyGradientTargets:
     """
     Weight every step alike, which makes the pseudo-loss the negative mean log-likelihood.
 
@@ -251,7 +252,7 @@ def unit_weights(batch: EpisodeBatch) -> StepWeights:
     :return: The weights.
     """
     ones = np.ones(len(batch.actions))
-    return StepWeights(rewards_to_go=ones, advantages=ones, weights=ones, n_averaged=len(ones))
+    return PolicyGradientTargets(rewards_to_go=ones, advantages=ones, weights=ones, n_averaged=len(ones))
 
 
 def minibatches(order: IntArray, episode_lengths: IntArray, batch_size: int) -> list[IntArray]:
@@ -365,7 +366,7 @@ def _check_values(name: str, values: NumpyArray, space: spaces.Space[Any] | None
 
 def _check_action_masks(action_masks: Any, actions: NumpyArray, action_space: spaces.Space[Any]) -> NumpyArray:
     """Bring action masks into one form, and refuse those that forbid what was done."""
-    action_dims = choices_of(action_space)
+    action_dims = action_dims_of(action_space)
     masks = check_masks(_as_array("action_masks", action_masks), action_dims, len(actions), "of step {}")
     options = actions.reshape(len(actions), -1).astype(np.int64) + np.cumsum([0, *action_dims[:-1]])
     is_forbidden = ~np.take_along_axis(masks, options, axis=1).all(axis=1)

@@ -20,12 +20,14 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_reinforce.arguments import check_env_type
-from sb3_reinforce.buffers import DictEpisodeRolloutBuffer, EpisodeBatch, EpisodeRolloutBuffer
-from sb3_reinforce.collection import EXPECTED_EPISODE_STEPS, EpisodeQuota, collect_episodes, find_time_limit
+from sb3_reinforce.functional.returns import Array
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE
-from sb3_reinforce.reading import BatchReader, make_reader
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.returns import Array
+from sb3_reinforce.rollout.batch import EpisodeBatch
+from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, find_time_limit
+from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.rollout.collector import collect_episodes
+from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
 
 #: With fewer, no interval deserves the name.
 MIN_EPISODES = 20
@@ -45,7 +47,7 @@ class Episodes(NamedTuple):
     """
 
     model: OnPolicyAlgorithm
-    reader: BatchReader
+    reader: PolicyEvaluator
     batch: EpisodeBatch
     returns: Array
 
@@ -229,7 +231,7 @@ def collect(
     if len(returns) < n_episodes:
         returns = np.add.reduceat(batch.rewards, np.cumsum(batch.episode_lengths) - batch.episode_lengths)
     micro_batch_size = min(getattr(model, "micro_batch_size", None) or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE)
-    return Episodes(stand_in, make_reader(stand_in.policy, micro_batch_size), batch, returns)
+    return Episodes(stand_in, make_evaluator(stand_in.policy, micro_batch_size), batch, returns)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 
-from sb3_reinforce.buffers import EpisodeBatch, map_observation
-from sb3_reinforce.ranks import Part
-from sb3_reinforce.reading import BatchReader
-from sb3_reinforce.returns import Array, IntArray
+from sb3_reinforce.distributed.partition import Partition
+from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -63,7 +63,7 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
         "cut_steps": new_index[batch.cut_steps[cuts]],
         "final_observations": None if len(cuts) == 0 else map_observation(lambda obs: obs[cuts], finals),
         "locate": lambda step: batch.locate(int(steps[step])),
-        "part": Part(),
+        "part": Partition(),
     }
     # Whatever else a batch has, it has for each step
     rest = {name: value for name, value in batch._asdict().items() if name not in own and value is not None}
@@ -77,7 +77,7 @@ class ScoreReader:
     :param reader: Of the policy, whose own gradients stay as they are. Its pieces bound the memory.
     """
 
-    def __init__(self, reader: BatchReader) -> None:
+    def __init__(self, reader: PolicyEvaluator) -> None:
         self.reader = reader
         self.is_batched = True
         self._parameters: list[th.nn.Parameter] | None = None

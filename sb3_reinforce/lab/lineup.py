@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_reinforce.estimators import Estimator
+from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.reinforce import REINFORCE
 
 #: What stands in for V(s) where an estimator has the baseline ``"value"``.

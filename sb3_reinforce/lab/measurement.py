@@ -9,9 +9,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_reinforce import returns
-from sb3_reinforce.buffers import EpisodeBatch
-from sb3_reinforce.estimators import StepWeights
+from sb3_reinforce.functional import returns
+from sb3_reinforce.functional.estimator import PolicyGradientTargets
+from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
 from sb3_reinforce.lab.gradients import (
@@ -36,9 +36,9 @@ from sb3_reinforce.lab.lineup import (
 )
 from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
-from sb3_reinforce.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.returns import Array, IntArray
+from sb3_reinforce.rollout.batch import EpisodeBatch
+from sb3_reinforce.update.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 
 #: How often the episodes are dealt into batches: at the user's batch size, of which most is said, and at all others.
 N_DEALS_AT_BATCH_SIZE = 8
@@ -69,7 +69,7 @@ class Prepared(NamedTuple):
     values: Array | None
     ent_coef: float
 
-    def weigh(self, steps: IntArray, episode_lengths: IntArray) -> StepWeights:
+    def weigh(self, steps: IntArray, episode_lengths: IntArray) -> PolicyGradientTargets:
         """
         Compute the weights of the steps of a batch.
 
@@ -613,7 +613,7 @@ class _Laboratory:
         return cosine if self.is_informed else statistics.unbounded(cosine.value)
 
 
-def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: StepWeights, ent_coef: float) -> float:
+def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: PolicyGradientTargets, ent_coef: float) -> float:
     """
     Let the stand-in of a model take its step with a gradient, measure how far its policy moves, and take the step back.
 

@@ -5,11 +5,11 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_reinforce.buffers import EpisodeBatch, map_observation
+from sb3_reinforce.functional.returns import Array, IntArray, time_steps
 from sb3_reinforce.lab.gradients import steps_of
-from sb3_reinforce.policies import actor_features
-from sb3_reinforce.reading import BatchReader
-from sb3_reinforce.returns import Array, IntArray, time_steps
+from sb3_reinforce.policies.inspection import actor_features
+from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 N_GRADIENT_STEPS = 600
 N_FOLDS = 2
@@ -17,7 +17,9 @@ BATCH_SIZE = 512
 LEARNING_RATE = 3e-3
 
 
-def crossfitted_values(reader: BatchReader, batch: EpisodeBatch, targets: Array, folds: list[IntArray], seed: int) -> Array:
+def crossfitted_values(
+    reader: PolicyEvaluator, batch: EpisodeBatch, targets: Array, folds: list[IntArray], seed: int
+) -> Array:
     """
     Fit V(s, t) to the returns of some episodes and evaluate it on the others, so that no return is part of its own baseline.
 
@@ -39,7 +41,7 @@ def crossfitted_values(reader: BatchReader, batch: EpisodeBatch, targets: Array,
     return values
 
 
-def critic_inputs(reader: BatchReader, batch: EpisodeBatch) -> th.Tensor:
+def critic_inputs(reader: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
     """
     Make the input of the critic.
 

@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sb3_reinforce.checkpoints import atomic_write
 from sb3_reinforce.lab import figures
 from sb3_reinforce.lab.headline import TOO_FEW, describe, headline, is_resolved, write_bias, write_episodes, write_number
 from sb3_reinforce.lab.measurement import N_CLOUD_DOTS, N_SUBSAMPLES, Measurement, Result
 from sb3_reinforce.lab.statistics import MIN_INFORMATIVE
-from sb3_reinforce.model_files import written_whole
 
 NAME = "gradients"
 TARGETS = {"customary": "customary", "discounted": "discounted from the start"}
@@ -139,7 +139,7 @@ def write_file(path: Path, content: bytes) -> None:
     :param path: The file.
     :param content: Its content.
     """
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sb3_reinforce.returns import Array
+from sb3_reinforce.functional.returns import Array
 
 Gradients = npt.NDArray[np.floating[Any]]
 

@@ -12,7 +12,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from sb3_reinforce.masking import MASK_KEY, OBSERVATION_KEY, has_mask_key
+from sb3_reinforce.policies.masked_distribution import MASK_KEY, has_action_mask
+from sb3_reinforce.rollout.action_masks import OBSERVATION_KEY
 from sb3_reinforce.vec_env.base import EngineVecEnv, Info, NumpyArray, ObsRows
 
 #: EnvPool's seeds are int32, and environment i gets the seed plus i: so many seeds leave room for that.
@@ -228,7 +229,7 @@ def _action_space(space: Any) -> Any:
 
 def _masked_combinations(observation_space: Any, action_space: Any) -> tuple[int, ...] | None:
     """Find the numbers of options, if the mask has an entry for every combination of them, and not for each option."""
-    if not (has_mask_key(observation_space) and isinstance(action_space, spaces.MultiDiscrete)):
+    if not (has_action_mask(observation_space) and isinstance(action_space, spaces.MultiDiscrete)):
         return None
     options = tuple(action_space.nvec.tolist())
     return options if observation_space[MASK_KEY].shape == options else None

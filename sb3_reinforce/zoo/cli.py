@@ -163,7 +163,7 @@ def explain(error: Exception) -> str | None:
     """
     from gymnasium.error import DependencyNotInstalled
 
-    from sb3_reinforce.ranks import RankError
+    from sb3_reinforce.distributed.process_group import ProcessError
 
     message = " ".join(str(error).split())
     if isinstance(error, UserError):
@@ -172,7 +172,7 @@ def explain(error: Exception) -> str | None:
         return f'{message}: pip install "sb3-reinforce[zoo]"'
     if isinstance(error, ImportError | DependencyNotInstalled) and "pip install" in message:
         return message
-    if isinstance(error, RankError):
+    if isinstance(error, ProcessError):
         # What failed on this rank may be a bug, of which the tracebacks of the others tell nothing
         return message if error.__cause__ is None or explain(error.__cause__) else None  # type: ignore[arg-type]
     return message if isinstance(error, EXPLAINED) and is_about_request(error, ["importlib"]) else None

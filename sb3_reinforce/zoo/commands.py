@@ -537,7 +537,7 @@ def check_agent(path: Path, algorithm: str, option: str) -> None:
     """
     from rl_zoo3.utils import ALGOS
 
-    from sb3_reinforce.model_files import algorithm_of, saved_attributes
+    from sb3_reinforce.checkpoints import algorithm_of, saved_attributes
 
     try:
         saved = saved_attributes(path)

@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.ranks import Ranks, join_ranks
+from sb3_reinforce.distributed.process_group import ProcessGroup, join_process_group
 from sb3_reinforce.zoo import ALGORITHMS
 from sb3_reinforce.zoo.commands import chosen_algorithm, take_option
 from sb3_reinforce.zoo.errors import UsageError
@@ -28,7 +28,7 @@ class DistributedExperimentManager(ExperimentManager):
     :param kwargs: As in ``ExperimentManager``. Evaluations and checkpoints are as far apart as without ranks, in steps of all.
     """
 
-    def __init__(self, *args: Any, ranks: Ranks, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ranks: ProcessGroup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ranks = ranks
         for name in ("eval_freq", "save_freq"):
@@ -83,7 +83,7 @@ class DistributedExperimentManager(ExperimentManager):
 
 
 @contextlib.contextmanager
-def training_rank(args: list[str]) -> Iterator[tuple[Ranks, list[str]]]:
+def training_rank(args: list[str]) -> Iterator[tuple[ProcessGroup, list[str]]]:
     """
     Meet the other ranks, and let only rank 0 print.
 
@@ -97,7 +97,7 @@ def training_rank(args: list[str]) -> Iterator[tuple[Ranks, list[str]]]:
     if not {"-optimize", "--optimize-hyperparameters"}.isdisjoint(args):
         raise UsageError(f"{FLAG} trains one model; the processes of a search share it by --storage and --study-name")
     try:
-        ranks = join_ranks(get_device(take_option(args, "--device")[0] or "auto"))
+        ranks = join_process_group(get_device(take_option(args, "--device")[0] or "auto"))
     except ValueError as error:
         message = str(error).replace("distributed=True", FLAG).replace("train.py", f"-m sb3_reinforce train ... {FLAG}")
         raise UsageError(message) from error

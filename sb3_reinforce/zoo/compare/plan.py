@@ -15,7 +15,7 @@ import gymnasium as gym
 import yaml
 from rl_zoo3.utils import ALGOS
 
-from sb3_reinforce.model_files import written_whole
+from sb3_reinforce.checkpoints import atomic_write
 from sb3_reinforce.zoo import shipped_configurations
 from sb3_reinforce.zoo.config import check_file, find_missing_package
 from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
@@ -443,5 +443,5 @@ def write_bytes(path: Path, content: bytes) -> None:
     :param path: The file.
     :param content: Its content.
     """
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)

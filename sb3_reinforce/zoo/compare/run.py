@@ -27,7 +27,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import get_system_info, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
-from sb3_reinforce.masking import random_actions, split_observation
+from sb3_reinforce.policies.masked_distribution import split_observation
+from sb3_reinforce.rollout.action_masks import sample_valid_actions
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.commands import import_gym_packages
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
@@ -347,7 +348,7 @@ class RandomPolicy:
         """
         _, masks = split_observation(observation)
         if masks is not None:
-            return random_actions(masks, self.action_space, self.action_space.np_random), None
+            return sample_valid_actions(masks, self.action_space, self.action_space.np_random), None
         return np.stack([self.action_space.sample() for _ in range(self.n_envs)]), None
 
 

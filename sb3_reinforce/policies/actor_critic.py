@@ -1,0 +1,167 @@
+"""SB3's actor-critic policies, which can be built without a critic when no learned baseline is wanted."""
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_reinforce.policies.construction import check_features_extractor
+from sb3_reinforce.policies.inspection import is_recurrent
+from sb3_reinforce.policies.masked_distribution import (
+    MASK_KEY,
+    action_dims_of,
+    split_mask_for,
+    take_action_masks,
+    to_boolean_masks,
+    use_action_masks,
+)
+
+
+class ZeroValue(nn.Module):
+    """The value of every state when there is no critic: 0, without a parameter."""
+
+    def forward(self, latent_vf: th.Tensor) -> th.Tensor:
+        """
+        Return zeros.
+
+        :param latent_vf: Shape ``(batch, n_features)``.
+        :return: Shape ``(batch, 1)``.
+        """
+        # From the shape, which an export keeps open, and not len(), which becomes a constant
+        return latent_vf.new_zeros((latent_vf.shape[0], 1))
+
+
+def remove_critic(policy: ActorCriticPolicy) -> None:
+    """
+    Take every parameter that only the value function uses out of a policy and out of its optimizer.
+
+    ``predict_values`` then returns zeros, and ``forward`` and ``evaluate_actions`` go on working.
+
+    :param policy: Changed in place.
+    """
+    policy.value_net = ZeroValue()  # type: ignore[assignment]
+    policy.mlp_extractor.value_net = nn.Sequential()
+    if is_recurrent(policy):
+        policy.lstm_critic, policy.critic = None, nn.Sequential()  # type: ignore[assignment]
+    policy.share_features_extractor = True
+    policy.vf_features_extractor = policy.pi_features_extractor
+    learning_rate = policy.optimizer.param_groups[0]["lr"]
+    policy.optimizer = policy.optimizer_class(policy.parameters(), lr=learning_rate, **policy.optimizer_kwargs)  # type: ignore[call-arg]
+
+
+class OptionalCriticMixin(ActorCriticPolicy):
+    """
+    Adds ``use_critic`` and action masks to an SB3 actor-critic policy; mix it in first to give a custom policy the same.
+
+    Every method takes observations as the environment gives them, with the mask under ``action_mask``, and the network sees
+    them without. Methods that act also take masks as ``action_masks``, which rule over those in the observation: booleans,
+    or 0 and 1, in the layout of sb3-contrib, shape ``(n_observations, n_options)``.
+
+    SB3's default optimizer (Adam with an epsilon of 1e-5) becomes PyTorch's fused version of the same, whose step costs a
+    third on small networks.
+
+    :param use_critic: Without it the policy has an actor only, and its values are 0.
+    """
+
+    def __init__(self, *args: Any, use_critic: bool = True, **kwargs: Any) -> None:
+        self.use_critic = use_critic
+        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
+        super().__init__(*args, **kwargs)
+        if not use_critic:
+            remove_critic(self)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # SB3's own classes do not know it, and can load what has a critic
+        critic_choice = {} if self.use_critic else {"use_critic": False}
+        return {**super()._get_constructor_parameters(), **critic_choice}
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """
+        Make the features extractor, as in SB3.
+
+        :return: The features extractor.
+        :raises ValueError: If SB3's cannot read the observations; names the policy that can.
+        """
+        check_features_extractor(type(self).__name__, self.features_extractor_class, self.observation_space)
+        return super().make_features_extractor()
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """
+        Convert an observation to tensors, as in SB3; its mask stays with it.
+
+        :param observation: One or several observations.
+        :return: The tensors, and whether there were several.
+        :raises ValueError: If a mask has the wrong shape or type.
+        """
+        observation, masks = split_mask_for(self, observation)
+        tensors, is_batch = super().obs_to_tensor(observation)
+        if masks is not None:
+            rows = masks if is_batch else [masks]
+            booleans = to_boolean_masks(rows, sum(action_dims_of(self.action_space)), len(rows), "of observation {}")
+            assert isinstance(tensors, dict)
+            tensors = {**tensors, MASK_KEY: th.as_tensor(booleans, device=self.device)}
+        return tensors, is_batch
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> Any:
+        """
+        Choose actions, as in SB3, among those that are allowed.
+
+        :param observation: One or several observations.
+        :param state: Hidden states, for recurrent policies.
+        :param episode_start: Where episodes start, for recurrent policies.
+        :param deterministic: Whether to choose the most probable action.
+        :param action_masks: Shape ``(n_options,)`` for one observation, ``(n_observations, n_options)`` for several.
+        :return: The actions and the next hidden states.
+        :raises ValueError: If a mask has the wrong shape or type, or allows no action.
+        """
+        observation, masks = take_action_masks(self, observation, action_masks)
+        with use_action_masks(self, masks):
+            return super().predict(observation, state, episode_start, deterministic)
+
+    def get_distribution(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.get_distribution``: the distribution over the actions that are allowed."""
+        obs, masks = take_action_masks(self, obs, action_masks)
+        with use_action_masks(self, masks):
+            return super().get_distribution(obs, *args, **kwargs)
+
+    def forward(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.forward``: actions that are allowed, and their log-probabilities."""
+        obs, masks = take_action_masks(self, obs, action_masks)
+        with use_action_masks(self, masks):
+            return super().forward(obs, *args, **kwargs)
+
+    def evaluate_actions(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.evaluate_actions``: log-probabilities and entropy of the distribution of the allowed."""
+        obs, masks = take_action_masks(self, obs, action_masks)
+        with use_action_masks(self, masks):
+            return super().evaluate_actions(obs, *args, **kwargs)
+
+    def predict_values(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
+        """See ``ActorCriticPolicy.predict_values``: a mask changes no value."""
+        return super().predict_values(split_mask_for(self, obs)[0], *args, **kwargs)
+
+
+class MlpPolicy(OptionalCriticMixin):
+    """SB3's ``ActorCriticPolicy`` with the additional argument ``use_critic``."""
+
+
+class CnnPolicy(OptionalCriticMixin, ActorCriticCnnPolicy):
+    """SB3's ``ActorCriticCnnPolicy`` with the additional argument ``use_critic``."""
+
+
+class MultiInputPolicy(OptionalCriticMixin, MultiInputActorCriticPolicy):
+    """SB3's ``MultiInputActorCriticPolicy`` with the additional argument ``use_critic``."""

@@ -1,0 +1,32 @@
+"""The moving average of a policy over updates."""
+
+import torch as th
+from stable_baselines3.common.policies import (
+    ActorCriticPolicy,
+)
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def make_averaged_policy(policy: ActorCriticPolicy, decay: float) -> AveragedModel:
+    """
+    Start an exponential moving average of a policy's parameters (Polyak & Juditsky 1992; Ruppert 1988).
+
+    :param policy: Copied. The first update of the average takes its parameters as they are.
+    :param decay: What the average keeps of itself at an update, in (0, 1): it spans about ``1 / (1 - decay)`` updates.
+    :return: PyTorch's averaged model, whose ``module`` is a policy of its own.
+    """
+    if policy.use_sde:
+        reset_noise_with_own_generator(policy)  # PyTorch cannot copy what has a history
+    return AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+def reset_noise_with_own_generator(policy: ActorCriticPolicy) -> None:
+    """
+    Draw new exploration matrices for gSDE, without moving PyTorch's generator.
+
+    :param policy: Changed in place.
+    """
+    # No other device is used, and to ask a GPU for its generator is to start it
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with th.random.fork_rng(devices), th.no_grad():
+        policy.reset_noise()

@@ -1,0 +1,253 @@
+"""Action masks of a policy: the distribution over the actions that they allow (Huang & Ontañón 2022)."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+NumpyArray = np.ndarray[Any, np.dtype[Any]]
+
+#: The mask's key in a Dict observation and in an info: the name in gymnasium, PettingZoo and Jumanji.
+MASK_KEY = "action_mask"
+
+#: A forbidden logit below the largest legal one: its probability is exactly 0 in float32 and float64, and no derivative of
+#: it is NaN, as with minus infinity, or overflows.
+FORBIDDEN_LOGIT = -1e4
+
+
+def action_dims_of(action_space: spaces.Space[Any]) -> list[int]:
+    """
+    Tell how an action mask is laid out, as in sb3-contrib: the options of each component of an action, in a row.
+
+    :param action_space: Discrete, MultiDiscrete, or MultiBinary, whose every entry has the options 0 and 1.
+    :return: Number of options of each component; the mask has one entry for every option.
+    :raises ValueError: If actions of this space cannot be masked.
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1:
+        return [int(n) for n in action_space.nvec]
+    if isinstance(action_space, spaces.MultiBinary) and isinstance(action_space.n, int):
+        return [2] * action_space.n
+    raise ValueError(
+        f"use_masking=True needs a Discrete action space, or a flat MultiDiscrete or MultiBinary one, but it is {action_space}"
+    )
+
+
+def space_without_mask(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    Find what the network sees: the observation without the mask.
+
+    :param observation_space: Of the environment.
+    :param action_space: Of the environment.
+    :return: The space without ``action_mask``, if that is a key of it.
+    :raises ValueError: If the actions cannot be masked, the mask has the wrong size, or nothing but the mask is observed.
+    """
+    n_options = sum(action_dims_of(action_space))
+    if not has_action_mask(observation_space):
+        return observation_space
+    assert isinstance(observation_space, spaces.Dict)
+    others = {key: part for key, part in observation_space.spaces.items() if key != MASK_KEY}
+    if not others:
+        raise ValueError(f"The observation space has the key {MASK_KEY!r} only: there is nothing that the policy could see")
+    shape = observation_space[MASK_KEY].shape
+    if shape is None or int(np.prod(shape)) != n_options:
+        raise ValueError(
+            f"The key {MASK_KEY!r} of the observation space has shape {shape}, but the action space {action_space} "
+            f"needs {n_options} entries. If frames are stacked, stack them below the mask: "
+            "ActionMaskInObservation(FrameStackObservation(env, 4))"
+        )
+    return spaces.Dict(others)
+
+
+def has_action_mask(observation_space: spaces.Space[Any]) -> bool:
+    """
+    Tell whether observations carry a mask.
+
+    :param observation_space: Of the environment.
+    :return: Whether it is a Dict with the key ``action_mask``.
+    """
+    return isinstance(observation_space, spaces.Dict) and MASK_KEY in observation_space.spaces
+
+
+def split_observation(observation: Any) -> tuple[Any, Any]:
+    """
+    Take the mask out of an observation.
+
+    :param observation: One or several observations.
+    :return: The observation without the mask, and the mask, None if there is none.
+    """
+    if not isinstance(observation, dict) or MASK_KEY not in observation:
+        return observation, None
+    return {key: part for key, part in observation.items() if key != MASK_KEY}, observation[MASK_KEY]
+
+
+def check_masks(masks: Any, choices: Sequence[int], n_rows: int, whose: str) -> NumpyArray:
+    """
+    Check masks and bring them into one form.
+
+    :param masks: An array with a row for each environment, or a sequence of arrays; of booleans, or of 0 and 1.
+    :param choices: See ``action_dims_of``.
+    :param n_rows: Number of rows.
+    :param whose: Says whose mask one is, with ``{}`` for the number of the row.
+    :return: Shape ``(n_rows, n_options)``, True for what is allowed.
+    :raises ValueError: If a mask has the wrong shape or type, or allows no action.
+    """
+    allowed = to_boolean_masks(masks, sum(choices), n_rows, whose)
+    if len(choices) == 1:
+        has_option = allowed.any(axis=1, keepdims=True)
+    else:
+        has_option = np.logical_or.reduceat(allowed, np.cumsum([0, *choices[:-1]]), axis=1)
+    if not has_option.all():
+        row, component = np.argwhere(~has_option)[0].tolist()
+        of_component = f" for component {component}" if len(choices) > 1 else ""
+        raise ValueError(f"The action mask {whose.format(row)} allows no action{of_component}: one at least must be legal")
+    return allowed
+
+
+def to_boolean_masks(masks: Any, n_options: int, n_rows: int, whose: str) -> NumpyArray:
+    """
+    Bring masks into one form.
+
+    :param masks: An array with a row for each environment, or a sequence of arrays; of booleans, or of 0 and 1.
+    :param n_options: Number of entries of a mask.
+    :param n_rows: Number of rows.
+    :param whose: Says whose mask one is, with ``{}`` for the number of the row.
+    :return: Shape ``(n_rows, n_options)``.
+    :raises ValueError: If a mask has the wrong shape or type.
+    """
+    if len(masks) != n_rows:
+        raise ValueError(f"There must be an action mask for each of {n_rows} observations, but there are {len(masks)}")
+    if not isinstance(masks, np.ndarray) or masks.size != n_rows * n_options:
+        for row, mask in enumerate(masks):
+            if np.size(mask) != n_options or mask is None:
+                found = "there is none" if mask is None else f"it has shape {np.shape(mask)}"
+                raise ValueError(f"The action mask {whose.format(row)} must have {n_options} entries, but {found}")
+    given = np.asarray(masks).reshape(n_rows, n_options)
+    if given.dtype == np.bool_:
+        return given
+    if given.dtype.kind not in "iuf":
+        types = [np.asarray(mask).dtype for mask in masks]
+        row = next((row for row, dtype in enumerate(types) if dtype.kind not in "biuf"), 0)
+        raise ValueError(f"The action mask {whose.format(row)} must hold booleans, or 0 and 1, but has the type {types[row]}")
+    allowed = given.astype(np.bool_)
+    is_valid = allowed == given
+    if not is_valid.all():
+        row, entry = np.argwhere(~is_valid)[0].tolist()
+        raise ValueError(
+            f"The action mask {whose.format(row)} must hold booleans, or 0 and 1, but holds {given[row, entry].item()!r}"
+        )
+    return allowed
+
+
+def apply_action_mask(logits: NumpyArray, masks: NumpyArray) -> NumpyArray:
+    """
+    Take forbidden options away from what a draw chooses from.
+
+    :param logits: Of categorical components in a row, shape ``(n_envs, n_options)``; or of binary ones,
+        shape ``(n_envs, n_options / 2)``.
+    :param masks: Shape ``(n_envs, n_options)``, True for what is allowed.
+    :return: Logits with minus infinity for what is forbidden; of a binary component plus infinity, where 0 is.
+    """
+    if logits.shape == masks.shape:
+        return np.where(masks, logits, -np.inf)
+    return np.where(masks[:, 1::2], np.where(masks[:, 0::2], logits, np.inf), -np.inf)
+
+
+def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
+    """
+    Give the logits of the distribution over what is allowed: the policy's, renormalised.
+
+    The largest legal logit of every component becomes 0, so that a forbidden option has probability 0 whatever the legal
+    logits are; it has none of the gradient, and none of the entropy.
+
+    :param logits: As the policy's network gives them, shape ``(n_steps, n_logits)``.
+    :param masks: Shape ``(n_steps, n_options)``, True for what is allowed.
+    :param action_space: See ``action_dims_of``.
+    :return: Shape ``(n_steps, n_logits)``.
+    """
+    if isinstance(action_space, spaces.MultiBinary):
+        only_0, only_1 = ~masks[:, 1::2], ~masks[:, 0::2]
+        return logits.masked_fill(only_0, FORBIDDEN_LOGIT).masked_fill(only_1, -FORBIDDEN_LOGIT)
+    choices = action_dims_of(action_space)
+    components = zip(th.split(logits, choices, dim=1), th.split(masks, choices, dim=1), strict=True)
+    return th.cat([_masked_component(own_logits, own_masks) for own_logits, own_masks in components], dim=1)
+
+
+def _masked_component(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:
+    largest = logits.detach().masked_fill(~masks, -th.inf).amax(dim=1, keepdim=True)
+    return (logits - largest).masked_fill(~masks, FORBIDDEN_LOGIT)
+
+
+@contextlib.contextmanager
+def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | None) -> Iterator[None]:
+    """
+    Let a policy's distribution be the masked one, whatever is asked of the policy meanwhile.
+
+    :param policy: Any actor-critic policy that builds its distribution from logits, as all of SB3's do.
+    :param masks: One for each observation that the policy is given, shape ``(n_steps, n_options)``; None for no masks.
+    """
+    if masks is None:
+        yield
+        return
+    unmasked = policy.action_dist
+    policy.action_dist = _masked_distribution(unmasked, masks, policy.action_space)
+    try:
+        yield
+    finally:
+        policy.action_dist = unmasked
+
+
+def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_space: spaces.Space[Any]) -> Distribution:
+    """Copy one of SB3's distributions, so that it takes the logits that its class would take, and masks them."""
+    result = copy.copy(distribution)
+
+    def proba_distribution(action_logits: th.Tensor) -> Distribution:
+        return type(distribution).proba_distribution(result, masked_logits(action_logits, masks, action_space))
+
+    result.proba_distribution = proba_distribution  # type: ignore[method-assign]
+    return result
+
+
+def split_mask_for(policy: ActorCriticPolicy, observation: Any) -> tuple[Any, Any]:
+    """
+    Take the masks out of an observation, unless the policy was built to see them.
+
+    :param policy: Which is given the observation.
+    :param observation: One or several observations.
+    :return: The observation as the network sees it, and the masks, None if there are none.
+    """
+    return (observation, None) if has_action_mask(policy.observation_space) else split_observation(observation)
+
+
+def take_action_masks(policy: ActorCriticPolicy, observation: Any, action_masks: Any = None) -> tuple[Any, th.Tensor | None]:
+    """
+    Take the masks out of what a policy is given, and check them.
+
+    :param policy: Which is to act.
+    :param observation: One or several observations as NumPy arrays, or several as tensors.
+    :param action_masks: One for each observation; they rule over those in the observation.
+    :return: The observation without the mask; and the masks, shape ``(n_observations, n_options)``, None if there are none.
+    :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
+    """
+    observation, observed_masks = split_mask_for(policy, observation)
+    action_masks = observed_masks if action_masks is None else action_masks
+    if action_masks is None:
+        return observation, None
+    action_dims = action_dims_of(policy.action_space)
+    if isinstance(action_masks, th.Tensor):
+        if th.jit.is_tracing() or th.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
+            # What leaves PyTorch here becomes a constant
+            return observation, action_masks.flatten(1).bool()
+        action_masks = action_masks.cpu().numpy()
+    is_tensor = isinstance(next(iter(observation.values())) if isinstance(observation, dict) else observation, th.Tensor)
+    tensors, is_batch = (observation, True) if is_tensor else policy.obs_to_tensor(observation)
+    n_rows = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+    rows = action_masks if is_batch else [action_masks]
+    return observation, th.as_tensor(check_masks(rows, action_dims, n_rows, "of observation {}"), device=policy.device)

@@ -1,0 +1,1 @@
+"""From the environment to a batch of whole episodes."""

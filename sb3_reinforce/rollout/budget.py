@@ -1,0 +1,92 @@
+"""The budget of a rollout: which episodes count, and the bound that ends it in any case."""
+
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+#: Without a time limit and ``max_rollout_steps``, steps of an environment that a rollout may last beyond its budget.
+DEFAULT_EXTRA_STEPS = 50_000
+
+#: With ``n_episodes``, how long the default bound expects an episode to be.
+EXPECTED_EPISODE_STEPS = 1_000
+
+
+class EpisodeQuota:
+    """
+    Decides at the start of an episode whether it counts.
+
+    Deciding later would favour short episodes: of those that run at the same time, they finish first.
+
+    :param n_steps: Episodes that start before so many steps of the rollout count, unless ``n_episodes`` is given.
+    :param n_episodes: So many episodes count, in the order in which they start.
+    """
+
+    def __init__(self, n_steps: int, n_episodes: int | None = None) -> None:
+        self.n_steps = n_steps
+        self.n_episodes = n_episodes
+        self.n_started = 0
+
+    def admits(self, start_step: int) -> bool:
+        """
+        Tell whether an episode that starts now counts. To be asked once for every episode, in the order of their starts.
+
+        :param start_step: Steps that each environment has made in this rollout.
+        :return: Whether it counts.
+        """
+        self.n_started += 1
+        if self.n_episodes is not None:
+            return self.n_started <= self.n_episodes
+        return start_step < self.n_steps
+
+
+def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int) -> int:
+    """
+    Choose the bound of a rollout in environments without a time limit, so that an episode that never ends does not hang.
+
+    It depends on the declared rollout alone, not on the budget of ``learn``: a rollout that has begun is finished.
+
+    :param n_steps: Budget in steps of each environment.
+    :param n_episodes: Budget in episodes over all environments, which rules where it is given.
+    :param n_envs: Number of environments.
+    :return: Steps of each environment.
+    """
+    if n_episodes is not None:
+        return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
+    assert n_steps is not None
+    return DEFAULT_EXTRA_STEPS + n_steps
+
+
+def find_time_limit(env: VecEnv) -> int | None:
+    """
+    Ask environments how long their episodes may last.
+
+    :param env: Any vectorised environment.
+    :return: The largest limit in steps; None if there is an environment without one, or that does not say.
+    """
+    try:
+        if all(env.env_is_wrapped(TimeLimit)):
+            return int(max(env.get_attr("_max_episode_steps")))
+        if isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv):
+            return None
+        # An engine that steps many environments at once has no wrappers, but a specification
+        spec = env.get_attr("spec", indices=0)[0]
+        limit: int | None = getattr(getattr(spec, "config", spec), "max_episode_steps", None)
+    except Exception:  # What other people's vectorised environments raise is anybody's guess
+        return None
+    return limit
+
+
+def explain_cut(max_steps: float, n_cut: int, has_critic: bool) -> str:
+    """
+    Say that a rollout was bounded, and what to do.
+
+    :param max_steps: The bound.
+    :param n_cut: Episodes that it cut.
+    :param has_critic: Whether the returns could be closed with a value.
+    :return: A warning.
+    """
+    closing = "the value of its last observation" if has_critic else "what it had earned until then"
+    return (
+        f"A rollout reached max_rollout_steps={max_steps} steps per environment with {n_cut} episodes still "
+        f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
+        "raise max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit."
+    )

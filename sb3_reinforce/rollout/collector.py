@@ -1,0 +1,189 @@
+"""The loop over the steps of the environments."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_reinforce.policies.masked_distribution import split_observation
+from sb3_reinforce.rollout.action_masks import ActionMaskReader
+from sb3_reinforce.rollout.batch import NumpyArray, map_observation
+from sb3_reinforce.rollout.budget import EpisodeQuota
+from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.rollout.samplers import make_action_sampler
+
+
+class Rollout(NamedTuple):
+    """
+    What was collected.
+
+    :param n_steps: Steps of each environment.
+    :param n_episodes: Counted episodes, the cut ones among them.
+    :param n_cut: Counted episodes that the bound cut.
+    """
+
+    n_steps: int
+    n_episodes: int
+    n_cut: int
+
+
+def make_action_transform(model: OnPolicyAlgorithm) -> Any:
+    """
+    Make the function from sampled actions to those that the environment accepts, as in SB3.
+
+    :param model: Whose policy samples.
+    :return: Takes and returns actions of shape ``(n_envs, *action_shape)``.
+    """
+    if not isinstance(model.action_space, spaces.Box):
+        return lambda actions: actions
+    if model.policy.squash_output:
+        return model.policy.unscale_action
+    low, high = model.action_space.low, model.action_space.high
+    # Several times faster than np.clip on small arrays
+    return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+
+def reset_noise_of(policy: ActorCriticPolicy, episode_starts: NumpyArray) -> None:
+    """
+    Sample new noise matrices of gSDE for the environments in which an episode starts.
+
+    Episodes that share a matrix are not independent: a baseline that compares them would subtract an episode's own noise.
+
+    :param policy: Uses gSDE.
+    :param episode_starts: Where an episode starts, shape ``(n_envs,)``.
+    """
+    distribution: Any = policy.action_dist
+    present = distribution.exploration_matrices
+    with th.no_grad():
+        policy.reset_noise(len(episode_starts))
+        starts = th.as_tensor(episode_starts, device=policy.device)[:, None, None]
+        distribution.exploration_matrices = th.where(starts, distribution.exploration_matrices, present)
+
+
+def is_of_libraries(callback: Any) -> bool:
+    """
+    Tell whether a callback, with those that it calls, comes with SB3, sb3-contrib, RL Zoo or this package.
+
+    None of these changes a policy within a rollout or reads ``obs_tensor``.
+
+    :param callback: Of a training, or what such a callback calls.
+    :return: False for a callback of the user's.
+    """
+    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    children += getattr(callback, "callbacks", [])
+    is_known = type(callback).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "rl_zoo3.", "sb3_reinforce."))
+    return is_known and all(child is None or is_of_libraries(child) for child in children)
+
+
+def collect_episodes(
+    model: OnPolicyAlgorithm,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
+    quota: EpisodeQuota,
+    max_steps: float,
+    bootstraps: bool,
+    rng: np.random.Generator,
+    use_masking: bool = False,
+) -> Rollout | None:
+    """
+    Step the environments until every counted episode is finished.
+
+    While the last of them are finished, the other environments are stepped too, since a ``VecEnv`` steps all; those
+    steps count in ``num_timesteps``, but are not used.
+
+    :param model: Acts with its policy, counts the steps and keeps the last observations.
+    :param env: The training environment.
+    :param callback: Called at the start and at every step; it finds the locals of this function.
+    :param rollout_buffer: Filled with the steps.
+    :param quota: Decides which episodes count.
+    :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
+    :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
+    :param rng: Draws the actions.
+    :param use_masking: Whether the environment says which actions are allowed.
+    :return: What was collected, or None if the callback stopped early.
+    :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
+        environment and the step. Or if there are no masks where there should be.
+    """
+    if not np.all(model._last_episode_starts):
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    rollout_buffer.reset()
+    if model.use_sde:
+        model.policy.reset_noise(env.num_envs)
+    to_env_actions = make_action_transform(model)
+    counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
+    n_running, n_episodes, n_steps = sum(counts), 0, 0
+    read_masks = ActionMaskReader(env) if use_masking else None
+    action_masks: Any = None
+    infos: list[dict[str, Any]] = [{}] * env.num_envs
+    # Looking for changes of the policy, and a tensor of the observations, take half the time of a step of CartPole
+    is_watched = not is_of_libraries(callback)
+    obs_tensor: Any = None
+
+    callback.on_rollout_start()
+    sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
+
+    while n_running > 0 and n_steps < max_steps:
+        if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+            model.policy.reset_noise(env.num_envs)
+        elif model.use_sde and n_steps > 0 and np.any(model._last_episode_starts):
+            reset_noise_of(model.policy, model._last_episode_starts)  # type: ignore[arg-type]
+
+        observations: Any = model._last_obs
+        if read_masks is not None:
+            action_masks = read_masks(observations, infos, model._last_episode_starts, n_steps)  # type: ignore[arg-type]
+            observations, _ = split_observation(observations)
+        try:
+            actions = sample_actions(observations, action_masks)
+        except ValueError:
+            # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
+            rollout_buffer.add(model._last_obs, np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs))  # type: ignore[arg-type]
+            rollout_buffer.check_finite()
+            raise
+        if is_watched:
+            # As in SB3's loop, for callbacks that evaluate the policy or a network of their own on it
+            obs_tensor = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]
+        clipped_actions = to_env_actions(actions)
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+        model.num_timesteps += env.num_envs
+
+        # Give access to local variables
+        callback.update_locals(locals())
+        if not callback.on_step():
+            model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            return None
+        if is_watched:
+            sample_actions.refresh()
+        n_steps += 1
+
+        rollout_buffer.add(model._last_obs, actions, rewards, action_masks)  # type: ignore[arg-type]
+        model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        # A quarter of the time of dones.any() on a few environments
+        if np.count_nonzero(dones):
+            sample_actions.forget(dones)
+            for env_idx in np.flatnonzero(dones).tolist():
+                if counts[env_idx]:
+                    info = infos[env_idx]
+                    goes_on = bootstraps and info.get("TimeLimit.truncated", False)
+                    rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
+                    model._update_info_buffer([info], dones[env_idx : env_idx + 1])
+                    n_episodes += 1
+                    # At the bound no episode can start any more
+                    counts[env_idx] = n_steps < max_steps and quota.admits(start_step=n_steps)
+                    n_running += counts[env_idx] - 1
+
+    for env_idx in np.flatnonzero(counts).tolist():
+        final_observation = map_observation(lambda observations: observations[env_idx], model._last_obs)  # noqa: B023
+        rollout_buffer.finish_episode(env_idx, final_observation)
+    rollout_buffer.check_finite()
+    callback.update_locals(locals())
+    return Rollout(n_steps, n_episodes + n_running, n_running)

@@ -1,0 +1,1 @@
+"""From a batch of whole episodes to new parameters."""

@@ -1,0 +1,266 @@
+"""Reading a batch off a policy at the update: distributions, log-probabilities, entropies and values, piece by piece."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_reinforce.distributed.partition import count_steps
+from sb3_reinforce.functional.returns import Array
+from sb3_reinforce.policies.inspection import (
+    check_methods,
+    critic_features,
+    distribution_of,
+    is_recurrent,
+    overrides,
+    unwrap_compiled,
+)
+from sb3_reinforce.policies.masked_distribution import use_action_masks
+from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+
+NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
+
+#: How many distribution parameters a micro-batch holds at most, unless ``micro_batch_size`` is given: 32 MiB of them.
+MAX_MICRO_BATCH_NUMBERS = 2**23
+
+#: Which steps of a batch: a slice, or a tensor of indices.
+Steps = Any
+
+
+class PolicyEvaluator:
+    """
+    Reads batches off a policy.
+
+    :param policy: In evaluation mode.
+    :param micro_batch_size: Steps that are read at once, which bounds the memory; None for all, or for fewer where there are
+        very many actions.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> None:
+        self.policy = policy
+        n_parameters = getattr(policy.action_net, "out_features", 1)
+        self.micro_batch_size = micro_batch_size or max(1, MAX_MICRO_BATCH_NUMBERS // n_parameters)
+
+    def pieces(self, batch: EpisodeBatch) -> list[Steps]:
+        """
+        Cut a batch into micro-batches.
+
+        :param batch: The episodes.
+        :return: Slices that together cover each of its steps once.
+        """
+        return self.micro_batches(batch, slice(0, len(batch.actions)))
+
+    def micro_batches(self, batch: EpisodeBatch, steps: Steps) -> list[Steps]:
+        """
+        Cut chosen steps into micro-batches.
+
+        :param batch: The episodes.
+        :param steps: Which of its steps.
+        :return: The steps of each micro-batch; none without steps.
+        """
+        cuts = self._cuts(batch, steps)
+        if isinstance(steps, slice):
+            return [slice(steps.start + cut.start, steps.start + cut.stop) for cut in cuts]
+        return [steps[cut] for cut in cuts]
+
+    def _cuts(self, batch: EpisodeBatch, steps: Steps) -> Iterator[slice]:
+        """Where the micro-batches are among the chosen steps."""
+        return self._slices(count_steps(steps, len(batch.actions)))
+
+    def _slices(self, n_steps: int) -> Iterator[slice]:
+        size = self.micro_batch_size
+        return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
+
+    def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
+        """
+        Divide a batch at random.
+
+        :param batch: The episodes.
+        :param size: Steps of a minibatch; None for all.
+        :param rng: Draws the order, unless one minibatch holds all.
+        :return: The micro-batches of each minibatch.
+        """
+        n_steps = len(batch.actions)
+        if size is None or size >= n_steps:
+            yield self.pieces(batch)
+            return
+        order = th.as_tensor(rng.permutation(n_steps), device=self.policy.device)
+        for start in range(0, n_steps, size):
+            yield self.micro_batches(batch, order[start : start + size])
+
+    def subsample(self, batch: EpisodeBatch, max_steps: int, rng: np.random.Generator) -> Steps:
+        """
+        Choose steps at random, of which a mean over the batch can be estimated.
+
+        :param batch: The episodes, with more steps than that.
+        :param max_steps: How many are chosen.
+        :param rng: Chooses them.
+        :return: The steps, in order.
+        """
+        chosen = np.sort(rng.choice(len(batch.actions), max_steps, replace=False))
+        return th.as_tensor(chosen, device=self.policy.device)
+
+    def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
+        """
+        Compute the distribution of actions.
+
+        :param batch: The episodes.
+        :param steps: Which of its steps.
+        :return: SB3's distribution, for these steps. The policy may return the same object the next time.
+        """
+        masks = None if batch.action_masks is None else batch.action_masks[steps]
+        with use_action_masks(self.policy, masks):
+            return distribution_of(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
+
+    def log_prob_and_entropy(self, batch: EpisodeBatch, piece: slice) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Compute log-probabilities of the actions and entropies.
+
+        :param batch: The episodes.
+        :param piece: Which of its steps.
+        :return: Two tensors of shape ``(len(piece),)``.
+        :raises ValueError: If a log-probability is not finite; names the environment and the step.
+        """
+        actions = batch.actions[piece]
+        actions = actions.long().flatten() if isinstance(self.policy.action_space, spaces.Discrete) else actions.float()
+        distribution = self.distribution(batch, piece)
+        log_prob = distribution.log_prob(actions)
+        if not th.isfinite(log_prob).all():
+            env_idx, step = batch.locate((piece.start or 0) + int(th.isfinite(log_prob).logical_not().nonzero()[0]))
+            raise ValueError(
+                f"The log-probability of the action of environment {env_idx} at step {step} of the rollout is not finite, "
+                f"and neither is the policy loss. {NOT_LEARNED}"
+            )
+        entropy = distribution.entropy()
+        if entropy is None:
+            # Squashed actions have no closed form. The value of this estimate is -log_prob, as in SB3, but so is not its
+            # gradient: that of -log_prob is zero in expectation, that of the entropy is -log_prob times the score
+            entropy = -log_prob.detach() * (1.0 + log_prob - log_prob.detach())
+        return log_prob, entropy
+
+    def log_probs(self, batch: EpisodeBatch) -> Array:
+        """
+        Compute the log-probability of every action.
+
+        :param batch: The episodes.
+        :return: Shape ``(n_steps,)``.
+        """
+        return self._in_pieces(batch, lambda piece: self.log_prob_and_entropy(batch, piece)[0])
+
+    def values(self, batch: EpisodeBatch) -> Array:
+        """
+        Compute the critic's value of every observation that was acted on.
+
+        :param batch: The episodes.
+        :return: Shape ``(n_steps,)``.
+        """
+        return self._in_pieces(batch, lambda piece: self.values_of(batch, piece))
+
+    def baseline_values(self, batch: EpisodeBatch) -> Array:
+        """
+        Compute the values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that.
+
+        :param batch: The episodes.
+        :return: Shape ``(n_steps,)``.
+        """
+        own = unwrap_compiled(self.policy)
+        if is_recurrent(own) or not overrides(own, "forward") or overrides(own, "predict_values"):
+            return self.values(batch)
+
+        def values_of_forward(piece: slice) -> th.Tensor:
+            observations = map_observation(lambda obs: obs[piece], batch.observations)
+            values: th.Tensor = self.policy(observations, deterministic=True)[1]
+            return values.flatten()
+
+        return self._in_pieces(batch, values_of_forward)
+
+    def final_values(self, batch: EpisodeBatch) -> Array:
+        """
+        Compute the critic's values of what followed cut episodes.
+
+        :param batch: The episodes, at least one of them cut.
+        :return: Shape ``(n_cuts,)``.
+        """
+        assert batch.final_observations is not None
+        finals = batch._replace(observations=batch.final_observations)
+        results = np.empty(len(batch.cut_steps), dtype=np.float64)
+        with th.no_grad():
+            for piece in self._slices(len(results)):
+                results[piece] = self.values_of(finals, piece).cpu().numpy()
+        return results
+
+    def values_of(self, batch: EpisodeBatch, steps: Steps, inputs: th.Tensor | None = None) -> th.Tensor:
+        """
+        Compute the critic's values, differentiable.
+
+        :param batch: The episodes.
+        :param steps: Which of its steps.
+        :param inputs: See ``critic_inputs``; None to compute them.
+        :return: Shape ``(len(steps),)``.
+        """
+        policy = self.policy
+        if overrides(unwrap_compiled(policy), "predict_values"):
+            return policy.predict_values(map_observation(lambda obs: obs[steps], batch.observations)).flatten()
+        latent = self._critic_latent(self._critic_inputs(batch, steps) if inputs is None else inputs[steps], batch, steps)
+        values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(latent))
+        return values.flatten()
+
+    def critic_inputs(self, batch: EpisodeBatch, fitted: Sequence[th.nn.Parameter]) -> th.Tensor | None:
+        """
+        Compute once what stays the same while the critic is fitted: the outputs of the layers that it does not train.
+
+        :param batch: The episodes.
+        :param fitted: What the fit moves.
+        :return: Shape ``(n_steps, n_features)``; None if these layers have no parameters, or are trained.
+        """
+        policy, moved = unwrap_compiled(self.policy), {id(parameter) for parameter in fitted}
+        parameters = [parameter for module in self._critic_input_layers() for parameter in module.parameters()]
+        is_constant = parameters and not any(id(parameter) in moved for parameter in parameters)
+        if not is_constant or overrides(policy, "extract_features") or overrides(policy, "predict_values"):
+            return None
+        inputs: th.Tensor | None = None
+        with th.no_grad():
+            for piece in self.pieces(batch):
+                part = self._critic_inputs(batch, piece)
+                inputs = part.new_empty((len(batch.actions), *part.shape[1:])) if inputs is None else inputs
+                inputs[piece] = part
+        return inputs
+
+    def _critic_input_layers(self) -> list[th.nn.Module]:
+        return [self.policy.vf_features_extractor]
+
+    def _critic_inputs(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+        return critic_features(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
+
+    def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+        return inputs
+
+    def _in_pieces(self, batch: EpisodeBatch, function: Callable[[slice], th.Tensor]) -> Array:
+        """Fill an array piece by piece: a list of tensors would scatter small blocks over the freed memory of large ones."""
+        results = np.empty(len(batch.actions), dtype=np.float64)
+        with th.no_grad():
+            for piece in self.pieces(batch):
+                results[piece] = function(piece).cpu().numpy()
+        return results
+
+
+def make_evaluator(policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> PolicyEvaluator:
+    """
+    Choose the reader that a policy needs.
+
+    :param policy: In evaluation mode.
+    :param micro_batch_size: See ``PolicyEvaluator``.
+    :return: One that reads whole episodes if the policy has memory.
+    :raises ValueError: If the policy overrides what is not called while it acts and when it is differentiated.
+    """
+    check_methods(policy)
+    if is_recurrent(policy):
+        # sb3-contrib need not be installed
+        from sb3_reinforce.update.recurrent_evaluator import RecurrentPolicyEvaluator
+
+        return RecurrentPolicyEvaluator(policy, micro_batch_size)
+    return PolicyEvaluator(policy, micro_batch_size)

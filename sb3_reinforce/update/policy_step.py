@@ -1,0 +1,284 @@
+"""How the policy moves once the weight of each step is known: a step of the optimizer, or a natural step."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_reinforce.distributed.partition import count_steps
+from sb3_reinforce.functional.estimator import PolicyGradientTargets
+from sb3_reinforce.functional.natural_gradient import Product, conjugate_gradient, fisher_product, step_of_size
+from sb3_reinforce.rollout.batch import EpisodeBatch
+from sb3_reinforce.update.evaluator import NOT_LEARNED, PolicyEvaluator, Steps
+
+#: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
+#: a bound at the target itself would shorten every second step.
+KL_TOLERANCE = 1.5
+
+SHORTENING = 0.7
+
+#: Down to a millionth of the length: F may come from steps that the policy hardly changes in, while it does in others.
+MAX_SHORTENINGS = 40
+
+
+class PolicyGradient(NamedTuple):
+    """
+    The gradient of the pseudo-loss, which lies in ``grad`` of the parameters.
+
+    :param parameters: Those that have a gradient; none if the actor is frozen.
+    :param policy_loss: The pseudo-loss ``-(weight * log_prob)``, reduced, without the entropy bonus.
+    :param entropy: Mean entropy over the steps.
+    """
+
+    parameters: list[th.nn.Parameter]
+    policy_loss: float
+    entropy: float
+
+
+def compute_gradient(
+    reader: PolicyEvaluator, batch: EpisodeBatch, step_weights: PolicyGradientTargets, ent_coef: float
+) -> PolicyGradient:
+    """
+    Differentiate the pseudo-loss ``-(weight * log_prob)`` minus the entropy bonus (Williams 1992, section 4).
+
+    :param reader: Of the policy; its pieces are accumulated.
+    :param batch: The episodes.
+    :param step_weights: Of their steps.
+    :param ent_coef: Coefficient of the entropy bonus.
+    :return: The gradient, over the episodes of all ranks.
+    :raises ValueError: If a log-probability is not finite.
+    :raises RankError: If one is not finite on any of several ranks.
+    """
+    policy = reader.policy
+    weights = th.as_tensor(step_weights.weights, dtype=th.float32, device=policy.device)
+    n_averaged = step_weights.n_averaged
+
+    def accumulate() -> tuple[float, float]:
+        policy_loss = entropy = 0.0
+        for piece in reader.pieces(batch):
+            log_prob, piece_entropy = reader.log_prob_and_entropy(batch, piece)
+            piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
+            loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            policy_loss += piece_loss.item()
+            entropy += piece_entropy.sum().item()
+        return policy_loss, entropy
+
+    policy.zero_grad()
+    trained = trained_parameters(policy)
+    policy_loss, entropy = batch.part.ranks.sum_gradients(trained, accumulate, n_numbers=2)
+    parameters = [parameter for parameter in trained if parameter.grad is not None]
+    return PolicyGradient(parameters, policy_loss, entropy / len(batch.of_all_ranks().actions))
+
+
+def trained_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
+    """
+    Leave out what is frozen.
+
+    :param policy: The policy.
+    :return: The parameters that require a gradient, of those that the optimizer has.
+    """
+    of_optimizer = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
+    return [parameter for parameter in policy.parameters() if parameter.requires_grad and id(parameter) in of_optimizer]
+
+
+def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
+    """
+    Clip a gradient.
+
+    :param gradient: Changed in place.
+    :param max_grad_norm: The maximum norm; ``float("inf")`` for no clipping.
+    :return: The norm before.
+    :raises ValueError: If it is not finite.
+    """
+    grad_norm = th.nn.utils.clip_grad_norm_(gradient.parameters, max_grad_norm).item()
+    if not np.isfinite(grad_norm):
+        raise ValueError(f"The gradient of the policy is {grad_norm} (policy loss {gradient.policy_loss}). {NOT_LEARNED}")
+    return grad_norm
+
+
+class NaturalStep(NamedTuple):
+    """
+    What became of a natural step.
+
+    :param kl: Mean KL divergence from the policy before to the policy after, in nats, over all steps. 0 if the step was
+        skipped.
+    :param n_shortenings: How often the step was shortened, because the exact divergence was too far above the target.
+    :param curvature: ``s F s`` for the step s at length 1: how much the policy changes for a step of parameters.
+    :param skipped: Why the policy was left as it was; None if it moved.
+    """
+
+    kl: float
+    n_shortenings: int
+    curvature: float
+    skipped: str | None = None
+
+
+def natural_step(
+    reader: PolicyEvaluator,
+    batch: EpisodeBatch,
+    gradient: PolicyGradient,
+    target_kl: float,
+    cg_max_steps: int,
+    cg_damping: float,
+    fisher_max_steps: int | None,
+    rng: np.random.Generator,
+) -> NaturalStep:
+    """
+    Move the policy along ``F^-1 g``, as far as changes it by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
+
+    :param reader: Of the policy, whose parameters are changed.
+    :param batch: The episodes.
+    :param gradient: Of the pseudo-loss.
+    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, in nats.
+    :param cg_max_steps: Conjugate gradients' steps.
+    :param cg_damping: Added to the diagonal of F for the direction, and not for the length.
+    :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
+    :param rng: Draws the subset, if there are more steps; that of rank 0 on all ranks.
+    :return: What became of it.
+    """
+    parameters = gradient.parameters
+    if not parameters:
+        return NaturalStep(0.0, 0, 0.0)
+    ascent = -th.cat([parameter.grad.reshape(-1) for parameter in parameters])  # type: ignore[union-attr]
+    if not ascent.any():
+        return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
+    # A power of two rounds nothing, and no square of a small or large gradient leaves the range of the numbers
+    ascent /= 2.0 ** math.floor(math.log2(float(ascent.abs().max())))
+
+    all_episodes = batch.of_all_ranks()
+    n_steps = len(all_episodes.actions)
+    divergence = behind_fisher = Divergence(reader, batch, slice(0, n_steps))
+    if fisher_max_steps is not None and n_steps > fisher_max_steps:
+        subset = reader.subsample(all_episodes, fisher_max_steps, batch.part.ranks.broadcast(lambda: rng))
+        behind_fisher = Divergence(reader, batch, subset)
+    fisher = behind_fisher.fisher_product(parameters)
+
+    def damped(vector: th.Tensor) -> th.Tensor:
+        return fisher(vector) + cg_damping * vector
+
+    direction = conjugate_gradient(damped, ascent, cg_max_steps)
+    # Where damping outweighs F, it would fix the length in parameters, whatever the policy does: it counts where F is 0 only
+    curvature = float(direction @ fisher(direction))
+    curvature = curvature if curvature > 0.0 else float(direction @ damped(direction))
+    if not (math.isfinite(curvature) and curvature > 0.0):
+        return NaturalStep(0.0, 0, curvature, f"the curvature along it is {curvature}")
+
+    step = step_of_size(direction, curvature, target_kl)
+    curvature /= float(direction @ direction)
+    before = [parameter.detach().clone() for parameter in parameters]
+    changes = th.split(step, [parameter.numel() for parameter in parameters])
+    with th.no_grad():
+        for n_shortenings in range(MAX_SHORTENINGS + 1):
+            for parameter, old, change in zip(parameters, before, changes, strict=True):
+                parameter.copy_(old + SHORTENING**n_shortenings * change.view_as(old))
+            kl = divergence.value()
+            if kl <= KL_TOLERANCE * target_kl:
+                return NaturalStep(kl, n_shortenings, curvature)
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(old)
+    return NaturalStep(
+        0.0, MAX_SHORTENINGS, curvature, f"the policy changed by {kl} at its shortest, target_kl is {target_kl}"
+    )
+
+
+class Divergence:
+    """
+    The mean KL divergence from a policy as it is now to the policy as it is when asked, micro-batch by micro-batch.
+
+    :param reader: Of the policy.
+    :param batch: The episodes.
+    :param steps: The steps averaged over, of the episodes of all ranks.
+    """
+
+    def __init__(self, reader: PolicyEvaluator, batch: EpisodeBatch, steps: Steps) -> None:
+        self.reader, self.batch = reader, batch
+        self.n_averaged = count_steps(steps, len(batch.of_all_ranks().actions))
+        self.micro_batches = reader.micro_batches(batch, batch.part.own(steps))
+        with th.no_grad():
+            # The policy returns the same object every time, with new contents
+            self.before = [copy.copy(reader.distribution(batch, micro_batch)) for micro_batch in self.micro_batches]
+
+    def of_micro_batch(self, index: int) -> th.Tensor:
+        """What a micro-batch contributes to the mean, a differentiable scalar in nats."""
+        micro_batch = self.micro_batches[index]
+        fraction = count_steps(micro_batch, len(self.batch.actions)) / self.n_averaged
+        return fraction * mean_divergence(self.before[index], self.reader.distribution(self.batch, micro_batch))
+
+    @th.no_grad()
+    def value(self) -> float:
+        """The mean, in nats."""
+        ranks = self.batch.part.ranks
+        return sum(ranks.gather(lambda: sum(float(self.of_micro_batch(i)) for i in range(len(self.micro_batches)))))
+
+    def fisher_product(self, parameters: Sequence[th.nn.Parameter]) -> Product:
+        """Multiplies a vector with F. The graph of a single micro-batch is kept, those of several are made at each product."""
+        sum_over_ranks, indices = self.batch.part.ranks.sum, range(len(self.micro_batches))
+        if len(indices) == 1:
+            only = fisher_product(self.of_micro_batch(0), parameters)
+            return lambda vector: sum_over_ranks(only(vector))
+
+        def multiply(vector: th.Tensor) -> th.Tensor:
+            products = (fisher_product(self.of_micro_batch(index), parameters)(vector) for index in indices)
+            return sum_over_ranks(sum(products, th.zeros_like(vector)))
+
+        return multiply
+
+
+def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    Average KL(old || new) over steps.
+
+    Squashing changes both distributions alike, so that the divergence is that of the Gaussians below; with gSDE it is that of
+    the Gaussians whose noise is drawn anew at every step.
+
+    :param old: Distributions of n steps.
+    :param new: Of the same class and steps.
+    :return: Scalar, in nats.
+    """
+    divergences = kl_divergence(old, new)
+    # Normal and Bernoulli have one for each dimension of the action, and dimensions are independent
+    return divergences.reshape(len(divergences), -1).sum(dim=1).mean()
+
+
+@contextmanager
+def unchanged_by_failure(*learners: th.nn.Module | th.optim.Optimizer) -> Iterator[None]:
+    """
+    Put policies and optimizers back to where they were, without gradients, if an update does not end.
+
+    Whatever the reason: with Ctrl-C or without memory, too, what is saved next is the result of the update before.
+
+    :param learners: Changed in place.
+    :return: Context manager around an update.
+    """
+    before = [clone_tensors(learner.state_dict()) for learner in learners]
+    try:
+        yield
+    except BaseException:
+        for learner, state in zip(learners, before, strict=True):
+            learner.load_state_dict(state)
+            learner.zero_grad()
+        raise
+
+
+def clone_tensors(state: Any) -> Any:
+    """
+    Copy a state dict, ten times as fast as ``copy.deepcopy``.
+
+    :param state: Tensors in dicts, lists and tuples, beside anything that is never changed in place.
+    :return: The same structure with cloned tensors.
+    """
+    if isinstance(state, th.Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: clone_tensors(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(clone_tensors(value) for value in state)
+    return state
