@@ -20,8 +20,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from test_exactness import COMBINATIONS, TEMPERATURE
 from test_action_masks import CueEnv, DictEnv
+from test_exactness import COMBINATIONS, TEMPERATURE
 
 import sb3_reinforce.lab.gradients
 import sb3_reinforce.lab.measurement as measurement_module
