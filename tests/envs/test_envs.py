@@ -55,7 +55,7 @@ def test_render_shows_what_happens(name, arguments):
 
 
 def test_the_numbers_of_the_docs():
-    results = doctest.testfile(str(Path(__file__).parents[2] / "docs" / "worlds.md"), module_relative=False)
+    results = doctest.testfile(str(Path(__file__).parents[2] / "docs" / "environments.md"), module_relative=False)
     assert results.failed == 0 < results.attempted
 
 

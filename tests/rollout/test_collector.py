@@ -659,7 +659,7 @@ def test_callbacks_find_the_locals_of_sb3(env_id, policy):
         seen[algorithm] = callbacks[1].seen
         assert seen[algorithm][0]["self"] is model
     missing = SB3_LOCALS - seen[REINFORCE][0].keys()
-    assert missing == {"values", "log_probs"}, "docs/differences.md says which"
+    assert missing == {"values", "log_probs"}, "docs/migrating.md says which"
     assert SB3_LOCALS <= seen[A2C][0].keys()
     for step, (own, of_a2c) in enumerate(zip(seen[REINFORCE], seen[A2C], strict=False)):
         for name in SB3_LOCALS - missing - {"self", "callback"}:
