@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.lab.gradients import ScoreReader
+from sb3_reinforce.lab.gradients import ScoreGradients
 from sb3_reinforce.policies.recurrent import MlpLstmPolicy
 from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
 from sb3_reinforce.rollout.recurrent_samplers import NumpyLstmActor, RecurrentDistributionSampler, TorchLstmActor
@@ -868,8 +868,8 @@ def test_the_laboratory_differentiates_through_memory():
     batch = model.rollout_buffer.whole_episodes()
     reader = RecurrentPolicyEvaluator(model.policy)
     weights = np.random.default_rng(0).normal(size=(3, len(batch.actions)))
-    rows = ScoreReader(reader)(batch, weights)
-    parameters = ScoreReader(reader).parameters(batch)
+    rows = ScoreGradients(reader)(batch, weights)
+    parameters = ScoreGradients(reader).parameters(batch)
     log_prob = contrib_log_probs_entropies_values(model.policy, batch)[0]
     for row, own_weights in zip(rows, weights, strict=True):
         loss = (th.as_tensor(own_weights, dtype=th.float32) * log_prob).sum()

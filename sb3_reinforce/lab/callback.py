@@ -7,12 +7,11 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.lab import statistics
-from sb3_reinforce.lab.collect import Episodes
-from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, ScoreReader, steps_of
-from sb3_reinforce.lab.lineup import OWN, make_lineup
+from sb3_reinforce.lab.collect import Episodes, make_lab_evaluator
+from sb3_reinforce.lab.estimators import OWN, make_estimators
+from sb3_reinforce.lab.gradients import ScoreGradients, steps_of
 from sb3_reinforce.lab.measurement import prepare
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.update.evaluator import make_evaluator
 
 #: How often the episodes of a rollout are dealt into two halves: with more, the signal is hardly less noisy.
 N_SPLITS = 4
@@ -20,12 +19,12 @@ N_SPLITS = 4
 
 class NoiseScaleCallback(BaseCallback):
     """
-    Logs how many episodes the gradient needs until its signal equals its noise, from the rollouts that are learned from.
+    Logs the gradient noise scale, in episodes, of the rollouts that are learned from.
 
-    A rough gauge: a rollout has few episodes, and those of earlier rollouts are of other policies. Signal and noise are
-    smoothed apart, for the mean of their ratio would be biased (McCandlish et al. 2018, appendix A.1). It tends to be right
-    within a factor of two half-way through a training, and to say too little late. ``measure`` says what is so, at a stated
-    uncertainty. The training is exactly the same with and without it.
+    This is a rough gauge: a rollout has few episodes, and those of earlier rollouts come from other policies. Signal and noise
+    are smoothed separately, since the mean of their ratio would be biased (McCandlish et al. 2018, appendix A.1). The number
+    tends to be right within a factor of two half-way through a training, and too low late in it. ``measure`` has intervals.
+    The training is exactly the same with and without the callback.
 
     The signal is the inner product of the gradients of two halves of the episodes, each computed as a batch of its own: within
     a batch, the baselines ``leave_one_out`` and ``time_step`` make the gradients of the episodes depend on each other, which
@@ -34,12 +33,12 @@ class NoiseScaleCallback(BaseCallback):
     episodes. With ``baseline="mean"`` they are those of ``leave_one_out``, which for whole returns is the same gradient up to
     a factor. With ``normalize_advantage`` they are approximate, since the halves are standardised apart.
 
-    Logged are ``lab/noise_scale`` (episodes; missing while no signal can be told from zero) and ``lab/signal_to_noise`` (of
-    the batch, below zero in that case).
+    It logs ``lab/noise_scale`` (episodes; missing while no signal can be told from zero) and ``lab/signal_to_noise`` (of the
+    batch, below zero in that case).
 
-    :param every: Rollouts from one to the next that is looked at. At 4 it takes 6 % of the time of a training on CartPole-v1,
-        20 % with a recurrent policy.
-    :param smoothing: Weight of what was seen before, in [0, 1): 0.9 averages over about ten rollouts that were looked at.
+    :param every: Look at one rollout of this many. At 4 it takes 6 % of the time of a training on CartPole-v1, 20 % with a
+        recurrent policy.
+    :param smoothing: Weight of the earlier rollouts, in [0, 1): 0.9 averages over about ten of those that were looked at.
     :raises ValueError: If an argument is out of its range, the algorithm is not ``REINFORCE``, or ``n_episodes`` are too few:
         two are needed, with ``normalize_advantage`` four. Rollouts of ``n_steps`` with fewer are passed over.
     """
@@ -81,11 +80,11 @@ class NoiseScaleCallback(BaseCallback):
         n_episodes = len(batch.episode_lengths)
         if n_episodes < self.min_episodes:
             return
-        reader = make_evaluator(model.policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
+        evaluator = make_lab_evaluator(model.policy, model)
         baseline = "leave_one_out" if model.baseline == "mean" else model.baseline
-        estimator = dataclasses.replace(model.estimator, loss_reduction="episode", baseline=baseline)
-        own = make_lineup(model, model.gamma)[OWN]._replace(estimator=estimator)
-        (prepared,) = prepare(Episodes(model, reader, batch, batch.rewards), [own], [], 0)
+        settings = dataclasses.replace(model.estimator, loss_reduction="episode", baseline=baseline)
+        own = make_estimators(model, model.gamma)[OWN]._replace(settings=settings)
+        (prepared,) = prepare(Episodes(model, evaluator, batch, batch.rewards), [own], [], 0)
 
         # Its own source of randomness: the training stays as it is
         rng = np.random.default_rng(self.n_rollouts)
@@ -93,15 +92,15 @@ class NoiseScaleCallback(BaseCallback):
         weights = np.zeros((1 + len(halves), len(batch.rewards)))
         for row, group in zip(weights, [np.arange(n_episodes), *halves], strict=True):
             steps = steps_of(batch.episode_lengths, group)
-            row[steps] = prepared.weigh(steps, batch.episode_lengths[group]).weights / len(group)
-        gradient, *of_halves = ScoreReader(reader)(batch, weights).astype(np.float64)
+            row[steps] = prepared.targets(steps, batch.episode_lengths[group]).weights / len(group)
+        gradient, *of_halves = ScoreGradients(evaluator)(batch, weights).astype(np.float64)
         signal = float(np.mean([first @ second for first, second in zip(of_halves[::2], of_halves[1::2], strict=True)]))
         noise = n_episodes * (float(gradient @ gradient) - signal)
 
-        kept = self.smoothing
-        self.weight = kept * self.weight + 1 - kept
-        self.signal = kept * self.signal + (1 - kept) * signal
-        self.noise = kept * self.noise + (1 - kept) * noise
+        old, new = self.smoothing, 1 - self.smoothing
+        self.weight = old * self.weight + new
+        self.signal = old * self.signal + new * signal
+        self.noise = old * self.noise + new * noise
         self.logger.record("lab/signal_to_noise", n_episodes * self.signal / self.noise if self.noise > 0.0 else np.inf)
         if self.signal > 0.0:
             self.logger.record("lab/noise_scale", statistics.noise_scale(self.signal, self.noise))

@@ -1,8 +1,7 @@
 """
-Behaviour cloning: the pseudo-loss of the policy gradient with all weights 1.
+Behaviour cloning: maximum likelihood is the pseudo-loss of the policy gradient with all weights 1.
 
-Maximising the likelihood of what an expert did and the policy gradient differ in nothing but the weight of each step:
-REINFORCE weights the score of an action by what came of it, cloning trusts that the expert knew.
+REINFORCE weights the score of an action by its return, cloning trusts the expert.
 """
 
 import copy
@@ -22,26 +21,32 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
 from sb3_reinforce.functional.returns import Array, IntArray
-from sb3_reinforce.lab.collect import as_vec_env, check_length, find_max_episode_steps, frozen, stand_in_for
-from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, take_episodes
+from sb3_reinforce.lab.collect import (
+    as_vec_env,
+    check_length,
+    copy_model,
+    find_max_episode_steps,
+    frozen,
+    make_lab_evaluator,
+)
+from sb3_reinforce.lab.gradients import take_episodes
 from sb3_reinforce.policies.averaging import make_averaged_policy
 from sb3_reinforce.policies.masked_distribution import NumpyArray, action_dims_of, check_masks, split_observation
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.action_masks import ActionMaskReader
 from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs, map_observation
-from sb3_reinforce.update.evaluator import make_evaluator
 from sb3_reinforce.update.policy_step import clone_tensors, compute_gradient
 
 
 class Demonstrations(NamedTuple):
     """
-    What an expert saw and did.
+    Observations and actions of an expert.
 
     :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays.
     :param actions: As the environment got them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :param returns: Sum of the rewards of each episode, shape ``(n_episodes,)``.
-    :param action_masks: What the expert was allowed, shape ``(n_steps, n_options)``; None if it was given no masks.
+    :param action_masks: Valid actions of each step, shape ``(n_steps, n_options)``; None if the expert was given no masks.
     """
 
     observations: NumpyObs
@@ -53,10 +58,10 @@ class Demonstrations(NamedTuple):
 
 class Cloning(NamedTuple):
     """
-    What became of a fit.
+    The course of a fit.
 
     :param log_probs: Mean log-probability of the held-out actions: before the fit, and after each pass.
-    :param best_epoch: After how many passes it was highest: the policy that was kept.
+    :param best_epoch: Number of passes after which it was highest: the policy that was kept.
     """
 
     log_probs: list[float]
@@ -67,17 +72,18 @@ def demonstrate(
     expert: PolicyPredictor | Callable[..., Any], env: GymEnv, n_episodes: int = 20, deterministic: bool = True, seed: int = 0
 ) -> Demonstrations:
     """
-    Let an expert show what it does.
+    Record episodes of an expert.
 
     Action masks, if the environment gives any (see ``rollout.action_masks.find_mask_source``), are handed to an expert that
-    takes them: a REINFORCE with ``use_masking``, a MaskablePPO, or whatever else has a parameter ``action_masks``.
+    takes them: a REINFORCE with ``use_masking``, a MaskablePPO, or anything else with a parameter ``action_masks``.
 
-    :param expert: A model of SB3, whatever its algorithm, a policy, or anything else with SB3's ``predict``; or a function
-        from the observations of all environments (and ``action_masks``) to their actions.
-    :param env: An environment that is not the expert's own, and shows what the pupil is to see. It is seeded and reset.
-    :param n_episodes: Episodes, of which each environment makes the same number, or one more.
-    :param deterministic: Whether the expert takes its deterministic actions; a function decides itself.
-    :param seed: Of the environment and, with ``deterministic=False``, the actions.
+    :param expert: A model of SB3 of any algorithm, a policy, or anything else with SB3's ``predict``; or a function from the
+        observations of all environments (and ``action_masks``) to their actions.
+    :param env: An environment that is not the expert's own, with the observations that the clone will get. It is seeded and
+        reset.
+    :param n_episodes: Number of episodes, divided evenly among the environments.
+    :param deterministic: Whether the expert takes its deterministic actions. A function decides itself.
+    :param seed: Seed of the environment and, with ``deterministic=False``, of the actions.
     :return: The demonstrations.
     :raises ValueError: If environment and expert do not fit, no episode is asked for, the expert needs action masks and the
         environment gives none, or an episode does not end.
@@ -105,7 +111,7 @@ def demonstrate(
         while any(quota):
             masks = None if read_masks is None else read_masks(observations, infos, starts, n_steps)
             given = {} if masks is None else {"action_masks": masks}
-            # Whoever acts may change what it is given, and environments use their arrays again
+            # An expert may change its inputs, and environments reuse their arrays
             seen = copy.deepcopy(observations)
             if predict is None:
                 actions = expert(observations, **given)  # type: ignore[operator]
@@ -171,29 +177,28 @@ def clone(
     action_masks: Any = None,
 ) -> Cloning:
     """
-    Fit the actor of a model to what an expert did (Pomerleau 1991), by the model's own loss with unit weights.
+    Fit the actor of a model to the actions of an expert (Pomerleau 1991), by the model's own loss with unit weights.
 
-    What it does for REINFORCE is a warm start: call it before ``learn``. The model's optimizer, and its critic, which knows
-    nothing of the new policy, stay as they are. A copy of the policy is fitted, so that whatever ends the fit early, an error
-    or Ctrl-C, leaves the model as it was.
+    This is a warm start: call it before ``learn``. The model's optimizer stays as it is, and so does its critic, which knows
+    nothing about the new policy. A copy of the policy is fitted: an error or Ctrl-C leaves the model as it was.
 
-    :param model: A REINFORCE, whose actor is fitted. Of continuous actions the standard deviation is fitted too: to an expert
-        that always does the same it shrinks, and with it the exploration.
-    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will see them. An array may
-        be whatever NumPy makes one of, or a tensor.
+    :param model: A REINFORCE, whose actor is fitted. With continuous actions the standard deviation is fitted too: with a
+        deterministic expert it shrinks, and with it the exploration.
+    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will get them; arrays, lists or
+        tensors.
     :param actions: As the environment gets them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``. Minibatches and the held-out part then consist of
-        whole episodes, which a policy with memory needs, and which makes the held-out part honest: neighbouring steps are
+        whole episodes. A recurrent policy needs this, and it makes the held-out part honest, since neighbouring steps are
         almost the same. None for independent steps.
-    :param epochs: At most so many passes.
-    :param batch_size: Steps of a minibatch; a few more or less where it consists of whole episodes.
-    :param learning_rate: Of a new optimizer of the model's kind.
-    :param held_out: Share of the episodes (or steps) that is kept to judge the fit.
+    :param epochs: Maximum number of passes over the data.
+    :param batch_size: Steps of a minibatch, which ends with the episode that fills it.
+    :param learning_rate: Learning rate of a new optimizer of the model's class.
+    :param held_out: Share of the episodes (or steps) that is used to judge the fit.
     :param patience: Passes without a higher held-out log-probability after which the fit stops. The best policy is kept.
-    :param seed: Of the held-out part and the minibatches.
-    :param action_masks: What was allowed, shape ``(n_steps, n_options)``, for a model with ``use_masking`` whose observations
-        do not carry their masks. Without any masks the policy is fitted as if all actions were allowed.
-    :return: What became of it.
+    :param seed: Seed of the held-out part and the minibatches.
+    :param action_masks: Valid actions, shape ``(n_steps, n_options)``, for a model with ``use_masking`` whose observations do
+        not contain their masks. Without masks the policy is fitted as if all actions were valid.
+    :return: The held-out log-probabilities.
     :raises ValueError: If an argument is out of its range, the model is no REINFORCE or its actor is frozen, or the
         demonstrations do not fit the model, or cannot be held out from.
     """
@@ -214,16 +219,16 @@ def clone(
 
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_episodes)
-    judges, pupils = take_episodes(batch, order[:n_held_out]), order[n_held_out:]
-    policy = stand_in_for(model).policy
-    reader = make_evaluator(policy, min(model.micro_batch_size or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
+    validation, training = take_episodes(batch, order[:n_held_out]), order[n_held_out:]
+    policy = copy_model(model).policy
+    evaluator = make_lab_evaluator(policy, model)
     optimizer: th.optim.Optimizer | None = None
     best, best_epoch = clone_tensors(policy.state_dict()), 0
-    log_probs = [float(reader.log_probs(judges).mean())]
+    log_probs = [float(evaluator.log_probs(validation).mean())]
     for epoch in range(1, epochs + 1):
-        for episodes in minibatches(rng.permutation(pupils), batch.episode_lengths, batch_size):
+        for episodes in minibatches(rng.permutation(training), batch.episode_lengths, batch_size):
             minibatch = take_episodes(batch, episodes)
-            parameters = compute_gradient(reader, minibatch, unit_weights(minibatch), ent_coef=0.0).parameters
+            parameters = compute_gradient(evaluator, minibatch, unit_weights(minibatch), ent_coef=0.0).parameters
             if not parameters:
                 raise ValueError("model: its actor is frozen, no parameter of it requires a gradient")
             if optimizer is None:
@@ -231,7 +236,7 @@ def clone(
                 optimizer = kind(parameters, lr=learning_rate, **settings)  # type: ignore[call-arg]
             th.nn.utils.clip_grad_norm_(parameters, model.max_grad_norm)
             optimizer.step()
-        log_probs.append(float(reader.log_probs(judges).mean()))
+        log_probs.append(float(evaluator.log_probs(validation).mean()))
         if log_probs[-1] > log_probs[best_epoch]:
             best, best_epoch = clone_tensors(policy.state_dict()), epoch
         elif epoch - best_epoch >= patience:
@@ -239,50 +244,27 @@ def clone(
     policy.load_state_dict(best)
     model.policy.load_state_dict(best)
     if model.policy_averaging is not None:
-        # What it averaged over has nothing to do with the new policy
+        # The earlier average has nothing to do with the new policy
         model.policy_average = make_averaged_policy(policy, model.policy_averaging)
     return Cloning(log_probs, best_epoch)
 
 
 def unit_weights(batch: EpisodeBatch) -> PolicyGradientTargets:
-    """
-    Weight every step alike, which makes the pseudo-loss the negative mean log-likelihood.
-
-    :param batch: The demonstrations.
-    :return: The weights.
-    """
+    """Weight every step alike, which makes the pseudo-loss the negative mean log-likelihood."""
     ones = np.ones(len(batch.actions))
     return PolicyGradientTargets(rewards_to_go=ones, advantages=ones, weights=ones, n_averaged=len(ones))
 
 
 def minibatches(order: IntArray, episode_lengths: IntArray, batch_size: int) -> list[IntArray]:
-    """
-    Cut episodes into minibatches.
-
-    :param order: Indices of the episodes.
-    :param episode_lengths: Of all episodes.
-    :param batch_size: Steps of a minibatch, which ends with the episode that makes the number full.
-    :return: Indices of the episodes of each minibatch.
-    """
+    """Return the indices of the episodes of each minibatch, which ends with the episode that fills it."""
     filled = np.cumsum(episode_lengths[order]) // batch_size
-    # A minibatch ends with the episode that fills it
     return [part for part in np.split(order, np.flatnonzero(np.diff(filled, prepend=0)) + 1) if len(part)]
 
 
 def as_batch(
     model: REINFORCE, observations: Any, actions: Any, episode_lengths: Any = None, action_masks: Any = None
 ) -> EpisodeBatch:
-    """
-    Put demonstrations into the form of a rollout.
-
-    :param model: Whose spaces they are in.
-    :param observations: See ``clone``.
-    :param actions: See ``clone``.
-    :param episode_lengths: See ``clone``.
-    :param action_masks: See ``clone``.
-    :return: The batch, with actions as the policy draws them.
-    :raises ValueError: If they do not fit the model or each other.
-    """
+    """Make a batch of demonstrations, with actions as the policy draws them; ValueError if they do not fit the model."""
     policy: ActorCriticPolicy = model.policy
     actions = _as_array("actions", actions)
     n_steps, action_shape = len(actions) if actions.ndim else 0, model.action_space.shape or ()

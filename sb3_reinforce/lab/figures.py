@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from sb3_reinforce.lab.lineup import OWN
+from sb3_reinforce.lab.estimators import OWN
 from sb3_reinforce.lab.measurement import FEATURED, Measurement
 from sb3_reinforce.lab.statistics import invert
 
@@ -28,7 +28,7 @@ SHOWN = {
     "to-go": (PINK, "reward-to-go alone"),
     "to-go-critic": (ORANGE, "- this model's critic"),
     "to-go-constant": (BLUE, "- best constant"),
-    "to-go-refit": (GREEN, "- critic fitted anew"),
+    "to-go-refit": (GREEN, "- refitted critic"),
 }
 #: Numbers of episodes beyond this many times those that were collected are not resolved anyway.
 FARTHEST = 5
@@ -122,7 +122,7 @@ def draw_needed(axes: Axes, measurements: Sequence[Measurement]) -> None:
     :param measurements: Of the models.
     """
     keys = list(dict.fromkeys(key for one in measurements for key in one.results))
-    labels = {key: one.results[key].contender.label for one in measurements for key in one.results}
+    labels = {key: one.results[key].estimator.label for one in measurements for key in one.results}
     edge = FARTHEST * max(len(one.returns) for one in measurements)
     ends = [
         end

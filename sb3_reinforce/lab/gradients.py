@@ -1,7 +1,7 @@
 """Gradients of single episodes and of small batches, those of many estimators in one pass over a policy."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,35 +22,18 @@ MICRO_BATCH_SIZE = 1_024
 
 
 def first_steps(episode_lengths: IntArray) -> IntArray:
-    """
-    Find where each episode begins.
-
-    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :return: Index of its first step, shape ``(n_episodes,)``.
-    """
+    """Return the index of the first step of each episode, shape ``(n_episodes,)``."""
     return np.cumsum(episode_lengths) - episode_lengths
 
 
 def steps_of(episode_lengths: IntArray, episodes: Sequence[int] | IntArray) -> IntArray:
-    """
-    List the steps of some episodes, one episode after another.
-
-    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :param episodes: Indices of those that are wanted, in the order that is wanted.
-    :return: Indices of their steps, shape ``(n_steps,)``.
-    """
+    """Return the indices of the steps of some episodes, one episode after another, in the order of ``episodes``."""
     starts = first_steps(episode_lengths)
     return np.concatenate([np.arange(starts[index], starts[index] + episode_lengths[index]) for index in episodes])
 
 
 def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> EpisodeBatch:
-    """
-    Take some episodes out of a batch.
-
-    :param batch: The batch.
-    :param episodes: Indices of the episodes, in the order that is wanted.
-    :return: A batch of these episodes only.
-    """
+    """Make a batch of some episodes of a batch, in the order of ``episodes``."""
     steps = steps_of(batch.episode_lengths, episodes)
     new_index = np.full(len(batch.actions), -1)
     new_index[steps] = np.arange(len(steps))
@@ -70,28 +53,23 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
     return batch._replace(**own, **{name: map_observation(lambda part: part[index], value) for name, value in rest.items()})
 
 
-class ScoreReader:
+class ScoreGradients:
     """
     Differentiates weighted sums of log-probabilities: the sums over steps that all estimators of the policy gradient are.
 
-    :param reader: Of the policy, whose own gradients stay as they are. Its pieces bound the memory.
+    The ``.grad`` of the policy's parameters stays as it is, and the micro-batches of the evaluator bound the memory.
     """
 
-    def __init__(self, reader: PolicyEvaluator) -> None:
-        self.reader = reader
+    def __init__(self, evaluator: PolicyEvaluator) -> None:
+        self.evaluator = evaluator
         self.is_batched = True
         self._parameters: list[th.nn.Parameter] | None = None
 
     def parameters(self, batch: EpisodeBatch) -> list[th.nn.Parameter]:
-        """
-        Find the parameters of the actor.
-
-        :param batch: Any episodes of the policy.
-        :return: Those that a log-probability depends on.
-        """
+        """Return the parameters of the actor: those that a log-probability depends on."""
         if self._parameters is None:
-            candidates = [parameter for parameter in self.reader.policy.parameters() if parameter.requires_grad]
-            log_prob, _ = self.reader.log_prob_and_entropy(batch, next(iter(self.reader.pieces(batch))))
+            candidates = [parameter for parameter in self.evaluator.policy.parameters() if parameter.requires_grad]
+            log_prob, _ = self.evaluator.log_prob_and_entropy(batch, next(iter(self.evaluator.pieces(batch))))
             gradients = th.autograd.grad(log_prob.sum(), candidates, allow_unused=True)
             self._parameters = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
         return self._parameters
@@ -101,17 +79,13 @@ class ScoreReader:
         Compute the gradients of ``sum_t weights[k, t] log pi(a_t | s_t) + entropy_weights[k] H(pi(. | s_t))``.
 
         One forward pass serves all rows (PyTorch's ``is_grads_batched``). Where a policy has an operation that PyTorch cannot
-        batch, the rows are differentiated one after another.
-
-        :param batch: The episodes.
-        :param weights: A row of weights for each gradient, shape ``(n_rows, n_steps)``.
-        :param entropy_weights: Of the entropy of every step, for each row; None for none.
-        :return: Ascent directions, shape ``(n_rows, n_parameters)``.
+        batch, the rows are differentiated one after another. ``weights`` has shape ``(n_rows, n_steps)``, the result
+        ``(n_rows, n_parameters)``, in the direction of ascent.
         """
         parameters = self.parameters(batch)
         total: th.Tensor | None = None
-        for piece in self.reader.pieces(batch):
-            log_prob, entropy = self.reader.log_prob_and_entropy(batch, piece)
+        for piece in self.evaluator.pieces(batch):
+            log_prob, entropy = self.evaluator.log_prob_and_entropy(batch, piece)
             outputs, seeds = [log_prob], [_rows(weights[:, piece], log_prob)]
             if entropy_weights is not None and any(entropy_weights):
                 outputs.append(entropy)
@@ -127,7 +101,7 @@ class ScoreReader:
         if self.is_batched and n_rows > 1:
             try:
                 with warnings.catch_warnings():
-                    # An operation without a batching rule is looped over by PyTorch itself: slower, and as right
+                    # PyTorch loops over an operation without a batching rule: slower, and as right
                     warnings.filterwarnings("ignore", message=".*batching rule")
                     gradients = th.autograd.grad(outputs, parameters, seeds, retain_graph=True, is_grads_batched=True)
                 return th.cat([gradient.reshape(n_rows, -1) for gradient in gradients], dim=1)
@@ -150,11 +124,7 @@ def compression(n_parameters: int, rng: np.random.Generator) -> Callable[[FloatA
 
     Every parameter is added to a random one of ``MAX_COORDINATES`` sums with a random sign, which leaves all inner products
     right in expectation (Charikar et al. 2002; as feature hashing, Weinberger et al. 2009, lemma 2); the relative error of a
-    squared norm is about ``sqrt(2 / MAX_COORDINATES)``.
-
-    :param n_parameters: Length of a gradient.
-    :param rng: Draws sums and signs.
-    :return: Takes gradients of shape ``(n_rows, n_parameters)`` and returns as many rows; the identity for small networks.
+    squared norm is about ``sqrt(2 / MAX_COORDINATES)``. The function takes and returns rows; small networks keep theirs.
     """
     if n_parameters <= MAX_COORDINATES:
         return lambda gradients: gradients
@@ -169,28 +139,3 @@ def compression(n_parameters: int, rng: np.random.Generator) -> Callable[[FloatA
         return compressed
 
     return compress
-
-
-#: Weights of the log-probability of each step and of the entropy of all steps, of shapes ``(n_rows, n_steps)``, ``(n_rows,)``.
-Rows = tuple[Array, Sequence[float] | None]
-
-
-def group_gradients(
-    scores: ScoreReader,
-    batch: EpisodeBatch,
-    groups: Sequence[Sequence[int]] | IntArray,
-    rows_of: Callable[[EpisodeBatch, IntArray], Rows],
-) -> Iterator[FloatArray]:
-    """
-    Compute gradients of groups of episodes, each group on its own.
-
-    :param scores: Differentiates the policy.
-    :param batch: All episodes.
-    :param groups: Indices of the episodes of each group.
-    :param rows_of: Takes the episodes of a group and the indices of their steps in the batch, and returns the weights that
-        each gradient gives to these steps.
-    :return: For every group an array of shape ``(n_rows, n_parameters)``.
-    """
-    for group in groups:
-        own = take_episodes(batch, group)
-        yield scores(own, *rows_of(own, steps_of(batch.episode_lengths, group)))

@@ -1,7 +1,7 @@
-"""What the gradient of each estimator is worth on the very same episodes."""
+"""What the gradient of each estimator is worth, measured on the same episodes."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,26 +14,19 @@ from sb3_reinforce.functional.estimator import PolicyGradientTargets
 from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
-from sb3_reinforce.lab.gradients import (
-    FloatArray,
-    Rows,
-    ScoreReader,
-    compression,
-    first_steps,
-    group_gradients,
-    steps_of,
-    take_episodes,
-)
-from sb3_reinforce.lab.lineup import (
+from sb3_reinforce.lab.estimators import (
     BEST_CONSTANT,
+    DISCOUNTED,
     MODEL_CRITIC,
     OWN,
     REFITTED_CRITIC,
-    Contender,
-    choose,
+    UNDISCOUNTED,
+    NamedEstimator,
+    choose_estimators,
     has_critic,
-    make_lineup,
+    make_estimators,
 )
+from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, first_steps, steps_of, take_episodes
 from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE
@@ -46,46 +39,40 @@ N_DEALS = 2
 #: Batches whose step is tried out.
 N_STEPS_TRIED = 8
 N_CLOUD_DOTS = 200
-#: Numbers of episodes at which is shown what fewer would have said, and how often that is tried.
+#: Sizes of the subsamples that show what fewer episodes would have said, and how many are drawn of each.
 FEWER_EPISODES = (50, 100, 200, 500)
 N_SUBSAMPLES = 60
-#: What the figure shows of the clouds, the batches and the trust, as far as it was measured.
+#: Estimators whose updates and subsamples the figure shows.
 FEATURED = ("to-go", "to-go-critic", "to-go-constant", "to-go-refit")
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
-class Prepared(NamedTuple):
+class PreparedEstimator(NamedTuple):
     """
-    A contender with what it is computed from.
+    An estimator with its inputs.
 
-    :param contender: The estimator.
+    :param estimator: The estimator.
     :param rewards: Of each step, shape ``(n_steps,)``.
     :param values: Of each step, shape ``(n_steps,)``; None without a critic.
     :param ent_coef: Coefficient of the entropy bonus of its loss.
     """
 
-    contender: Contender
+    estimator: NamedEstimator
     rewards: Array
     values: Array | None
     ent_coef: float
 
-    def weigh(self, steps: IntArray, episode_lengths: IntArray) -> PolicyGradientTargets:
-        """
-        Compute the weights of the steps of a batch.
-
-        :param steps: Indices of the steps, shape ``(n_steps,)``.
-        :param episode_lengths: Of the episodes of the batch.
-        :return: The weights.
-        """
+    def targets(self, steps: IntArray, episode_lengths: IntArray) -> PolicyGradientTargets:
+        """Compute the weights of the steps of a batch, of which the indices are given."""
         values = None if self.values is None else self.values[steps]
-        return self.contender.estimator(self.rewards[steps], values, episode_lengths)
+        return self.estimator.settings(self.rewards[steps], values, episode_lengths)
 
 
 class Result(NamedTuple):
     """
     What the gradient of an estimator is worth.
 
-    :param contender: The estimator.
+    :param estimator: The estimator.
     :param signal: Estimate of the squared norm of its expected gradient. Below zero: not distinguishable from zero.
     :param noise: Trace of the covariance of its gradient from one episode. Of an estimator that sees its batch: of a batch of
         ``batch_size`` episodes, times that number.
@@ -101,7 +88,7 @@ class Result(NamedTuple):
         length, shape ``(n_dots, 2)``.
     """
 
-    contender: Contender
+    estimator: NamedEstimator
     signal: float
     noise: float
     ratio: Interval
@@ -121,9 +108,9 @@ class Result(NamedTuple):
 
 class Measurement(NamedTuple):
     """
-    What was measured of a model.
+    The results of a model.
 
-    :param label: What the model is called, such as a stage of its training.
+    :param label: Name of the model, such as a stage of its training.
     :param model_class: Its algorithm.
     :param returns: Of the episodes, undiscounted, shape ``(n_episodes,)``.
     :param n_steps: Steps of all episodes.
@@ -131,9 +118,10 @@ class Measurement(NamedTuple):
     :param batch_size: Episodes of an update.
     :param batch_note: Where that number comes from.
     :param n_parameters: Of the actor.
-    :param is_compressed: Whether gradients were compressed, since they are long.
+    :param is_compressed: Whether gradients were compressed because of their length.
     :param results: By key of the estimator, in the order of the report.
-    :param target_cosine: Cosine of the customary and the discounted gradient; NaN with ``gamma=1``, where they are the same.
+    :param target_cosine: Cosine of the undiscounted-state-distribution gradient (Nota & Thomas 2020) and the gradient of the
+        discounted objective; NaN with ``gamma=1``, where they are the same.
     """
 
     label: str
@@ -165,34 +153,28 @@ def measure(
 
     The model is left as it is: its parameters, their gradients, its generators, its environment, its statistics.
 
-    :param model: A model of REINFORCE, A2C or PPO.
-    :param env: An environment that is not the model's own, wrapped as that was; it is seeded and reset.
+    :param model: A model of REINFORCE, A2C or PPO, which acts with sampled actions.
+    :param env: An environment that is not the model's own, wrapped in the same way. It is seeded and reset.
     :param n_episodes: Episodes to collect, at least 20. 200 to 500 tell estimators with a baseline apart.
-    :param batch_size: Episodes of an update, at most half of them; None for what the model does.
+    :param batch_size: Episodes of an update, at most half of ``n_episodes``; None for those of the model's own updates.
     :param estimators: ``["lecture"]``, ``["all"]``, or names of the table in docs/laboratory.md.
     :param gamma: Discount factor of the estimators; None for that of the model.
-    :param seed: Of the environment, the actions, and the resampling.
-    :param label: What the model is called.
-    :param progress_bar: Whether to show one (needs tqdm).
+    :param seed: Seed of the environment, the actions and the resampling.
+    :param label: Name of the model in the report.
+    :param progress_bar: Whether to show a progress bar (needs tqdm).
     :return: The results.
     :raises ValueError: If an argument is out of its range, the model has no actor or no critic that is needed, environment and
         model do not fit, or an episode does not end.
     """
     check_model(model, n_episodes)
     check_batch_size(batch_size, n_episodes)
-    contenders = choose(make_lineup(model, model.gamma if gamma is None else gamma), list(estimators), model)
+    chosen = choose_estimators(make_estimators(model, model.gamma if gamma is None else gamma), estimators, model)
     episodes = collect(model, env, n_episodes, seed, progress_bar)
-    return measure_episodes(episodes, contenders, batch_size, seed, label, progress_bar)
+    return measure_episodes(episodes, chosen, batch_size, seed, label, progress_bar)
 
 
 def check_batch_size(batch_size: int | None, n_episodes: int) -> None:
-    """
-    Check the number of episodes of an update.
-
-    :param batch_size: None for that of the model.
-    :param n_episodes: Episodes to collect.
-    :raises ValueError: If there are not two batches.
-    """
+    """Raise ValueError if there are not two batches."""
     if batch_size is not None and not 1 <= batch_size <= n_episodes // 2:
         raise ValueError(
             f"batch_size must be from 1 to half of the {n_episodes} episodes, since two batches are compared, not {batch_size}"
@@ -200,14 +182,7 @@ def check_batch_size(batch_size: int | None, n_episodes: int) -> None:
 
 
 def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: EpisodeBatch) -> tuple[int, str]:
-    """
-    Find how many episodes an update of a model has.
-
-    :param model: The model.
-    :param batch_size: What the user wants, None for what the model does.
-    :param batch: Collected episodes, which say how long one is.
-    :return: The number, and where it comes from.
-    """
+    """Return the number of episodes of an update, and where that number comes from."""
     most = len(batch.episode_lengths) // 2
     if batch_size is not None:
         return batch_size, "as asked for"
@@ -226,14 +201,10 @@ def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: E
 
 def expected_starts(episode_lengths: IntArray, n_steps: int) -> float:
     """
-    Find how many episodes an environment begins in its budget on average, all of which ``REINFORCE`` finishes.
+    Return how many episodes an environment begins in ``n_steps`` on average, all of which ``REINFORCE`` finishes.
 
-    The expected number of renewals (Feller 1968, chapter XIII): the probability that an episode begins at step t is the sum
-    over the lengths of what came before.
-
-    :param episode_lengths: Steps of some episodes, shape ``(n_episodes,)``.
-    :param n_steps: The budget in steps.
-    :return: The number, at least 1.
+    This is the expected number of renewals (Feller 1968, chapter XIII): the probability that an episode begins at step t is
+    the sum over the lengths of the episode before. ``episode_lengths`` are those of some episodes.
     """
     probabilities = np.bincount(episode_lengths) / len(episode_lengths)
     begins = np.zeros(n_steps)
@@ -246,40 +217,28 @@ def expected_starts(episode_lengths: IntArray, n_steps: int) -> float:
 
 def measure_episodes(
     episodes: Episodes,
-    contenders: Sequence[Contender],
+    estimators: Sequence[NamedEstimator],
     batch_size: int | None = None,
     seed: int = 0,
     label: str = "model",
     progress_bar: bool = False,
 ) -> Measurement:
-    """
-    Measure what the gradient of each estimator is worth on episodes that are there.
-
-    :param episodes: See ``collect``.
-    :param contenders: See ``choose``.
-    :param batch_size: Episodes of an update, at most half of them; None for what the model does.
-    :param seed: Of the resampling.
-    :param label: What the model is called.
-    :param progress_bar: Whether to show one (needs tqdm).
-    :return: The results.
-    :raises ValueError: If an argument is out of its range.
-    """
+    """Measure what the gradients of estimators are worth on collected episodes. See ``measure``."""
     n_episodes = len(episodes.batch.episode_lengths)
     check_batch_size(batch_size, n_episodes)
     size, note = choose_batch_size(episodes.model, batch_size, episodes.batch)
-    laboratory = _Laboratory(episodes, contenders, size, np.random.default_rng(seed))
+    laboratory = _Laboratory(episodes, estimators, size, np.random.default_rng(seed))
     half = n_episodes // 2
     sizes = sorted({size, half, *(4**power for power in range(half.bit_length()) if 4**power < half)})
-    n_deals = {other: N_DEALS_AT_BATCH_SIZE if other == size else N_DEALS for other in sizes}
-    with progress(progress_bar, label, sum(n_deals.values()) + len(contenders)) as bar:
-        for other, n in n_deals.items():
-            for _ in range(n):
-                laboratory.deal(other)
-                if bar is not None:
-                    bar.update()
-        results = {}
-        for contender in contenders:
-            results[contender.key] = laboratory.result(contender)
+    deals = [other for other in sizes for _ in range(N_DEALS_AT_BATCH_SIZE if other == size else N_DEALS)]
+    results = {}
+    with progress(progress_bar, label, len(deals) + len(estimators)) as bar:
+        for other in deals:
+            laboratory.deal(other)
+            if bar is not None:
+                bar.update()
+        for estimator in estimators:
+            results[estimator.key] = laboratory.result(estimator)
             if bar is not None:
                 bar.update()
     return Measurement(
@@ -287,7 +246,7 @@ def measure_episodes(
         model_class=type(episodes.model).__name__,
         returns=episodes.returns,
         n_steps=len(episodes.batch.actions),
-        gamma=contenders[0].estimator.gamma,
+        gamma=estimators[0].settings.gamma,
         batch_size=size,
         batch_note=note,
         n_parameters=laboratory.n_parameters,
@@ -297,142 +256,128 @@ def measure_episodes(
     )
 
 
-def prepare(episodes: Episodes, contenders: Sequence[Contender], folds: list[IntArray], seed: int) -> list[Prepared]:
+def prepare(
+    episodes: Episodes, estimators: Sequence[NamedEstimator], folds: list[IntArray], seed: int
+) -> list[PreparedEstimator]:
     """
-    Compute the rewards and values that each contender is computed from.
+    Compute the rewards and values that estimators need; the values of the best constant are zeros for now.
 
-    :param episodes: The episodes.
-    :param contenders: The estimators.
-    :param folds: Indices of the episodes of each fold, for critics that are fitted anew.
-    :param seed: Of these critics.
-    :return: For each contender. The values of the best constant are zeros: it is found once gradients are known.
+    ``folds`` has the indices of the episodes of each fold, and ``seed`` is that of refitted critics.
     """
-    model, reader, batch, _ = episodes
-    critics: dict[str | None, Array] = {}
+    model, evaluator, batch, _ = episodes
+    critics: dict[str | None, Array] = {BEST_CONSTANT: np.zeros(len(batch.rewards))}
     if has_critic(model):
-        critics[MODEL_CRITIC] = reader.baseline_values(batch)
-    if any(contender.critic == REFITTED_CRITIC for contender in contenders):
-        gamma = next(contender.estimator.gamma for contender in contenders if contender.critic == REFITTED_CRITIC)
-        targets = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
-        critics[REFITTED_CRITIC] = crossfitted_values(reader, batch, targets, folds, seed)
-    critics[BEST_CONSTANT] = np.zeros(len(batch.rewards))
+        critics[MODEL_CRITIC] = evaluator.baseline_values(batch)
+    if any(one.critic == REFITTED_CRITIC for one in estimators):
+        to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, estimators[0].settings.gamma)
+        critics[REFITTED_CRITIC] = crossfitted_values(evaluator, batch, to_go, folds, seed)
     ent_coef = float(
         model.ent_coef_schedule(model._current_progress_remaining) if isinstance(model, REINFORCE) else model.ent_coef
     )
-
     prepared = []
-    for contender in contenders:
+    for one in estimators:
         rewards, bonus = batch.rewards, 0.0
-        if contender.key == OWN:
-            rewards, bonus = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef, contender.estimator.gamma), ent_coef
-            if getattr(model, "entropy_in_return", False):
-                bonus = 0.0
-        prepared.append(Prepared(contender, rewards, critics.get(contender.critic), bonus))
+        if one.key == OWN:
+            rewards = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef, one.settings.gamma)
+            bonus = 0.0 if getattr(model, "entropy_in_return", False) else ent_coef
+        prepared.append(PreparedEstimator(one, rewards, critics.get(one.critic), bonus))
     return prepared
 
 
 def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float, gamma: float) -> Array:
-    """
-    Compute the rewards that a model itself would learn from.
-
-    :param episodes: The episodes.
-    :param values: Of its critic, None if it has none.
-    :param ent_coef: Coefficient of its entropy bonus.
-    :param gamma: Discount factor of what followed.
-    :return: With the entropy and with what followed a time limit, where the model adds them; shape ``(n_steps,)``.
-    """
-    model, reader, batch, _ = episodes
+    """Return the rewards that a model learns from: with entropy, and with what followed a time limit, if it adds them."""
+    model, evaluator, batch, _ = episodes
     rewards = batch.rewards
     if getattr(model, "entropy_in_return", False):
-        rewards = rewards - ent_coef * reader.log_probs(batch)
+        rewards = rewards - ent_coef * evaluator.log_probs(batch)
     if values is None or batch.final_observations is None or not bootstraps_at_time_limit(model):
         return rewards
     if isinstance(model, REINFORCE) and model._n_updates == 0:
         return rewards
     rewards = rewards.copy()
-    rewards[batch.cut_steps] += gamma * reader.final_values(batch)
+    rewards[batch.cut_steps] += gamma * evaluator.final_values(batch)
     return rewards
 
 
-def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
+def estimator_gradients(
+    scores: ScoreGradients, batch: EpisodeBatch, episodes: Sequence[int] | IntArray, prepared: Sequence[PreparedEstimator]
+) -> FloatArray:
     """
-    Count the episodes that say something about what to do: with a rare reward those that earned it, or failed to.
+    Compute the gradients of estimators from some episodes of a batch, as a batch of their own.
 
-    :param batch: The episodes.
-    :param gamma: Discount factor.
-    :return: Number of those whose discounted return is not the most common one.
+    Shape ``(len(prepared) + 1, n_parameters)``; the last row is the sum of all scores.
     """
+    own, steps = take_episodes(batch, episodes), steps_of(batch.episode_lengths, episodes)
+    targets = [one.targets(steps, own.episode_lengths) for one in prepared]
+    weights = [by.weights / by.n_averaged for by in targets]
+    bonuses = [one.ent_coef / by.n_averaged for one, by in zip(prepared, targets, strict=True)]
+    return scores(own, np.stack([*weights, np.ones(len(steps))]), [*bonuses, 0.0])
+
+
+def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
+    """Count the episodes whose discounted return is not the most common one: with rare rewards those that say something."""
     to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
     _, counts = np.unique(to_go[first_steps(batch.episode_lengths)], return_counts=True)
     return len(batch.episode_lengths) - int(counts.max())
 
 
 class _Laboratory:
-    """Holds the gradients of single episodes, and what batches of them said."""
+    """Holds the gradients of single episodes, and what batches of them say."""
 
-    def __init__(self, episodes: Episodes, contenders: Sequence[Contender], batch_size: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, episodes: Episodes, estimators: Sequence[NamedEstimator], batch_size: int, rng: np.random.Generator
+    ) -> None:
+        batch = episodes.batch
         self.episodes = episodes
         self.batch_size = batch_size
         self.rng = rng
-        self.n = len(episodes.batch.episode_lengths)
+        self.n = len(batch.episode_lengths)
         self.folds = [np.sort(fold) for fold in np.array_split(rng.permutation(self.n), N_FOLDS)]
-        self.scores = ScoreReader(episodes.reader)
-        self.compress: Callable[[FloatArray], FloatArray] | None = None
 
-        lineup = make_lineup(episodes.model, contenders[0].estimator.gamma)
-        # What others are compared with is needed in any case
-        needed = {contender.key: contender for contender in (*contenders, lineup["to-go"], lineup["to-go-constant"])}
-        if any(contender.target != "customary" for contender in contenders):
+        gamma = estimators[0].settings.gamma
+        known = make_estimators(episodes.model, gamma)
+        # Others are compared with these in any case
+        needed = {one.key: one for one in (*estimators, known["to-go"], known["to-go-constant"])}
+        if any(one.target == DISCOUNTED for one in estimators):
             critic = "weighted-critic" if has_critic(episodes.model) else "weighted"
             key = "weighted-refit" if "to-go-refit" in needed else critic
-            needed[key] = lineup[key]
+            needed[key] = known[key]
         prepared = prepare(episodes, list(needed.values()), self.folds, int(rng.integers(2**31)))
-        self.prepared = {own.contender.key: own for own in prepared}
-        self.seeing = [own for own in prepared if own.contender.sees_batch]
-        self.gradients = self._episode_gradients([own for own in prepared if not own.contender.sees_batch])
+        self.prepared = {one.estimator.key: one for one in prepared}
+        self.seeing = [one for one in prepared if one.estimator.sees_batch]
+
+        self.scores = ScoreGradients(episodes.evaluator)
+        self.n_parameters = sum(parameter.numel() for parameter in self.scores.parameters(batch))
+        self.compress = compression(self.n_parameters, rng)
+        self.gradients = self._episode_gradients([one for one in prepared if not one.estimator.sees_batch])
+        self.is_compressed = self.gradients["to-go"].shape[1] < self.n_parameters
 
         self.products = {key: statistics.inner_products(gradients) for key, gradients in self.gradients.items()}
         self.moments = {key: statistics.signal_and_noise(products) for key, products in self.products.items()}
-        self.is_informed = n_unusual_returns(episodes.batch, contenders[0].estimator.gamma) >= statistics.MIN_INFORMATIVE
-        self.references = {target: self._choose_reference(target) for target in ("customary", "discounted")}
+        self.is_informed = n_unusual_returns(batch, gamma) >= statistics.MIN_INFORMATIVE
+        self.references = {target: self._choose_reference(target) for target in (UNDISCOUNTED, DISCOUNTED)}
         self.cosines: dict[str, dict[int, list[float]]] = {key: {} for key in self.prepared}
         self.backwards: dict[str, list[float]] = {key: [] for key in self.prepared}
         #: Of estimators that see their batch: estimates and intervals from each deal
-        self.dealt: dict[str, list[tuple[float, float, Interval, Interval]]] = {own.contender.key: [] for own in self.seeing}
+        self.dealt: dict[str, list[tuple[float, float, Interval, Interval]]] = {one.estimator.key: [] for one in self.seeing}
 
-    def _gradients(self, prepared: Sequence[Prepared], groups: IntArray) -> FloatArray:
-        """Compute the gradients of groups of episodes, and below them the sums of their scores."""
+    def _gradients(self, prepared: Sequence[PreparedEstimator], groups: IntArray) -> FloatArray:
+        """Compute the gradients of groups of episodes, and in the last row the sums of their scores."""
+        batch = self.episodes.batch
+        rows = [self.compress(estimator_gradients(self.scores, batch, group, prepared)) for group in groups]
+        return np.stack(rows, axis=1)
 
-        def rows_of(own: EpisodeBatch, steps: IntArray) -> Rows:
-            weighed = [one.weigh(steps, own.episode_lengths) for one in prepared]
-            weights = [step_weights.weights / step_weights.n_averaged for step_weights in weighed]
-            bonuses = [one.ent_coef / by.n_averaged for one, by in zip(prepared, weighed, strict=True)]
-            return np.stack([*weights, np.ones(len(steps))]), [*bonuses, 0.0]
-
-        gradients: FloatArray | None = None
-        for index, rows in enumerate(group_gradients(self.scores, self.episodes.batch, groups, rows_of)):
-            if gradients is None:
-                self.n_parameters = rows.shape[1]
-                if self.compress is None:
-                    self.compress = compression(self.n_parameters, self.rng)
-                gradients = np.empty((len(rows), len(groups), self.compress(rows).shape[1]), dtype=rows.dtype)
-            assert self.compress is not None
-            gradients[:, index] = self.compress(rows)
-        assert gradients is not None
-        self.is_compressed = gradients.shape[2] < self.n_parameters
-        return gradients
-
-    def _episode_gradients(self, prepared: Sequence[Prepared]) -> dict[str, FloatArray]:
-        """Compute the gradient of every episode for the estimators that do not see its batch."""
+    def _episode_gradients(self, prepared: Sequence[PreparedEstimator]) -> dict[str, FloatArray]:
+        """Compute the gradient of every episode for the estimators that do not see their batch."""
         *gradients, scores = self._gradients(prepared, np.arange(self.n)[:, None])
-        for one, own in zip(prepared, gradients, strict=True):
-            if one.contender.critic == BEST_CONSTANT:
-                constants = self._best_constants(own, scores)
-                own -= constants[:, None].astype(own.dtype) * scores
-                # What a step with it is tried out with
-                values = np.repeat(constants, self.episodes.batch.episode_lengths)
-                self.prepared[one.contender.key] = one._replace(values=values)
-        return {one.contender.key: own for one, own in zip(prepared, gradients, strict=True)}
+        by_key = {one.estimator.key: own for one, own in zip(prepared, gradients, strict=True)}
+        own, one = by_key["to-go-constant"], self.prepared["to-go-constant"]
+        constants = self._best_constants(own, scores)
+        own -= constants[:, None].astype(own.dtype) * scores
+        # For the step that is tried out with it
+        values = np.repeat(constants, self.episodes.batch.episode_lengths)
+        self.prepared["to-go-constant"] = one._replace(values=values)
+        return by_key
 
     def _best_constants(self, gradients: FloatArray, scores: FloatArray) -> Array:
         """Find the constant baseline with the smallest variance (Greensmith et al. 2004, section 4), of other episodes."""
@@ -444,85 +389,67 @@ class _Laboratory:
         return constants
 
     def _choose_reference(self, target: str) -> str | None:
-        """Find the unbiased estimator of a target that is best known."""
-        unbiased = [
-            key
-            for key in self.gradients
-            if self.prepared[key].contender.is_unbiased and self.prepared[key].contender.target == target
-        ]
+        """Find the unbiased estimator of a target with the largest signal-to-noise ratio."""
+        ratios = {
+            key: signal / noise if noise > 0.0 else np.inf
+            for key, (signal, noise) in self.moments.items()
+            if self.prepared[key].estimator.is_unbiased and self.prepared[key].estimator.target == target
+        }
+        return max(ratios, key=lambda key: ratios[key], default=None)
 
-        def ratio(key: str) -> float:
-            signal, noise = self.moments[key]
-            return signal / noise if noise > 0.0 else np.inf
-
-        return max(unbiased, key=ratio, default=None)
-
-    def reference_of(self, contender: Contender) -> str:
-        """Find what a contender is compared with."""
-        reference = self.references[contender.target]
+    def reference_of(self, estimator: NamedEstimator) -> str:
+        """Find the estimator that another is compared with."""
+        reference = self.references[estimator.target]
         assert reference is not None
         return reference
 
     def deal(self, size: int) -> None:
         """Deal the episodes into batches, and note what the gradients of the batches say."""
         groups = self.rng.permutation(self.n)[: self.n // size * size].reshape(-1, size)
-        kept = {}
+        # In the order of the deal even if a batch is one episode: others are compared with it
+        batches = {
+            key: np.stack([gradients[group].mean(axis=0) for group in groups]) for key, gradients in self.gradients.items()
+        }
         # Of a single episode there is nothing to see but itself
-        seen = self._batch_gradients(groups) if self.seeing and (size > 1 or size == self.batch_size) else {}
-        for key in self.prepared:
-            if key in self.gradients:
-                # In the order of the deal even if a batch is one episode: others are compared with it
-                gradients = np.stack([self.gradients[key][group].mean(axis=0) for group in groups])
-            elif key in seen:
-                gradients = seen[key]
-            else:
-                continue
+        if self.seeing and (size > 1 or size == self.batch_size):
+            *seen, _ = self._gradients(self.seeing, groups)
+            batches |= {one.estimator.key: gradients for one, gradients in zip(self.seeing, seen, strict=True)}
+        for key, gradients in batches.items():
             self.cosines[key].setdefault(size, []).append(statistics.mean_cosine(statistics.inner_products(gradients)))
-            if size == self.batch_size:
-                kept[key] = gradients
-        if kept:
-            self._note_batches(groups, kept)
-
-    def _batch_gradients(self, groups: IntArray) -> dict[str, FloatArray]:
-        """Compute the gradients of batches for the estimators that see them."""
-        *gradients, _ = self._gradients(self.seeing, groups)
-        return {one.contender.key: own for one, own in zip(self.seeing, gradients, strict=True)}
+        if size == self.batch_size:
+            self._note_batches(groups, batches)
 
     def _note_batches(self, groups: IntArray, batches: dict[str, FloatArray]) -> None:
-        """Note what batches of the user's size say beside how they agree."""
+        """Note what batches of the user's size say beside their cosines."""
         half = len(groups) // 2
         for key, gradients in batches.items():
-            contender = self.prepared[key].contender
-            reference = self.reference_of(contender)
+            estimator = self.prepared[key].estimator
+            reference = self.reference_of(estimator)
             # The direction comes from other episodes than the updates that are compared with it
             for updates in (np.arange(half), np.arange(half, len(groups))):
                 others = np.setdiff1d(np.arange(self.n), groups[updates])
                 direction = self.gradients[reference][others].mean(axis=0)
                 self.backwards[key].append(statistics.share_backwards(gradients[updates], direction))
-            if contender.sees_batch:
+            if estimator.sees_batch:
                 products = statistics.inner_products(gradients)
-                self.dealt[key].append(
-                    (
-                        *statistics.signal_and_noise(products),
-                        statistics.signal_to_noise(products, self.batch_size),
-                        self._bias(contender, gradients, batches[reference]),
-                    )
-                )
+                ratio = statistics.signal_to_noise(products, self.batch_size)
+                bias = self._bias(estimator, gradients, batches[reference])
+                self.dealt[key].append((*statistics.signal_and_noise(products), ratio, bias))
 
-    def _bias(self, contender: Contender, gradients: FloatArray, reference: FloatArray) -> Interval:
+    def _bias(self, estimator: NamedEstimator, gradients: FloatArray, reference: FloatArray) -> Interval:
         """Compare the gradients of an estimator with those of an unbiased one from the same episodes."""
         scale = 1.0
-        if not contender.keeps_scale:
+        if not estimator.keeps_scale:
             cross = statistics.mean_over_pairs(statistics.inner_products(gradients, reference))
             scale = statistics.best_scale(cross, statistics.mean_over_pairs(statistics.inner_products(gradients)))
         difference = statistics.inner_products(scale * gradients - reference)
         return statistics.relative(difference, statistics.inner_products(reference))
 
-    def result(self, contender: Contender) -> Result:
-        """Sum up what was noted of an estimator."""
-        key, reference = contender.key, self.reference_of(contender)
+    def result(self, estimator: NamedEstimator) -> Result:
+        """Sum up the measurements of an estimator."""
+        key, reference = estimator.key, self.reference_of(estimator)
         fewer: dict[int, Interval] = {}
-        if contender.sees_batch:
+        if estimator.sees_batch:
             signals, noises, ratios, biases = zip(*self.dealt[key], strict=True)
             signal, noise, size = float(np.mean(signals)), float(np.mean(noises)), self.batch_size
             ratio = statistics.mean_interval(signal / noise / size if noise > 0.0 else np.inf, ratios)
@@ -531,13 +458,13 @@ class _Laboratory:
             (signal, noise), size = self.moments[key], 1
             ratio, bias = statistics.signal_to_noise(self.products[key]), UNKNOWN
             if key != reference:
-                bias = self._bias(contender, self.gradients[key], self.gradients[reference])
+                bias = self._bias(estimator, self.gradients[key], self.gradients[reference])
             if key in FEATURED:
                 fewer = self._fewer(self.products[key])
         if not self.is_informed:
             ratio, bias = statistics.unbounded(ratio.value), statistics.unbounded(bias.value)
         return Result(
-            contender=contender,
+            estimator=estimator,
             signal=signal,
             noise=noise * size,
             ratio=ratio,
@@ -551,11 +478,9 @@ class _Laboratory:
         )
 
     def _fewer(self, products: Array) -> dict[int, Interval]:
-        """Estimate the ratio from parts of the episodes."""
+        """Estimate the ratio from subsamples of the episodes."""
         found = {}
-        for size in sorted({size for size in FEWER_EPISODES if size < self.n} | {self.n}):
-            if size == self.n:
-                continue
+        for size in (size for size in FEWER_EPISODES if size < self.n):
             ratios = []
             for _ in range(N_SUBSAMPLES):
                 chosen = self.rng.choice(self.n, size, replace=False)
@@ -566,7 +491,7 @@ class _Laboratory:
         return found
 
     def _cloud(self, key: str, reference: str) -> FloatArray:
-        """Draw updates from one half of the episodes, and look at them from the mean gradient of the other half."""
+        """Draw updates from one half of the episodes, relative to the mean gradient of the other half."""
         mine, other = np.array_split(self.rng.permutation(self.n), 2)
         direction = self.gradients[reference][other].mean(axis=0).astype(np.float64)
         # Without any reward there is no direction
@@ -582,59 +507,50 @@ class _Laboratory:
         noise_direction = vectors[:, -1] @ noisiest
         noise_direction /= np.linalg.norm(noise_direction) or 1.0
 
-        updates = np.stack(
-            [
-                self.gradients[key][self.rng.choice(mine, self.batch_size, replace=False)].mean(axis=0)
-                for _ in range(N_CLOUD_DOTS)
-            ]
-        )
+        draws = [self.rng.choice(mine, self.batch_size, replace=False) for _ in range(N_CLOUD_DOTS)]
+        updates = np.stack([self.gradients[key][draw].mean(axis=0) for draw in draws])
         return np.stack([updates @ unit, updates @ noise_direction], axis=1) / scale
 
-    def _divergence(self, prepared: Prepared) -> float:
+    def _divergence(self, prepared: PreparedEstimator) -> float:
         """Try out the step that the model would take with this gradient."""
         groups = self.rng.permutation(self.n)[: self.n // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
         batch = self.episodes.batch
         divergences = []
         for group in groups[:N_STEPS_TRIED]:
-            steps = steps_of(batch.episode_lengths, group)
             own = take_episodes(batch, group)
-            divergences.append(
-                divergence_of_step(self.episodes, own, prepared.weigh(steps, own.episode_lengths), prepared.ent_coef)
-            )
+            targets = prepared.targets(steps_of(batch.episode_lengths, group), own.episode_lengths)
+            divergences.append(divergence_of_step(self.episodes, own, targets, prepared.ent_coef))
         return float(np.mean(divergences))
 
     def target_cosine(self) -> Interval:
-        """Compare the customary with the discounted gradient."""
-        customary, discounted = self.references["customary"], self.references["discounted"]
-        if customary is None or discounted is None:
+        """Compare the undiscounted-state-distribution gradient with that of the discounted objective."""
+        undiscounted, discounted = self.references[UNDISCOUNTED], self.references[DISCOUNTED]
+        if undiscounted is None or discounted is None:
             return UNKNOWN
-        cross = statistics.inner_products(self.gradients[customary], self.gradients[discounted])
-        cosine = statistics.cosine(cross, self.products[customary], self.products[discounted])
+        cross = statistics.inner_products(self.gradients[undiscounted], self.gradients[discounted])
+        cosine = statistics.cosine(cross, self.products[undiscounted], self.products[discounted])
         return cosine if self.is_informed else statistics.unbounded(cosine.value)
 
 
-def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, step_weights: PolicyGradientTargets, ent_coef: float) -> float:
+def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, targets: PolicyGradientTargets, ent_coef: float) -> float:
     """
-    Let the stand-in of a model take its step with a gradient, measure how far its policy moves, and take the step back.
+    Let the copy of the model take its step with a gradient, measure how far its policy moves, and take the step back.
 
-    :param episodes: Have the stand-in, whose settings, optimizer and step size at this point of its training are used.
-    :param batch: The episodes of the update.
-    :param step_weights: Of their steps.
-    :param ent_coef: Coefficient of the entropy bonus.
-    :return: Mean KL divergence from the old to the new policy over the steps of the batch, in nats.
+    Settings, optimizer and step size are those at this point of the training. The result is the mean KL divergence from the
+    old to the new policy over the steps of the batch, in nats.
     """
-    model, reader = episodes.model, episodes.reader
+    model, evaluator = episodes.model, episodes.evaluator
     policy = model.policy
     before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
     update_learning_rate(policy.optimizer, model.lr_schedule(model._current_progress_remaining))
-    divergence = Divergence(reader, batch, slice(0, len(batch.actions)))
+    divergence = Divergence(evaluator, batch, slice(0, len(batch.actions)))
     try:
         if isinstance(model, REINFORCE):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="A natural step was skipped")
-                model._policy_step(reader, batch, step_weights, ent_coef)
+                model._policy_step(evaluator, batch, targets, ent_coef)
         else:
-            clipped_norm(compute_gradient(reader, batch, step_weights, ent_coef), model.max_grad_norm)
+            clipped_norm(compute_gradient(evaluator, batch, targets, ent_coef), model.max_grad_norm)
             policy.optimizer.step()
         return divergence.value()
     finally:

@@ -1,4 +1,4 @@
-"""A critic fitted anew on the collected episodes: what a well-fitted baseline could be worth."""
+"""A critic fitted to the collected episodes: what a well-fitted baseline could be worth."""
 
 import numpy as np
 import torch as th
@@ -18,21 +18,16 @@ LEARNING_RATE = 3e-3
 
 
 def crossfitted_values(
-    reader: PolicyEvaluator, batch: EpisodeBatch, targets: Array, folds: list[IntArray], seed: int
+    evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, folds: list[IntArray], seed: int
 ) -> Array:
     """
     Fit V(s, t) to the returns of some episodes and evaluate it on the others, so that no return is part of its own baseline.
 
-    The time is an input, as far as the longest episode: with a time limit the value of a state depends on how much is left.
-
-    :param reader: Of the policy, whose features (for a flat observation the observation itself) are the other input.
-    :param batch: The episodes.
-    :param targets: Return of each step, shape ``(n_steps,)``.
-    :param folds: Indices of the episodes of each fold; together they are all episodes.
-    :param seed: Of the weights and the minibatches.
-    :return: Shape ``(n_steps,)``.
+    ``folds`` has the indices of the episodes of each fold. The inputs are the policy's features (of a flat observation the
+    observation itself) and the time, as far as the longest episode: with a time limit the value of a state depends on how
+    much is left. Targets and result have shape ``(n_steps,)``.
     """
-    inputs = critic_inputs(reader, batch)
+    inputs = critic_inputs(evaluator, batch)
     values = np.empty(len(targets))
     for fold, episodes in enumerate(folds):
         others = np.concatenate([part for index, part in enumerate(folds) if index != fold])
@@ -41,34 +36,19 @@ def crossfitted_values(
     return values
 
 
-def critic_inputs(reader: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
-    """
-    Make the input of the critic.
-
-    :param reader: Of the policy.
-    :param batch: The episodes.
-    :return: Features and time, shape ``(n_steps, n_features + 1)``.
-    """
-    policy = reader.policy
+def critic_inputs(evaluator: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
+    """Return features and time, shape ``(n_steps, n_features + 1)``."""
     parts = []
     with th.no_grad():
-        for piece in reader.pieces(batch):
+        for piece in evaluator.pieces(batch):
             observations = map_observation(lambda obs: obs[piece], batch.observations)  # noqa: B023
-            parts.append(actor_features(policy, observations).flatten(1).float().cpu())
+            parts.append(actor_features(evaluator.policy, observations).flatten(1).float().cpu())
     times = th.as_tensor(time_steps(batch.episode_lengths), dtype=th.float32)[:, None]
     return th.cat([th.cat(parts), times], dim=1)
 
 
 def fit(inputs: th.Tensor, targets: Array, new_inputs: th.Tensor, seed: int) -> Array:
-    """
-    Fit a small network by mean squared error.
-
-    :param inputs: Shape ``(n_steps, n_features)``.
-    :param targets: Shape ``(n_steps,)``.
-    :param new_inputs: Where it is evaluated, shape ``(n_new, n_features)``.
-    :param seed: Of the weights and the minibatches.
-    :return: Shape ``(n_new,)``.
-    """
+    """Fit a small network by mean squared error, and evaluate it on new inputs."""
     mean, deviation = float(targets.mean()), float(targets.std()) or 1.0
     scaled = th.as_tensor((targets - mean) / deviation, dtype=th.float32)
     centre, spread = inputs.mean(dim=0), inputs.std(dim=0) + 1e-6

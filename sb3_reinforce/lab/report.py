@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 
 from sb3_reinforce.checkpoints import atomic_write
 from sb3_reinforce.lab import figures
-from sb3_reinforce.lab.headline import TOO_FEW, describe, headline, is_resolved, write_bias, write_episodes, write_number
+from sb3_reinforce.lab.findings import TOO_FEW, describe, findings, is_resolved, write_bias, write_episodes, write_number
 from sb3_reinforce.lab.measurement import N_CLOUD_DOTS, N_SUBSAMPLES, Measurement, Result
 from sb3_reinforce.lab.statistics import MIN_INFORMATIVE
 
 NAME = "gradients"
-TARGETS = {"customary": "customary", "discounted": "discounted from the start"}
+TARGETS = {"undiscounted": "undiscounted state distribution", "discounted": "discounted objective"}
 
 
 class Table(NamedTuple):
@@ -83,7 +83,7 @@ def write_report(
     to_table(measurements).to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
     write_file(folder / f"{NAME}.csv", buffer.getvalue().encode())
 
-    summary = headline(environment, list(measurements))
+    summary = " ".join([f"{environment}.", *findings(measurements, figures.focus_of(measurements))])
     with matplotlib.rc_context(figures.STYLE):
         title = f"{environment}. {' '.join(describe(figures.focus_of(measurements)))}"
         figure = figures.whole_figure(title, measurements)
@@ -164,7 +164,7 @@ def to_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
                     "gamma": measurement.gamma,
                     "batch_size": size,
                     "estimator": key,
-                    "target": result.contender.target,
+                    "target": result.estimator.target,
                     "signal": result.signal,
                     "noise": result.noise,
                     "episodes": episodes.value,
@@ -194,7 +194,7 @@ def make_sections(measurements: Sequence[Measurement], pictures: dict[str, Pictu
     :return: The parts in order.
     """
     keys = list(dict.fromkeys(key for one in measurements for key in one.results))
-    labels = {key: result.contender.label for one in measurements for key, result in one.results.items()}
+    labels = {key: result.estimator.label for one in measurements for key, result in one.results.items()}
     rows = [
         [labels[key], *(write_episodes(one.results[key].episodes) if key in one.results else "none" for one in measurements)]
         for key in keys
@@ -206,7 +206,7 @@ def make_sections(measurements: Sequence[Measurement], pictures: dict[str, Pictu
                 "Episodes until the signal equals the noise (the gradient noise scale), with 90 % intervals. All estimators "
                 "of a model were computed from the very same episodes. Unresolved: the gradient cannot be told from zero with "
                 "them. Estimators that see their batch have a scale of their own at each batch size, here at that of the "
-                "model. The best constant and the critic fitted anew are what could be had: they are fitted on these "
+                "model. The best constant and the refitted critic are what could be had: they are fitted on these "
                 "episodes, each on one half for the other.",
                 "This is no advice to collect so many. Beyond it more episodes buy little; below it updates are noisy, but "
                 "often still the most efficient way to learn.",
@@ -281,7 +281,7 @@ def stage_section(measurement: Measurement) -> Section:
     if np.isfinite(cosine.value):
         bounds = f" [{cosine.low:.2f}, {cosine.high:.2f}]" if np.isfinite(cosine.low) else ", without an interval"
         text.append(
-            "With gamma below 1 the customary gradient (reward-to-go, every step weighted alike) and that of the objective "
+            "With gamma below 1 the undiscounted-state-distribution gradient (Nota & Thomas 2020) and that of the objective "
             f"that is discounted from the start are two: their cosine is {cosine.value:.3f}{bounds}. Compare the noise of "
             "estimators with the same target only."
         )
@@ -318,8 +318,8 @@ def result_row(result: Result, size: int) -> list[str]:
     value, low, high = (write_number(size * part) for part in result.ratio)
     ratio = f"{value} [{low}, {high}]" if is_resolved(result) else "not distinguishable from zero"
     return [
-        result.contender.label,
-        TARGETS[result.contender.target],
+        result.estimator.label,
+        TARGETS[result.estimator.target],
         write_episodes(result.episodes),
         ratio if result.ratio.is_bounded else TOO_FEW,
         write_cosine(result.cosines.get(size)),

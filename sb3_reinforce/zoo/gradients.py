@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 
 import sb3_reinforce
 from sb3_reinforce.lab.collect import as_vec_env, check_model
-from sb3_reinforce.lab.lineup import choose, make_lineup
+from sb3_reinforce.lab.estimators import choose_estimators, make_estimators
 from sb3_reinforce.lab.measurement import check_batch_size, measure
 from sb3_reinforce.zoo import ALGORITHM, register
 from sb3_reinforce.zoo.commands import add_environment_options, check_agent, import_gym_packages
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         check_model(stage.model, options.episodes)
         as_vec_env(stage.model, stage.env)
         gamma = stage.model.gamma if options.gamma is None else options.gamma
-        choose(make_lineup(stage.model, gamma), options.estimators, stage.model)
+        choose_estimators(make_estimators(stage.model, gamma), options.estimators, stage.model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -32,10 +32,16 @@ from sb3_reinforce.functional.returns import rewards_to_go
 from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
 from sb3_reinforce.lab.cloning import unit_weights
 from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
-from sb3_reinforce.lab.gradients import ScoreReader, compression, group_gradients, steps_of, take_episodes
-from sb3_reinforce.lab.headline import describe
-from sb3_reinforce.lab.lineup import OWN, choose, make_lineup
-from sb3_reinforce.lab.measurement import divergence_of_step, expected_starts, measure_episodes, prepare
+from sb3_reinforce.lab.estimators import OWN, choose_estimators, make_estimators
+from sb3_reinforce.lab.findings import describe
+from sb3_reinforce.lab.gradients import ScoreGradients, compression, steps_of, take_episodes
+from sb3_reinforce.lab.measurement import (
+    divergence_of_step,
+    estimator_gradients,
+    expected_starts,
+    measure_episodes,
+    prepare,
+)
 from sb3_reinforce.lab.report import make_sections, write_report
 from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
@@ -160,24 +166,21 @@ def test_everything_equals_enumeration(name, size):
     model, paths = world(name)
     batch = as_batch(paths)
     # The larger batches are for those that see them, and what these are compared with
-    chosen = [key for key in FIXED if size < 3 or key in ("to-go", "whole") or make_lineup(model, GAMMA)[key].sees_batch]
-    lineup = {key: one for key, one in make_lineup(model, GAMMA).items() if key in chosen}
+    chosen = [key for key in FIXED if size < 3 or key in ("to-go", "whole") or make_estimators(model, GAMMA)[key].sees_batch]
+    known = {key: one for key, one in make_estimators(model, GAMMA).items() if key in chosen}
     episodes = Episodes(model, PolicyEvaluator(model.policy, 7), batch, batch.rewards)
-    prepared = prepare(episodes, list(lineup.values()), [], 0)
+    prepared = prepare(episodes, list(known.values()), [], 0)
     groups = np.array(list(itertools.product(range(len(paths)), repeat=size)))
     probabilities = np.array([path.probability for path in paths])[groups].prod(axis=1)
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-12)
 
-    def rows_of(own, steps):
-        weighed = [one.weigh(steps, own.episode_lengths) for one in prepared]
-        return np.stack([by.weights / by.n_averaged for by in weighed]), None
-
-    gradients = np.stack(list(group_gradients(ScoreReader(episodes.reader), batch, groups, rows_of)), axis=1)
+    scores = ScoreGradients(episodes.evaluator)
+    *gradients, _ = np.stack([estimator_gradients(scores, batch, group, prepared) for group in groups], axis=1)
     references = {
-        key: np.stack([slow_gradient(one.estimator, model, [paths[index] for index in group]) for group in groups])
-        for key, one in lineup.items()
+        key: np.stack([slow_gradient(one.settings, model, [paths[index] for index in group]) for group in groups])
+        for key, one in known.items()
     }
-    for own, (key, contender) in zip(gradients, lineup.items(), strict=True):
+    for own, (key, estimator) in zip(gradients, known.items(), strict=True):
         exact = references[key]
         np.testing.assert_allclose(own, exact, atol=1e-9, err_msg=key)
         mean = probabilities @ exact
@@ -192,12 +195,12 @@ def test_everything_equals_enumeration(name, size):
         exact_scale = size * np.trace(covariance) / (mean @ mean)
         assert statistics.noise_scale(signal, noise, size) == pytest.approx(exact_scale, rel=1e-9), key
 
-        unbiased = "to-go" if contender.target == "customary" else "whole"
-        difference = own - gradients[list(lineup).index(unbiased)]
+        unbiased = "to-go" if estimator.target == "undiscounted" else "whole"
+        difference = own - gradients[list(known).index(unbiased)]
         target = probabilities @ references[unbiased]
         bias = statistics.mean_over_pairs(statistics.inner_products(difference), probabilities)
         assert bias == pytest.approx(np.sum((mean - target) ** 2), abs=1e-9), key
-        if contender.is_unbiased:
+        if estimator.is_unbiased:
             assert bias == pytest.approx(0.0, abs=1e-9), key
 
 
@@ -229,10 +232,10 @@ def check_against_train(model, paths):
     expected = policy_gradient(model, paths)
     batch = as_batch(paths)
     reader = PolicyEvaluator(model.policy, 4)
-    own = prepare(Episodes(model, reader, batch, batch.rewards), [make_lineup(model, model.gamma)[OWN]], [], 0)[0]
-    step_weights = own.weigh(np.arange(len(batch.rewards)), batch.episode_lengths)
+    own = prepare(Episodes(model, reader, batch, batch.rewards), [make_estimators(model, model.gamma)[OWN]], [], 0)[0]
+    step_weights = own.targets(np.arange(len(batch.rewards)), batch.episode_lengths)
     rows = np.stack([step_weights.weights / step_weights.n_averaged] * 2), [own.ent_coef / step_weights.n_averaged] * 2
-    weight_and_bias = ScoreReader(reader)(batch, *rows)
+    weight_and_bias = ScoreGradients(reader)(batch, *rows)
     for row in weight_and_bias:
         matrix = np.concatenate([row[:4].reshape(2, 2), row[4:][:, None]], axis=1)
         np.testing.assert_allclose(matrix.flatten(), expected, rtol=1e-6, atol=1e-6)
@@ -243,9 +246,9 @@ def test_own_rewards_go_on_after_a_time_limit():
     model = REINFORCE("MlpPolicy", env, seed=0, n_steps=8, gamma=GAMMA)
     model.learn(16)
     episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [3, 5], "truncate": True}), 20)
-    own, bare = prepare(episodes, [make_lineup(model, GAMMA)[key] for key in (OWN, "to-go-critic")], [], 0)
+    own, bare = prepare(episodes, [make_estimators(model, GAMMA)[key] for key in (OWN, "to-go-critic")], [], 0)
     ends = np.cumsum(episodes.batch.episode_lengths) - 1
-    finals = episodes.reader.final_values(episodes.batch)
+    finals = episodes.evaluator.final_values(episodes.batch)
     np.testing.assert_allclose(own.rewards[ends] - bare.rewards[ends], GAMMA * finals, rtol=1e-6)
     assert np.array_equal(np.delete(own.rewards, ends), np.delete(bare.rewards, ends))
 
@@ -280,7 +283,7 @@ def test_policies_that_cannot_be_batched_are_looped_over():
     model.policy.double()
     batch = as_batch(diamond_hill.enumerate_paths(ACTION_PROBABILITIES))
     weights = np.random.default_rng(0).normal(size=(3, len(batch.rewards)))
-    scores = ScoreReader(PolicyEvaluator(model.policy))
+    scores = ScoreGradients(PolicyEvaluator(model.policy))
     rows = scores(batch, weights)
     assert not scores.is_batched
     singles = np.concatenate([scores(batch, weights[[row]]) for row in range(3)])
@@ -295,7 +298,7 @@ def test_batched_rows_are_those_of_single_passes(policy):
     episodes = collect(model, env, 20)
     batch = take_episodes(episodes.batch, range(3))
     weights = np.random.default_rng(0).normal(size=(3, len(batch.rewards)))
-    scores = ScoreReader(episodes.reader)
+    scores = ScoreGradients(episodes.evaluator)
     rows = scores(batch, weights, [0.0, 0.5, 0.0])
     assert scores.is_batched != policy.startswith("memory")
     if "masks" in policy:
@@ -617,14 +620,14 @@ def test_the_same_seed_measures_the_same(cartpole):
         for _ in range(2)
     )
     for key, result in first.results.items():
-        np.testing.assert_equal(result._replace(contender=None), second.results[key]._replace(contender=None))
+        np.testing.assert_equal(result._replace(estimator=None), second.results[key]._replace(estimator=None))
 
 
 def test_steps_that_are_tried_out_are_taken_back(cartpole):
     episodes = collect(cartpole, make_vec_env("CartPole-v1", 2), 24)
     before = state_of(episodes.model)[:4]
-    contenders = choose(make_lineup(cartpole, 0.99), ["to-go", OWN], cartpole)
-    assert measure_episodes(episodes, contenders, batch_size=8).results[OWN].kl > 0.0
+    estimators = choose_estimators(make_estimators(cartpole, 0.99), ["to-go", OWN], cartpole)
+    assert measure_episodes(episodes, estimators, batch_size=8).results[OWN].kl > 0.0
     after = state_of(episodes.model)[:4]
     np.testing.assert_equal([after[0], *after[2:]], [before[0], *before[2:]])
 
@@ -634,15 +637,15 @@ def test_a_critic_never_sees_what_it_is_compared_with(cartpole):
     lengths = episodes.batch.episode_lengths
     targets = np.random.default_rng(0).normal(size=lengths.sum())
     folds = [np.arange(0, 20, 2), np.arange(1, 20, 2)]
-    values = refit.crossfitted_values(episodes.reader, episodes.batch, targets, folds, seed=0)
+    values = refit.crossfitted_values(episodes.evaluator, episodes.batch, targets, folds, seed=0)
     own = steps_of(lengths, folds[0])
     targets[own] += 100.0
-    changed = refit.crossfitted_values(episodes.reader, episodes.batch, targets, folds, seed=0)
+    changed = refit.crossfitted_values(episodes.evaluator, episodes.batch, targets, folds, seed=0)
     assert np.array_equal(changed[own], values[own])
     assert (np.delete(changed, own) > np.delete(values, own) + 50.0).all()
     # A sanity check of the fit: the time alone explains returns of a constant reward
     returns = rewards_to_go(np.ones(lengths.sum()), lengths, 0.9)
-    errors = refit.crossfitted_values(episodes.reader, episodes.batch, returns, folds, seed=0) - returns
+    errors = refit.crossfitted_values(episodes.evaluator, episodes.batch, returns, folds, seed=0) - returns
     assert np.var(errors) < 0.5 * np.var(returns)
 
 
@@ -650,8 +653,8 @@ def test_updates_are_compared_with_other_episodes():
     """Centred noise: what episodes have too much the others have too little, but an update in its own direction never has."""
     model = hill_model(gamma=1.0, n_episodes=2)
     episodes = collect(model, make_vec_env(DIAMOND_HILL, 4), 60)
-    contender = make_lineup(model, 1.0)["to-go"]
-    laboratory = measurement_module._Laboratory(episodes, [contender], 10, np.random.default_rng(0))
+    estimator = make_estimators(model, 1.0)["to-go"]
+    laboratory = measurement_module._Laboratory(episodes, [estimator], 10, np.random.default_rng(0))
     noise = np.random.default_rng(0).normal(size=laboratory.gradients["to-go"].shape).astype(np.float32)
     for own in laboratory.gradients.values():
         own[:] = noise - noise.mean(axis=0)
@@ -664,9 +667,9 @@ def test_scaled_rewards_change_no_ratio(cartpole):
     episodes = collect(cartpole, make_vec_env("CartPole-v1", 2), 60)
     names = ["whole", "whole-loo", "to-go", "to-go-mean", "to-go-loo", "to-go-time-step", "to-go-normalized"]
     names += ["to-go-constant", "to-go-refit"]
-    contenders = choose(make_lineup(cartpole, 0.99), names, cartpole)
+    estimators = choose_estimators(make_estimators(cartpole, 0.99), names, cartpole)
     scaled = episodes._replace(batch=episodes.batch._replace(rewards=1024.0 * episodes.batch.rewards))
-    first, second = (measure_episodes(one, contenders, batch_size=8) for one in (episodes, scaled))
+    first, second = (measure_episodes(one, estimators, batch_size=8) for one in (episodes, scaled))
     for key, result in first.results.items():
         for name in ("ratio", "bias", "backwards"):
             np.testing.assert_allclose(
@@ -690,11 +693,11 @@ def test_measured_values_are_near_the_exact_ones():
             mine.copy_(its)
     missed = []
     for key in ("whole", "to-go", "to-go-critic", "to-go-loo", "to-go-time-step", "to-go-mean"):
-        contender = measurement.results[key].contender
-        size = 4 if contender.sees_batch else 1
+        estimator = measurement.results[key].estimator
+        size = 4 if estimator.sees_batch else 1
         groups = list(itertools.product(paths, repeat=size))
         probabilities = np.array([np.prod([path.probability for path in group]) for group in groups])
-        gradients = np.stack([slow_gradient(contender.estimator, double, group) for group in groups])
+        gradients = np.stack([slow_gradient(estimator.settings, double, group) for group in groups])
         signal, noise = statistics.signal_and_noise(statistics.inner_products(gradients), probabilities)
         exact = statistics.noise_scale(signal, noise, size)
         value, low, high = measurement.results[key].episodes
@@ -767,13 +770,13 @@ def test_a_step_with_the_best_constant_is_tried_out_with_it():
     env_kwargs = {"lengths": [4, 8], "reward": 1.0}
     model = REINFORCE("MlpPolicy", make_vec_env(FixedLengthEnv, 1, env_kwargs=env_kwargs), seed=0, n_episodes=4, device="cpu")
     episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs=env_kwargs), 40)
-    contenders = choose(make_lineup(model, 1.0), ["to-go", "to-go-constant"], model)
-    laboratory = measurement_module._Laboratory(episodes, contenders, 4, np.random.default_rng(0))
+    estimators = choose_estimators(make_estimators(model, 1.0), ["to-go", "to-go-constant"], model)
+    laboratory = measurement_module._Laboratory(episodes, estimators, 4, np.random.default_rng(0))
     constant = laboratory.prepared["to-go-constant"]
     lengths = episodes.batch.episode_lengths
     assert (constant.values > 1.0).all()
     steps = np.arange(lengths.sum())
-    difference = laboratory.prepared["to-go"].weigh(steps, lengths).weights - constant.weigh(steps, lengths).weights
+    difference = laboratory.prepared["to-go"].targets(steps, lengths).weights - constant.targets(steps, lengths).weights
     np.testing.assert_allclose(difference, constant.values, atol=1e-6)
 
 
@@ -781,7 +784,7 @@ def test_a_step_with_the_best_constant_is_tried_out_with_it():
 def test_another_discount_is_one_of_all_estimators(switches):
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, n_episodes=4, baseline=None, gamma=0.99, device="cpu", **switches)
     measurement = measure(model, make_vec_env("CartPole-v1", 2), 40, gamma=1.0, estimators=["own", "to-go"])
-    assert measurement.results["own"].contender.estimator.gamma == 1.0
+    assert measurement.results["own"].estimator.settings.gamma == 1.0
     assert measurement.gamma == 1.0
     assert model.gamma == 0.99
 
@@ -818,7 +821,7 @@ def test_few_informative_episodes_give_no_interval(probability, is_bounded):
     measurement = measure(model, env, 40, estimators=["to-go", "to-go-loo", "to-go-critic", "weighted"])
     for result in measurement.results.values():
         assert result.ratio.is_bounded == is_bounded
-        assert is_bounded or not result.bias.is_bounded or result.contender.key == result.reference
+        assert is_bounded or not result.bias.is_bounded or result.estimator.key == result.reference
     assert is_bounded or not measurement.target_cosine.is_bounded
     (section,) = make_sections([measurement], dict.fromkeys(("needed", "clouds", "cosines", "trust")))[1:2]
     for text in (" ".join(describe(measurement)), *section.text[-1:], section.table.rows[0][2], section.table.rows[0][3]):
@@ -1000,16 +1003,16 @@ def test_bad_arguments_of_the_gauge(name, value):
         A2C("MlpPolicy", "CartPole-v1").learn(10, callback=NoiseScaleCallback())
 
 
-def test_the_lineup_knows_what_is_biased(cartpole):
-    lineup = make_lineup(cartpole, 0.9)
-    assert {key for key, one in lineup.items() if not one.is_unbiased} == {
+def test_the_known_knows_what_is_biased(cartpole):
+    known = make_estimators(cartpole, 0.9)
+    assert {key for key, one in known.items() if not one.is_unbiased} == {
         *("whole-mean", "to-go-mean", "to-go-normalized", "gae", OWN)
     }
-    assert {key for key, one in lineup.items() if one.target == "discounted"} == {
+    assert {key for key, one in known.items() if one.target == "discounted"} == {
         *("whole", "whole-mean", "whole-loo", "whole-critic", "weighted", "weighted-loo", "weighted-critic", "weighted-refit")
     }
-    assert all(one.target == "customary" for one in make_lineup(cartpole, 1.0).values())
-    assert lineup[OWN].estimator == Estimator(gamma=0.9)
+    assert all(one.target == "undiscounted" for one in make_estimators(cartpole, 1.0).values())
+    assert known[OWN].settings == Estimator(gamma=0.9)
 
 
 class ContinuousEnv(FixedLengthEnv):

@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.lab import refit
-from sb3_reinforce.lab.headline import describe, write_bias, write_episodes
-from sb3_reinforce.lab.lineup import LECTURE, make_lineup
+from sb3_reinforce.lab.estimators import LECTURE, make_estimators
+from sb3_reinforce.lab.findings import describe, write_bias, write_episodes
 from sb3_reinforce.lab.measurement import Measurement, Result
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.cli import main
@@ -68,7 +68,7 @@ def test_all_files_are_there(report):
     assert table["kl"].gt(0).all()
     markdown = (report / "gradients.md").read_text()
     assert "sb3-reinforce gradients --env CartPole-v1" in markdown
-    assert all(label in markdown for label in ("reward-to-go", "critic fitted anew", "this model's own settings"))
+    assert all(label in markdown for label in ("reward-to-go", "refitted critic", "this model's own settings"))
     html = (report / "gradients.html").read_text()
     assert "http" not in html.replace("http://www.w3.org", "")
 
@@ -254,9 +254,9 @@ def test_numbers_of_the_command_line(word, capsys):
 
 def made_up(ratios: dict[str, tuple[float, float, float]], batch_size: int = 16) -> Measurement:
     """A measurement with these signal-to-noise ratios of one episode."""
-    lineup = make_lineup(REINFORCE("MlpPolicy", "CartPole-v1", device="cpu"), 0.99)
+    known = make_estimators(REINFORCE("MlpPolicy", "CartPole-v1", device="cpu"), 0.99)
     results = {
-        key: Result(lineup[key], 1.0, 1.0, Interval(*ratio), {}, Interval(0, 0, 0), "to-go", 0.0, 0.01, {}, None)
+        key: Result(known[key], 1.0, 1.0, Interval(*ratio), {}, Interval(0, 0, 0), "to-go", 0.0, 0.01, {}, None)
         for key, ratio in ratios.items()
     }
     returns = np.full(100, 60.0)
@@ -268,7 +268,7 @@ def made_up(ratios: dict[str, tuple[float, float, float]], batch_size: int = 16)
 def test_a_difference_is_claimed_only_where_intervals_are_apart():
     apart = made_up({"to-go": (0.02, 0.01, 0.03), "to-go-critic": (0.1, 0.05, 0.2), "own": (0.1, 0.05, 0.2)})
     text = " ".join(describe(apart))
-    assert "With this model's critic 10 [5.0, 20] episodes are enough, with reward-to-go alone it takes 50 [33, 100]." in text
+    assert "With this model's critic 10 [5.0, 20] episodes are enough, with reward-to-go alone 50 [33, 100] are needed." in text
     overlapping = made_up({"to-go": (0.02, 0.01, 0.06), "to-go-critic": (0.1, 0.05, 0.2), "own": (0.1, 0.05, 0.2)})
     text = " ".join(describe(overlapping))
     assert "No difference between this model's critic and reward-to-go alone is claimed" in text
@@ -278,7 +278,7 @@ def test_a_difference_is_claimed_only_where_intervals_are_apart():
 def test_a_critic_that_harms_is_not_praised():
     harmful = made_up({"to-go": (0.1, 0.08, 0.2), "to-go-critic": (0.02, 0.01, 0.03)})
     text = " ".join(describe(harmful))
-    assert "With reward-to-go alone 10 [5.0, 12] episodes are enough, with this model's critic it takes" in text
+    assert "With reward-to-go alone 10 [5.0, 12] episodes are enough, with this model's critic 50 [33, 100] are needed" in text
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_critic_that_harms_is_not_praised():
         ((0.1, 0.08, 0.2), 16, "ample"),
         ((0.1, 0.05, 0.2), 16, "whether its batch of 16 episodes is as large lies within the uncertainty"),
         ((0.01, 0.008, 0.02), 16, "is noisier than that, which is often still efficient"),
-        ((0.01, -0.01, 0.02), 16, "not distinguishable from zero; more than 50 are needed"),
+        ((0.01, -0.01, 0.02), 16, "not distinguishable from zero; more than 50 episodes are needed"),
         (
             (0.01, -0.01, 0.2),
             16,
@@ -303,7 +303,7 @@ def test_what_is_said_of_the_batch(ratio, batch_size, words):
     assert words in text
     if ratio[1] <= 0.0:
         assert "ample" not in text
-        assert "episodes until the signal equals the noise, and" not in text
+        assert "needs" not in text
 
 
 def test_numbers_in_words():

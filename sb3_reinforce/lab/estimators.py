@@ -1,0 +1,148 @@
+"""The estimators of the policy gradient that the laboratory compares."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_reinforce.functional.estimator import Estimator
+from sb3_reinforce.reinforce import REINFORCE
+
+#: What stands in for V(s) where an estimator has the baseline ``"value"``.
+MODEL_CRITIC, BEST_CONSTANT, REFITTED_CRITIC = "model", "constant", "refit"
+#: The model's own settings.
+OWN = "own"
+#: Targets: the undiscounted-state-distribution gradient (Nota & Thomas 2020), which is not the gradient of any objective, and
+#: that of the discounted objective. They are the same without a discount.
+UNDISCOUNTED, DISCOUNTED = "undiscounted", "discounted"
+
+
+class NamedEstimator(NamedTuple):
+    """
+    An estimator and where its values come from.
+
+    :param key: Its name on the command line.
+    :param label: Its name in the report.
+    :param settings: The estimator.
+    :param critic: Source of the values of ``baseline="value"``: the model's own critic, the constant with the smallest
+        variance, or a refitted critic. The last two are cross-fitted: the value of an episode comes from other episodes.
+    """
+
+    key: str
+    label: str
+    settings: Estimator
+    critic: str | None = None
+
+    @property
+    def sees_batch(self) -> bool:
+        """Whether the gradient of an episode depends on the other episodes of its batch."""
+        settings = self.settings
+        return settings.baseline not in ("value", None) or settings.normalize_advantage or settings.loss_reduction != "episode"
+
+    @property
+    def keeps_scale(self) -> bool:
+        """Whether its expected length can be compared with that of others, and not only its direction."""
+        return not self.settings.normalize_advantage and self.settings.loss_reduction == "episode"
+
+    @property
+    def target(self) -> str:
+        """Whose gradient it estimates, exactly or up to its bias: ``UNDISCOUNTED`` or ``DISCOUNTED``."""
+        settings = self.settings
+        is_weighted = settings.discounted_weighting or settings.return_type == "episode"
+        return DISCOUNTED if settings.gamma < 1.0 and is_weighted else UNDISCOUNTED
+
+    @property
+    def is_unbiased(self) -> bool:
+        """Whether its expectation is its target."""
+        settings = self.settings
+        return self.keeps_scale and settings.baseline != "mean" and settings.gae_lambda == 1.0 and self.key != OWN
+
+
+#: In the order of the report; ``all`` adds what is not in here.
+LECTURE = (
+    *("whole", "whole-loo", "to-go", "to-go-mean", "to-go-loo", "to-go-time-step", "to-go-normalized"),
+    *("to-go-critic", "to-go-constant", "to-go-refit", OWN),
+)
+_WHOLE: dict[str, Any] = {"return_type": "episode"}
+_WEIGHTED: dict[str, Any] = {"discounted_weighting": True}
+_LOO: dict[str, Any] = {"baseline": "leave_one_out"}
+_VALUE: dict[str, Any] = {"baseline": "value"}
+#: Key, label, arguments of ``Estimator`` and source of the values.
+_ESTIMATORS: tuple[tuple[str, str, dict[str, Any], str | None], ...] = (
+    ("whole", "whole return", _WHOLE, None),
+    ("whole-mean", "whole return - batch mean (biased)", {**_WHOLE, "baseline": "mean"}, None),
+    ("whole-loo", "whole return - leave-one-out", _WHOLE | _LOO, None),
+    ("whole-critic", "whole return - this model's critic", _WHOLE | _VALUE, MODEL_CRITIC),
+    ("to-go", "reward-to-go", {}, None),
+    ("to-go-mean", "to-go - batch mean (biased)", {"baseline": "mean"}, None),
+    ("to-go-loo", "to-go - leave-one-out", _LOO, None),
+    ("to-go-time-step", "to-go - same time step", {"baseline": "time_step"}, None),
+    ("to-go-normalized", "to-go, normalised (biased)", {"normalize_advantage": True}, None),
+    ("gae", "GAE with lambda 0.95 (biased)", _VALUE | {"gae_lambda": 0.95}, MODEL_CRITIC),
+    ("to-go-critic", "to-go - this model's critic", _VALUE, MODEL_CRITIC),
+    ("to-go-constant", "to-go - best constant", _VALUE, BEST_CONSTANT),
+    ("to-go-refit", "to-go - refitted critic", _VALUE, REFITTED_CRITIC),
+    ("weighted", "to-go, weighted by gamma^t", _WEIGHTED, None),
+    ("weighted-loo", "weighted to-go - leave-one-out", _WEIGHTED | _LOO, None),
+    ("weighted-critic", "weighted to-go - this model's critic", _WEIGHTED | _VALUE, MODEL_CRITIC),
+    ("weighted-refit", "weighted to-go - refitted critic", _WEIGHTED | _VALUE, REFITTED_CRITIC),
+)
+
+
+def make_estimators(model: OnPolicyAlgorithm, gamma: float) -> dict[str, NamedEstimator]:
+    """
+    Make all estimators that the laboratory knows, by key, in the order of the report.
+
+    All have the same discount factor, the model's own settings too: gradients of different objectives cannot be compared.
+    """
+    shared = {"gamma": gamma, "baseline": None, "loss_reduction": "episode"}
+    known = [
+        NamedEstimator(key, label, Estimator(**{**shared, **arguments}), critic)
+        for key, label, arguments, critic in _ESTIMATORS
+    ]
+    own = dataclasses.replace(own_settings(model), gamma=gamma)
+    return {one.key: one for one in (*known, NamedEstimator(OWN, "this model's own settings", own, MODEL_CRITIC))}
+
+
+def own_settings(model: OnPolicyAlgorithm) -> Estimator:
+    """Return the estimator that a model learns with; of SB3's algorithms on whole episodes, which they would cut."""
+    if isinstance(model, REINFORCE):
+        return model.estimator
+    return Estimator(
+        gamma=model.gamma,
+        gae_lambda=model.gae_lambda,
+        normalize_advantage=bool(getattr(model, "normalize_advantage", False)),
+    )
+
+
+def has_critic(model: OnPolicyAlgorithm) -> bool:
+    """Tell whether a model has a learned baseline."""
+    return not isinstance(model, REINFORCE) or model.baseline == "value"
+
+
+def choose_estimators(
+    estimators: Mapping[str, NamedEstimator], names: Sequence[str], model: OnPolicyAlgorithm
+) -> list[NamedEstimator]:
+    """
+    Choose estimators by ``lecture``, ``all`` or their keys, in the order of the report.
+
+    The two groups leave out those that need a critic which the model does not have.
+
+    :raises ValueError: If there is no such estimator, or one that was asked for needs a critic.
+    """
+    groups = {"lecture": LECTURE, "all": tuple(estimators)}
+    chosen: set[str] = set()
+    for name in names:
+        if name not in groups and name not in estimators:
+            raise ValueError(f"estimators: there is no {name!r}, choose from lecture, all, {', '.join(estimators)}")
+        for key in groups.get(name, (name,)):
+            needs_critic = estimators[key].critic == MODEL_CRITIC and estimators[key].settings.baseline == "value"
+            if not needs_critic or has_critic(model):
+                chosen.add(key)
+            elif name not in groups:
+                raise ValueError(
+                    f"estimators: {key!r} needs a critic, which this model with baseline={getattr(model, 'baseline', None)!r} "
+                    "does not have; to-go-refit fits one"
+                )
+    return [estimator for key, estimator in estimators.items() if key in chosen]
