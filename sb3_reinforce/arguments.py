@@ -116,27 +116,29 @@ def check_switches(arguments: Mapping[str, Any]) -> None:
 
 
 def check_budget(
-    n_steps: int | None, n_episodes: int | None, n_envs: int | None, n_ranks: int, comparing_baseline: str | None
+    n_steps: int | None, n_episodes: int | None, n_envs: int | None, n_processes: int, comparing_baseline: str | None
 ) -> str | None:
     """
     Check that the budget of a rollout makes sense.
 
     :param n_steps: Of each environment.
-    :param n_episodes: Of all environments of all ranks.
-    :param n_envs: Environments of each rank; None where a model has none.
-    :param n_ranks: Processes that train together.
+    :param n_episodes: Of all environments of all processes.
+    :param n_envs: Environments of each process; None where a model has none.
+    :param n_processes: Processes that train together.
     :param comparing_baseline: The baseline, if it compares episodes with each other.
     :return: A warning about steps that will not be used; None if all is well.
-    :raises ValueError: If there are two budgets, fewer episodes than ranks, or none to compare an episode with.
+    :raises ValueError: If there are two budgets, fewer episodes than processes, or none to compare an episode with.
     """
     if n_steps is not None and n_episodes is not None:
         raise ValueError(
             f"n_steps={n_steps} and n_episodes={n_episodes} are both set, but only one can rule the rollout: "
             "drop n_steps to count episodes, or n_episodes to count steps (None drops it)"
         )
-    if n_episodes is not None and n_episodes < n_ranks:
-        raise ValueError(f"n_episodes={n_episodes} is below the number of ranks, {n_ranks}: raise it, or start fewer ranks")
-    n_all_envs = None if n_envs is None else n_envs * n_ranks
+    if n_episodes is not None and n_episodes < n_processes:
+        raise ValueError(
+            f"n_episodes={n_episodes} is below the number of processes, {n_processes}: raise it, or start fewer processes"
+        )
+    n_all_envs = None if n_envs is None else n_envs * n_processes
     if comparing_baseline is not None and (n_episodes == 1 or (n_steps == 1 and n_all_envs == 1)):
         raise ValueError(
             f"baseline={comparing_baseline!r} compares episodes with each other, but an update has only one: "
@@ -150,6 +152,23 @@ def check_budget(
         f"{unused} of {n_all_envs} steps ({unused / n_all_envs:.0%}) are not used. Raise n_episodes to "
         f"{n_all_envs}, or use fewer environments."
     )
+
+
+#: Settings of the natural step, which have no effect without it, and their defaults.
+NATURAL_STEP_DEFAULTS = {"target_kl": 0.02, "cg_max_steps": 10, "cg_damping": 0.1, "fisher_max_steps": 2_000}
+
+
+def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:
+    """
+    Say which settings of the natural step have no effect.
+
+    :param arguments: The settings and ``natural_gradient``, by name.
+    :return: A warning; None if there is a natural step, or nothing was set.
+    """
+    changed = [name for name, default in NATURAL_STEP_DEFAULTS.items() if arguments[name] != default]
+    if not changed or arguments["natural_gradient"]:
+        return None
+    return f"{', '.join(changed)}: no effect without natural_gradient=True"
 
 
 def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str | None:
@@ -169,18 +188,6 @@ def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str 
         f"total_timesteps={total_timesteps} is at most {n_updates} updates, since each takes n_steps={n_steps} steps of each "
         f"of {n_envs} environments for one gradient step: for more updates, {advice}"
     )
-
-
-def copy_containers(value: Any) -> Any:
-    """
-    Copy dicts and lists, and leave what they hold as it is: a network among the arguments of a policy must stay the user's.
-
-    :param value: Anything.
-    :return: A copy, if it is one of the two, of whatever depth.
-    """
-    if isinstance(value, dict):
-        return {key: copy_containers(item) for key, item in value.items()}
-    return [copy_containers(item) for item in value] if isinstance(value, list) else value
 
 
 class CheckedSchedule(FloatSchedule):

@@ -1,11 +1,10 @@
 """REINFORCE as an SB3 algorithm: one constructor, one rollout, one update."""
 
 import io
-import math
 import pathlib
 import warnings
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
@@ -26,45 +25,46 @@ from sb3_reinforce.arguments import (
     check_numbers,
     check_spaces,
     check_switches,
-    copy_containers,
     explain_few_updates,
+    explain_ignored_settings,
     make_schedule,
 )
 from sb3_reinforce.checkpoints import atomic_write, check_model_file, model_path
-from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
+from sb3_reinforce.distributed.partition import Partition
+from sb3_reinforce.distributed.process_group import join_process_group
 from sb3_reinforce.distributed.synchronization import Synchronization
-from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
+from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.functional.returns import Array
-from sb3_reinforce.policies.actor_critic import CnnPolicy, MlpPolicy, MultiInputPolicy, OptionalCriticMixin, remove_critic
+from sb3_reinforce.policies.actor_critic import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.policies.averaging import make_averaged_policy, reset_noise_with_own_generator
 from sb3_reinforce.policies.construction import (
     RECURRENT_POLICIES,
-    check_features_extractor,
     check_policy_class,
     import_recurrent_policy,
+    make_policy,
 )
-from sb3_reinforce.policies.inspection import overrides
+from sb3_reinforce.policies.inspection import explain_overridden_features
 from sb3_reinforce.policies.masked_distribution import (
     MASK_KEY,
+    NO_MASKS,
     has_action_mask,
     space_without_mask,
     take_action_masks,
     use_action_masks,
 )
 from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
-from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, default_max_steps, explain_cut, find_time_limit
-from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.rollout.collector import collect_episodes
-from sb3_reinforce.update.advantages import EvaluatedRollout, compute_advantages
+from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, explain_cut, find_bound, find_time_limit
+from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
+from sb3_reinforce.rollout.collector import Rollout, collect_episodes
+from sb3_reinforce.update import make_evaluator
+from sb3_reinforce.update.advantages import compute_advantages, evaluate_rollout
 from sb3_reinforce.update.critic import fit_critic
-from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
+from sb3_reinforce.update.evaluator import PolicyEvaluator
 from sb3_reinforce.update.policy_step import PolicyGradient, clipped_norm, compute_gradient, natural_step, unchanged_by_failure
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 DEFAULT_N_STEPS = 256
-# Of the natural step; here, so that settings without effect are noticed
-TARGET_KL, CG_MAX_STEPS, CG_DAMPING, FISHER_MAX_STEPS = 0.02, 10, 0.1, 2_000
 
 
 class REINFORCE(OnPolicyAlgorithm):
@@ -155,7 +155,7 @@ class REINFORCE(OnPolicyAlgorithm):
         Discrete, MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
     :param distributed: Whether this is one process of several that torchrun started, which train one policy with one gradient:
         that of a single process with the episodes of all. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a
-        total. Callbacks, logs and files are rank 0's. Not saved: the model loads anywhere.
+        total. Callbacks, logs and files are those of process 0. Not saved: the model loads anywhere.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False). Unless ``sde_sample_freq=1``, the gradient is biased: the steps
         that share a noise matrix are scored as if each had noise of its own (an example is in ``docs/exactness.md``).
@@ -193,11 +193,11 @@ class REINFORCE(OnPolicyAlgorithm):
         n_episodes: int | None = None,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
-        return_type: str = "reward_to_go",
+        return_type: Literal["reward_to_go", "episode"] = "reward_to_go",
         discounted_weighting: bool = False,
-        baseline: str | None = "value",
+        baseline: Literal["value", "leave_one_out", "time_step", "mean"] | None = "value",
         normalize_advantage: bool = False,
-        loss_reduction: str = "step",
+        loss_reduction: Literal["step", "episode"] = "step",
         ent_coef: float | str | Schedule = 0.0,
         entropy_in_return: bool = False,
         bootstrap_at_time_limit: bool = True,
@@ -206,10 +206,10 @@ class REINFORCE(OnPolicyAlgorithm):
         critic_batch_size: int | None = None,
         critic_learning_rate: float | str | Schedule | None = None,
         natural_gradient: bool = False,
-        target_kl: float | str | Schedule = TARGET_KL,
-        cg_max_steps: int = CG_MAX_STEPS,
-        cg_damping: float = CG_DAMPING,
-        fisher_max_steps: int | None = FISHER_MAX_STEPS,
+        target_kl: float | str | Schedule = 0.02,
+        cg_max_steps: int = 10,
+        cg_damping: float = 0.1,
+        fisher_max_steps: int | None = 2_000,
         policy_averaging: float | None = None,
         micro_batch_size: int | None = None,
         max_rollout_steps: int | None = None,
@@ -272,7 +272,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.max_rollout_steps = max_rollout_steps
         self.use_masking = use_masking
         self.distributed = distributed
-        self._joint = Synchronization(SINGLE_PROCESS)
+        self._synchronization = Synchronization()
         self._warned: set[str] = set()
         self._time_limit: int | None = None
 
@@ -286,8 +286,8 @@ class REINFORCE(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.distributed:
-            self._joint = Synchronization(join_process_group(self.device))
-            self.device = self._joint.ranks.device_of(self.device)
+            self._synchronization = Synchronization(join_process_group(self.device))
+            self.device = self._synchronization.processes.device_of(self.device)
         self._check_arguments()
         check_policy_class(self.policy_class)
         check_spaces(self.observation_space, self.action_space)
@@ -309,7 +309,9 @@ class REINFORCE(OnPolicyAlgorithm):
         check_switches({name: getattr(self, name) for name in SWITCHES})
         n_envs = None if self.env is None else self.n_envs
         comparing = self.baseline if self.estimator.compares_episodes else None
-        if (warning := check_budget(self.n_steps, self.n_episodes, n_envs, self._joint.ranks.size, comparing)) is not None:
+        if (
+            warning := check_budget(self.n_steps, self.n_episodes, n_envs, self._synchronization.processes.size, comparing)
+        ) is not None:
             self._warn_once("few episodes", warning)
         if self.return_type == "episode" and self.baseline == "value":
             warnings.warn(
@@ -319,15 +321,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 UserWarning,
                 stacklevel=4,
             )
-        settings = {
-            "target_kl": TARGET_KL,
-            "cg_max_steps": CG_MAX_STEPS,
-            "cg_damping": CG_DAMPING,
-            "fisher_max_steps": FISHER_MAX_STEPS,
-        }
-        changed = [name for name, default in settings.items() if getattr(self, name) != default]
-        if changed and not self.natural_gradient:
-            warnings.warn(f"{', '.join(changed)}: no effect without natural_gradient=True", UserWarning, stacklevel=4)
+        if (warning := explain_ignored_settings(vars(self))) is not None:
+            warnings.warn(warning, UserWarning, stacklevel=4)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
@@ -373,18 +368,10 @@ class REINFORCE(OnPolicyAlgorithm):
         )
 
     def _setup_rollout_buffer(self) -> None:
-        is_dict = isinstance(self.observation_space, spaces.Dict)
-        needed_class = DictEpisodeRolloutBuffer if is_dict else EpisodeRolloutBuffer
-        if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = needed_class
-        if not issubclass(self.rollout_buffer_class, needed_class):
-            raise ValueError(
-                f"rollout_buffer_class must derive from sb3_reinforce.rollout.buffers.{needed_class.__name__}, since SB3's "
-                f"buffers hold a fixed number of steps and not whole episodes; {self.rollout_buffer_class.__name__} does not"
-            )
+        self.rollout_buffer_class = choose_buffer_class(self.rollout_buffer_class, self.observation_space)
         self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps or EXPECTED_EPISODE_STEPS,
-            self.observation_space,  # type: ignore[arg-type]
+            self.observation_space,
             self.action_space,
             device=self.device,
             gamma=self.gamma,
@@ -399,37 +386,13 @@ class REINFORCE(OnPolicyAlgorithm):
         observation_space = self.observation_space
         if self.use_masking:
             observation_space = space_without_mask(observation_space, self.action_space)
-        needs_critic = self.baseline == "value"
-        critic_choice = {"use_critic": needs_critic} if issubclass(self.policy_class, OptionalCriticMixin) else {}
-        if critic_choice and self.policy_kwargs.get("use_critic", needs_critic) != needs_critic:
-            raise ValueError(
-                f"policy_kwargs: use_critic={not needs_critic} contradicts baseline={self.baseline!r}, which decides alone "
-                "whether there is a critic"
-            )
-        # Policies may change the arguments that they are given, and ours are saved with the model
-        policy_kwargs = {**critic_choice, **copy_containers(self.policy_kwargs)}
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            observation_space,
-            self.action_space,
-            self.lr_schedule,
-            use_sde=self.use_sde,
-            **policy_kwargs,
-        )
-        check_features_extractor(
-            self.policy_class.__name__, type(self.policy.features_extractor), self.policy.observation_space
-        )
-        if not needs_critic and not critic_choice:
-            remove_critic(self.policy)
-        self.policy = self.policy.to(self.device)
-        # Refuses what it could not read, before anything is collected
+        has_critic = self.baseline == "value"
+        arguments = (observation_space, self.action_space, self.lr_schedule, self.use_sde, has_critic, self.policy_kwargs)
+        self.policy = make_policy(self.policy_class, *arguments).to(self.device)  # type: ignore[arg-type]
+        # Refuses a policy that cannot be evaluated, before anything is collected
         make_evaluator(self.policy)
-        if overrides(self.policy, "extract_features") and not overrides(self.policy, "get_distribution"):
-            self._warn_once(
-                "extract_features",
-                f"{type(self.policy).__name__} overrides extract_features, which training calls, and SB3's predict does not: "
-                "make it a features extractor (policy_kwargs: features_extractor_class), or override get_distribution and "
-                "predict_values too",
-            )
+        if (warning := explain_overridden_features(self.policy)) is not None:
+            self._warn_once("extract_features", warning)
         if self.policy_averaging is not None:
             self.policy_average = make_averaged_policy(self.policy, self.policy_averaging)
 
@@ -447,11 +410,11 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Seed the generators of Python, NumPy, PyTorch, the environment and the model's own, which samples the actions.
 
-        :param seed: If None, nothing else is seeded, and the model's generator starts from PyTorch's. Each rank goes on from
-            it as if its environments came after those of the ranks before.
+        :param seed: If None, nothing else is seeded, and the model's generator starts from PyTorch's. Each process goes on
+            from it as if its environments came after those of the processes before.
         """
         if seed is not None:
-            seed = (seed + self._joint.ranks.rank * self.n_envs) % 2**32
+            seed = (seed + self._synchronization.processes.rank * self.n_envs) % 2**32
         super().set_random_seed(seed)
         self._rng = np.random.default_rng(int(th.randint(2**63 - 1, ())) if seed is None else seed)
 
@@ -476,11 +439,23 @@ class REINFORCE(OnPolicyAlgorithm):
         :return: True if all counted episodes are complete (or were cut at the bound), False if the callback stopped early.
         :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
             environment and the step. Or if there are no masks with ``use_masking``.
-        :raises RankError: If anything fails on any of several ranks.
+        :raises ProcessError: If anything fails in any of several processes.
         """
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, EpisodeRolloutBuffer | DictEpisodeRolloutBuffer)
-        return self._joint.collect(self, lambda: self._collect(env, callback, rollout_buffer, n_rollout_steps))
+        # Switch to eval mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(False)
+        # Callbacks find these throughout the rollout, as in SB3's loop
+        callback.update_locals(locals())
+        synchronization = self._synchronization
+        synchronization.begin_rollout(self)
+        with synchronization.processes.failing_together():
+            rollout = self._collect(env, callback, rollout_buffer, n_rollout_steps)
+            if rollout is not None:
+                self._evaluate_rollout(rollout_buffer)
+                callback.update_locals(locals())
+                callback.on_rollout_end()
+            return synchronization.finish_rollout(self, rollout is not None, [] if rollout is None else rollout.infos)
 
     def _collect(
         self,
@@ -488,48 +463,35 @@ class REINFORCE(OnPolicyAlgorithm):
         callback: BaseCallback,
         rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
         n_rollout_steps: int,
-    ) -> bool:
-        # Switch to eval mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(False)
-
-        bound: float = math.inf
-        if self.max_rollout_steps is not None:
-            bound = self.max_rollout_steps
-        elif self._time_limit is None:
-            bound = default_max_steps(self.n_steps, self.n_episodes, env.num_envs * self._joint.ranks.size)
-        # Callbacks find these throughout the rollout, as in SB3's loop
-        callback.update_locals(locals())
-        quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else self._joint.ranks.share(self.n_episodes))
+    ) -> Rollout | None:
+        processes = self._synchronization.processes
+        n_envs = env.num_envs * processes.size
+        bound = find_bound(self.max_rollout_steps, self._time_limit, self.n_steps, self.n_episodes, n_envs)
+        quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else processes.share(self.n_episodes))
         bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
         rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
         if rollout is None:
-            return False
+            return None
         if rollout.n_cut > 0:
             has_value = self.baseline == "value" and self._n_updates > 0
             self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, has_value))
         self.logger.record("rollout/episodes", rollout.n_episodes)
         used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
         self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
-
         if self._total_timesteps > 0:
             # As learn will do: a callback finds the entropy coefficient of the update in the returns
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        n_updates = self._n_updates
+        return rollout
 
-        def evaluate(buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer, name: str) -> None:
-            if self._n_updates != n_updates:
-                raise RuntimeError(f"The policy that {name} is of has been updated: ask for it in on_rollout_end")
-            batch = buffer.whole_episodes()
-            if name == "log_probs":
-                buffer.kept(name, lambda: make_evaluator(self.policy, self.micro_batch_size).log_probs(batch))
-            else:
-                # A callback is alone on its rank: what its episodes are worth among themselves
-                self._weigh(buffer, batch)
+    def _evaluate_rollout(self, rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer) -> None:
+        """Compute what the update needs of the policy that acted. SB3's arrays in the buffer follow from it."""
+        evaluator, batch = make_evaluator(self.policy, self.micro_batch_size), rollout_buffer.whole_episodes()
+        outputs = evaluate_rollout(evaluator, batch, self.baseline == "value", self._n_updates > 0, self.entropy_in_return)
+        rollout_buffer.set_outputs(outputs, evaluator, self.estimator, self._ent_coef_in_return)
 
-        rollout_buffer.finish_rollout(evaluate)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
+    @property
+    def _ent_coef_in_return(self) -> float:
+        return self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
@@ -562,11 +524,7 @@ class REINFORCE(OnPolicyAlgorithm):
         policy = self.averaged_policy
         observation, masks = take_action_masks(policy, observation, action_masks)
         if self.use_masking and masks is None:
-            self._warn_once(
-                "no masks",
-                "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or "
-                "wrap the environment in sb3_reinforce.rollout.action_masks.ActionMaskInObservation",
-            )
+            self._warn_once("no masks", NO_MASKS)
         with use_action_masks(policy, masks):
             return policy.predict(observation, state, episode_start, deterministic)
 
@@ -587,81 +545,86 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(False)
         averages = [] if self.policy_averaging is None else [self.policy_average]
-        with unchanged_by_failure(self.policy, self.policy.optimizer, *averages):
-            self._update(self.rollout_buffer.whole_episodes())
+        processes = self._synchronization.processes
+        with unchanged_by_failure(self.policy, self.policy.optimizer, *averages), processes.failing_together():
+            self._update()
             for average in averages:
                 average.update_parameters(self.policy)
                 if self.use_sde:
                     reset_noise_with_own_generator(self.averaged_policy)
-            self.rollout_buffer.finish_update()
             self._n_updates += 1
+        # The policy that acted is gone
+        self.rollout_buffer.evaluator = None
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _update(self, batch: EpisodeBatch) -> None:
+    def _update(self) -> None:
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.policy.optimizer)
-        reader = make_evaluator(self.policy, self.micro_batch_size)
-        self._check_micro_batches(reader, batch)
+        if self.rollout_buffer.outputs is None:
+            # Filled by hand
+            self._evaluate_rollout(self.rollout_buffer)
+        batch, evaluator = self.rollout_buffer.whole_episodes(), make_evaluator(self.policy, self.micro_batch_size)
+        self._check_micro_batches(evaluator, batch)
 
-        batch, values, step_weights = rollout = self._weigh(self.rollout_buffer, batch, self._joint.ranks)
-        if self.estimator.compares_episodes and len(batch.of_all_ranks().episode_lengths) == 1:
+        processes = self._synchronization.processes
+        advantages = compute_advantages(batch, self.estimator, self._ent_coef_in_return, processes)
+        targets, partition = advantages.targets, advantages.partition
+        if self.estimator.compares_episodes and len(partition.episode_lengths) == 1:
             self._warn_once(
                 "one episode",
                 f"A rollout held a single episode, which baseline={self.baseline!r} has nothing to compare with: no baseline "
                 "was used. Raise n_steps, or use n_episodes.",
             )
-        self.logger.record("train/return_mean", step_weights.rewards_to_go.mean())
-        self.logger.record("train/return_std", step_weights.rewards_to_go.std())
-        self.logger.record("train/advantage_std", step_weights.advantages.std())
+        self.logger.record("train/return_mean", targets.rewards_to_go.mean())
+        self.logger.record("train/return_std", targets.rewards_to_go.std())
+        self.logger.record("train/advantage_std", targets.advantages.std())
 
-        own = rollout.own_step_weights
-        actor_parameters = self._policy_step(reader, batch, own, 0.0 if self.entropy_in_return else ent_coef)
-        if values is not None:
-            self.logger.record("train/explained_variance", explained_variance(values, step_weights.rewards_to_go))
-            self._fit_critic(reader, batch, own.rewards_to_go, actor_parameters)
+        local_targets, ent_coef_in_loss = advantages.local_targets, 0.0 if self.entropy_in_return else ent_coef
+        gradient = compute_gradient(evaluator, batch, local_targets, ent_coef_in_loss, processes)
+        self._policy_step(evaluator, batch, gradient, partition)
+        if advantages.values is not None:
+            self.logger.record("train/explained_variance", explained_variance(advantages.values, targets.rewards_to_go))
+            self._fit_critic(evaluator, batch, local_targets.rewards_to_go, gradient.parameters, partition)
 
         self.logger.record("train/ent_coef", ent_coef)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-    def _weigh(
-        self,
-        buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
-        batch: EpisodeBatch,
-        ranks: ProcessGroup = SINGLE_PROCESS,
-    ) -> EvaluatedRollout:
-        entropy_reward = self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
-        reader = make_evaluator(self.policy, self.micro_batch_size)
-        return compute_advantages(buffer, batch, reader, self.estimator, entropy_reward, self._n_updates > 0, ranks)
-
-    def _check_micro_batches(self, reader: PolicyEvaluator, batch: EpisodeBatch) -> None:
-        largest = max((piece.stop - piece.start for piece in reader.pieces(batch)), default=0)
+    def _check_micro_batches(self, evaluator: PolicyEvaluator, batch: EpisodeBatch) -> None:
+        micro_batches = evaluator.micro_batches(batch.episode_lengths)
+        largest = max((steps.stop - steps.start for steps in micro_batches), default=0)
         if self.micro_batch_size is not None and largest > self.micro_batch_size:
             self._warn_once(
                 "micro_batch_size",
-                f"A policy with memory reads whole episodes, and one of {largest} steps is longer than micro_batch_size="
-                f"{self.micro_batch_size}: it was read at once. Raise micro_batch_size if the memory allows it.",
+                f"A recurrent policy is evaluated on whole episodes, and one of {largest} steps is longer than "
+                f"micro_batch_size={self.micro_batch_size}: it was evaluated at once. Raise micro_batch_size if the memory "
+                "allows it.",
             )
 
     def _policy_step(
-        self, reader: PolicyEvaluator, batch: EpisodeBatch, step_weights: PolicyGradientTargets, ent_coef: float
-    ) -> list[th.nn.Parameter]:
-        """Take the one step of the update, and return the parameters that had a gradient."""
-        gradient = compute_gradient(reader, batch, step_weights, ent_coef)
+        self, evaluator: PolicyEvaluator, batch: EpisodeBatch, gradient: PolicyGradient, partition: Partition
+    ) -> None:
+        """Take the one step of the update."""
         self.logger.record("train/policy_loss", gradient.policy_loss)
         self.logger.record("train/entropy_loss", -gradient.entropy)
         max_grad_norm = float("inf") if self.natural_gradient else self.max_grad_norm
         self.logger.record("train/grad_norm", clipped_norm(gradient, max_grad_norm))
-        if self.natural_gradient:
-            self._natural_step(reader, batch, gradient)
-        else:
+        if not self.natural_gradient:
             self.policy.optimizer.step()
-        return gradient.parameters
-
-    def _natural_step(self, reader: PolicyEvaluator, batch: EpisodeBatch, gradient: PolicyGradient) -> None:
+            return
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        bounds = (target_kl, self.cg_max_steps, self.cg_damping, self.fisher_max_steps)
-        step = natural_step(reader, batch, gradient, *bounds, self._rng)
+        step = natural_step(
+            evaluator,
+            batch,
+            gradient,
+            target_kl,
+            self.cg_max_steps,
+            self.cg_damping,
+            self.fisher_max_steps,
+            self._rng,
+            partition,
+            self._synchronization.processes,
+        )
         if step.skipped is not None:
             self._warn_once("skipped", f"A natural step was skipped, and the policy left as it was: {step.skipped}.")
         self.logger.record("train/target_kl", target_kl)
@@ -670,19 +633,27 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/curvature", step.curvature)
 
     def _fit_critic(
-        self, reader: PolicyEvaluator, batch: EpisodeBatch, rewards_to_go: Array, actor_parameters: list[th.nn.Parameter]
+        self,
+        evaluator: PolicyEvaluator,
+        batch: EpisodeBatch,
+        rewards_to_go: Array,
+        actor_parameters: list[th.nn.Parameter],
+        partition: Partition,
     ) -> None:
         update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
+        processes = self._synchronization.processes
         value_loss = fit_critic(
-            reader,
+            evaluator,
             batch,
             rewards_to_go,
             actor_parameters,
-            self._rng if self.critic_batch_size is None else self._joint.ranks.broadcast(lambda: self._rng),
-            epochs=self.critic_epochs,
-            batch_size=self.critic_batch_size,
-            vf_coef=self.vf_coef,
-            max_grad_norm=self.max_grad_norm,
+            self._rng if self.critic_batch_size is None else processes.broadcast(self._rng),
+            self.critic_epochs,
+            self.critic_batch_size,
+            self.vf_coef,
+            self.max_grad_norm,
+            partition,
+            processes,
         )
         if value_loss is not None:
             self.logger.record("train/value_loss", value_loss)
@@ -707,16 +678,17 @@ class REINFORCE(OnPolicyAlgorithm):
         :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
         :param progress_bar: Display a progress bar using tqdm and rich.
         :return: the trained model
-        :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite; or if ranks differ.
-        :raises RankError: If anything fails on any of several ranks, or one of them is gone.
+        :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite; or if processes differ.
+        :raises ProcessError: If anything fails in any of several processes, or one of them is gone.
         """
         assert self.env is not None
         self._time_limit = find_time_limit(self.env)
-        self._joint.start(self, total_timesteps)
-        if self._joint.ranks.rank > 0:
+        processes = self._synchronization.processes
+        self._synchronization.start(self, total_timesteps)
+        if processes.rank > 0:
             callback, progress_bar = None, False
         elif reset_num_timesteps and self.n_steps is not None and self.n_episodes is None:
-            n_envs = self.n_envs * self._joint.ranks.size
+            n_envs = self.n_envs * processes.size
             if (warning := explain_few_updates(int(total_timesteps), self.n_steps, n_envs)) is not None:
                 warnings.warn(warning, UserWarning, stacklevel=2)
         return super().learn(
@@ -729,7 +701,7 @@ class REINFORCE(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "policy_average", "distributed", "_joint", "_warned"]
+        return [*super()._excluded_save_params(), "_rng", "policy_average", "distributed", "_synchronization", "_warned"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -746,13 +718,13 @@ class REINFORCE(OnPolicyAlgorithm):
 
         The file is written beside its destination and then put in its place, so that whatever happens in between, the
         destination holds either the old model or the new one. Symbolic links are followed, and an old file's mode stays. Of
-        several ranks only rank 0 writes.
+        several processes only process 0 writes.
 
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
-        if self._joint.ranks.rank > 0:
+        if self._synchronization.processes.rank > 0:
             return
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)

@@ -258,7 +258,7 @@ def noise_of(values: np.ndarray | None, **switches) -> float:
     for path in PATHS:
         rows = state_rows(path)
         own_values = None if values is None else values[rows]
-        weights = estimator(np.array(path.rewards, np.float64), own_values, np.array([len(rows)])).weights
+        weights = estimator(np.array(path.rewards, np.float64), own_values, np.array([len(rows)])).score_weights
         logit_gradient = np.zeros((3, 2))
         for row, action, weight in zip(rows, path.actions, weights, strict=True):
             logit_gradient[row] += weight * (np.eye(2)[action] - ACTION_PROBABILITIES[row])
@@ -293,7 +293,7 @@ def test_the_longer_an_episode_is_the_less_it_fits():
     def noise(n_steps, values, return_type):
         estimator = Estimator(1.0, 1.0, return_type, baseline=None if values is None else "value", loss_reduction="episode")
         sequences = np.array(list(itertools.product((0.0, 1.0), repeat=n_steps)))
-        found = [estimator(rewards, values, np.array([n_steps])).weights * (rewards - 0.5) for rewards in sequences]
+        found = [estimator(rewards, values, np.array([n_steps])).score_weights * (rewards - 0.5) for rewards in sequences]
         return np.var(found, axis=0).sum()
 
     for n_steps, expected in ((2, (0.3, 0.2, 0.1)), (8, (0.345, 0.099, 0.049))):

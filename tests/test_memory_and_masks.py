@@ -13,9 +13,10 @@ from stable_baselines3.common.logger import Logger
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs.t_maze import TMazeEnv
 from sb3_reinforce.policies.recurrent import MlpLstmPolicy
+from sb3_reinforce.rollout import make_action_sampler
 from sb3_reinforce.rollout.action_masks import ActionMaskInObservation
 from sb3_reinforce.rollout.recurrent_samplers import NumpyLstmActor, RecurrentDistributionSampler
-from sb3_reinforce.rollout.samplers import ParameterSampler, make_action_sampler
+from sb3_reinforce.rollout.samplers import ParameterSampler
 
 GAMMA = 0.9
 SMALL = {"lstm_hidden_size": 5, "net_arch": [4], "ortho_init": False}
@@ -109,7 +110,7 @@ def test_predict_takes_state_and_masks(in_observation):
         places = rng.normal(size=(2, 2)).astype(np.float32)
         masks = rng.permuted(np.tile([True, True, False], (2, 1)), axis=1)
         episode_start = rng.random(2) < 0.2
-        actor.forget(episode_start)
+        actor.reset_states(episode_start)
         observations = {"observation": places, "action_mask": masks.astype(np.int8)} if in_observation else places
         given = None if in_observation and step % 2 else masks
         actions, state = model.predict(observations, state, episode_start, deterministic=True, action_masks=given)

@@ -25,11 +25,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.distributed.partition import single_partition
 from sb3_reinforce.lab.gradients import ScoreGradients
 from sb3_reinforce.policies.recurrent import MlpLstmPolicy
+from sb3_reinforce.rollout import make_action_sampler
 from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
 from sb3_reinforce.rollout.recurrent_samplers import NumpyLstmActor, RecurrentDistributionSampler, TorchLstmActor
-from sb3_reinforce.rollout.samplers import ParameterSampler, make_action_sampler
+from sb3_reinforce.rollout.samplers import ParameterSampler
 from sb3_reinforce.update.policy_step import Divergence
 from sb3_reinforce.update.recurrent_evaluator import RecurrentPolicyEvaluator, run_lstm_over_episodes
 
@@ -107,7 +109,7 @@ def random_batch(observation_space, action_space, lengths, cut_episodes=()):
         episode_lengths=np.array(lengths),
         cut_steps=ends[list(cut_episodes)] - 1,
         final_observations=observations(len(cut_episodes)) if cut_episodes else None,
-        locate=lambda index: (0, index),
+        episode_starts=np.stack([np.zeros(len(lengths), dtype=np.int64), ends - lengths], axis=1),
     )
 
 
@@ -217,7 +219,7 @@ def test_every_distribution_is_read_as_sb3_contrib_does(action_space, use_sde, n
     size=st.one_of(st.none(), st.integers(1, 60)),
     minibatch=st.one_of(st.none(), st.integers(1, 60)),
 )
-def test_pieces_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, size, minibatch):
+def test_micro_batches_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, size, minibatch):
     batch = random_batch(BOX, spaces.Discrete(3), lengths)
     reader = RecurrentPolicyEvaluator(make_policy(), size)
     ends = np.cumsum(lengths)
@@ -227,18 +229,18 @@ def test_pieces_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, 
     def is_whole(steps):
         return all(np.count_nonzero(episode_of[steps] == k) == lengths[k] for k in np.unique(episode_of[steps]))
 
-    pieces = list(reader.pieces(batch))
-    np.testing.assert_array_equal(th.cat([all_steps[piece] for piece in pieces]), all_steps)
-    assert all(piece.stop in ends for piece in pieces)
-    for piece in pieces:
+    micro_batches = reader.micro_batches(batch.episode_lengths)
+    np.testing.assert_array_equal(th.cat([all_steps[piece] for piece in micro_batches]), all_steps)
+    assert all(piece.stop in ends for piece in micro_batches)
+    for piece in micro_batches:
         assert size is None or piece.stop - piece.start <= size or piece.stop - piece.start in lengths
     # As long as possible: no two neighbours fit together
-    for first, second in itertools.pairwise(pieces):
+    for first, second in itertools.pairwise(micro_batches):
         next_length = lengths[int(np.searchsorted(ends, second.start, side="right"))]
         assert size is not None and first.stop - first.start + next_length > size
 
-    drawn = list(reader.minibatches(batch, minibatch, np.random.default_rng(0)))
-    chosen = [[all_steps[steps].numpy() for steps in pieces] for pieces in drawn]
+    drawn = list(reader.minibatches(batch.episode_lengths, minibatch, np.random.default_rng(0)))
+    chosen = [[all_steps[steps].numpy() for steps in micro_batches] for micro_batches in drawn]
     np.testing.assert_array_equal(np.sort(np.concatenate([s for steps in chosen for s in steps])), all_steps)
     assert all(is_whole(steps) for micro_batches in chosen for steps in micro_batches)
     for micro_batches in chosen:
@@ -247,7 +249,7 @@ def test_pieces_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, 
         assert size is None or all(len(steps) <= size or len(steps) in lengths for steps in micro_batches)
 
     bound = minibatch or sum(lengths)
-    subset = reader.subsample(batch, bound, np.random.default_rng(0)).numpy()
+    subset = reader.subsample(batch.episode_lengths, bound, np.random.default_rng(0)).numpy()
     assert is_whole(subset) and len(subset) == len(set(subset)) > 0
     assert len(subset) <= bound or len(subset) in lengths
     assert bound < sum(lengths) or len(subset) == sum(lengths)
@@ -258,7 +260,7 @@ def test_every_episode_is_as_likely_to_be_chosen_however_long_it_is():
     batch, reader = random_batch(BOX, spaces.Discrete(3), lengths), RecurrentPolicyEvaluator(make_policy())
     rng, counts = np.random.default_rng(0), np.zeros(sum(lengths))
     for _ in range(400):
-        counts[reader.subsample(batch, 64, rng)] += 1
+        counts[reader.subsample(batch.episode_lengths, 64, rng)] += 1
     shares = counts[np.cumsum(lengths) - 1] / 400
     # The four longest have 67 steps, the three longest 64
     np.testing.assert_allclose(shares, 0.5, atol=0.1)
@@ -268,7 +270,7 @@ def test_minibatches_of_chosen_episodes_are_read_like_the_whole_batch():
     batch = random_batch(BOX, spaces.Discrete(3), [4, 9, 2, 7, 7])
     reader = RecurrentPolicyEvaluator(make_policy())
     values = reader.values(batch)
-    for (steps,) in reader.minibatches(batch, 10, np.random.default_rng(0)):
+    for (steps,) in reader.minibatches(batch.episode_lengths, 10, np.random.default_rng(0)):
         np.testing.assert_allclose(reader.values_of(batch, steps).detach(), values[steps], atol=1e-6)
         assert len(np.unique(values[steps])) == len(steps)
 
@@ -304,7 +306,9 @@ def test_fisher_vector_products_are_those_of_pytorchs_second_derivatives(policy_
         p for name, p in policy.named_parameters() if name.startswith(("lstm_actor", "mlp_extractor.p", "action_net"))
     ]
     direction = th.randn(sum(p.numel() for p in parameters), dtype=th.float64)
-    product = Divergence(RecurrentPolicyEvaluator(policy), batch, slice(0, 32)).fisher_product(parameters)(direction)
+    product = Divergence(
+        RecurrentPolicyEvaluator(policy), batch, slice(0, 32), single_partition(batch.episode_lengths)
+    ).fisher_product(parameters)(direction)
 
     log_probs = []
     for observations in th.split(batch.observations.double(), batch.episode_lengths.tolist()):
@@ -352,7 +356,7 @@ def test_logits_equal_sb3_contribs_over_hundreds_of_steps_with_resets(make_actor
     actor = make_actor(policy, 5)
     own = []
     for obs, episode_start in zip(observations, starts, strict=True):
-        actor.forget(episode_start)
+        actor.reset_states(episode_start)
         own.append(actor(obs).copy())
     own = np.stack(own)
     if isinstance(action_space, spaces.Discrete):
@@ -591,10 +595,10 @@ def test_an_lstm_that_forgets_everything_is_an_mlp():
 def test_accumulation_changes_nothing(micro_batch_size, kwargs):
     paths = recall_paths()
     whole = recorded_gradients(recall_model(**kwargs), paths)
-    pieces = recorded_gradients(recall_model(micro_batch_size=micro_batch_size, **kwargs), paths)
-    assert whole.keys() == pieces.keys()
+    micro_batches = recorded_gradients(recall_model(micro_batch_size=micro_batch_size, **kwargs), paths)
+    assert whole.keys() == micro_batches.keys()
     for name, gradient in whole.items():
-        np.testing.assert_allclose(pieces[name], gradient, atol=1e-6)
+        np.testing.assert_allclose(micro_batches[name], gradient, atol=1e-6)
 
 
 def test_an_episode_longer_than_a_micro_batch_is_taken_whole_and_said_once():
@@ -666,7 +670,7 @@ LEARNING = {
     "lambda": {"gae_lambda": 0.9},
     "time step": {"baseline": "time_step", "n_episodes": 6, "n_steps": None},
     "whole return": {"return_type": "episode", "baseline": None},
-    "pieces": {"micro_batch_size": 40, "critic_batch_size": 20},
+    "micro_batches": {"micro_batch_size": 40, "critic_batch_size": 20},
 }
 
 
@@ -737,7 +741,7 @@ def test_predict_carries_the_state_and_resets_it():
     starts = rng.random((30, 2)) < 0.2
     state = None
     for obs, episode_start in zip(observations, starts, strict=True):
-        actor.forget(episode_start)
+        actor.reset_states(episode_start)
         actions, state = model.predict(obs, state, episode_start, deterministic=True)
         np.testing.assert_array_equal(actions, actor(obs).argmax(axis=1))
         assert [part.shape for part in state] == [(1, 2, 5), (1, 2, 5)]

@@ -544,7 +544,7 @@ def test_a_compiled_policy_learns_the_same(policy):
 
 @pytest.mark.parametrize("use_critic, baseline", [(False, "value"), (True, None)])
 def test_whether_there_is_a_critic_is_for_the_baseline_to_say(use_critic, baseline):
-    with pytest.raises(ValueError, match=f"policy_kwargs: use_critic={use_critic} contradicts baseline={baseline!r}"):
+    with pytest.raises(ValueError, match=f"policy_kwargs: use_critic={use_critic} contradicts baseline"):
         REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, policy_kwargs={"use_critic": use_critic})
     model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, policy_kwargs={"use_critic": not use_critic})
     assert model.policy.use_critic == (not use_critic)

@@ -1,7 +1,7 @@
 """
-What the processes of one training share, by ``torch.distributed``; the identity in one process.
+The processes of one training and what they exchange, by ``torch.distributed``. In one process every exchange is the identity.
 
-Numbers are gathered and sums are added up, but nothing is ever averaged over ranks: they hold different numbers of steps and
+Data is gathered and sums are added up, but nothing is ever averaged over processes: they hold different numbers of steps and
 episodes, and a mean of their means would be the mean of something else.
 """
 
@@ -10,11 +10,10 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
 from torch import distributed
 
@@ -33,14 +32,17 @@ LOST_PROCESS = re.compile(
 
 
 class ProcessError(RuntimeError):
-    """Something failed on one rank, so that all of them stop; or another rank is gone."""
+    """Something failed in one process, so that all of them stop; or another process is gone."""
 
 
 class ProcessGroup(NamedTuple):
     """
     The processes of one training, as one of them sees it.
 
-    :param rank: The number of this process, from 0. Rank 0 alone has callbacks, logs and files.
+    Every process makes the same exchanges in the same order. Before each exchange they tell each other whether one of them has
+    failed since the last one (``failing_together``), so that none waits for a process that will not come.
+
+    :param rank: The number of this process, from 0. Process 0 alone has callbacks, logs and files.
     :param size: Number of processes.
     """
 
@@ -52,96 +54,99 @@ class ProcessGroup(NamedTuple):
         Divide something that can be counted.
 
         :param total: How much there is.
-        :return: How much of it is this rank's. No two ranks differ by more than 1.
+        :return: This process's share. No two processes differ by more than 1.
         """
         return total // self.size + (self.rank < total % self.size)
 
-    def gather(self, compute: Callable[[], T]) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """
-        Let every rank compute something, and hand all results to all.
+        Give the values of all processes to all.
 
-        :param compute: Called once; its result is pickled.
-        :return: The results in the order of the ranks.
-        :raises ProcessError: If it failed on a rank, which is named, or its result cannot be pickled; or if a rank is gone.
+        :param value: This process's. Pickled.
+        :return: The values in the order of the processes.
+        :raises ProcessError: If a process has failed, which is named, or is gone.
         """
         if self.size == 1:
-            return [compute()]
-        # Pickled before the exchange, in which a rank that failed would leave the others waiting
-        packed, error = _attempt(lambda: pickle.dumps(compute()))
-        results: list[Any] = [None] * self.size
-        with _peers_expected():
-            distributed.all_gather_object(results, (packed, None if error is None else _describe(error)))
-        _refuse([description for _, description in results], error)
-        return [pickle.loads(packed) for packed, _ in results]
+            return [value]
+        pickled = pickle.dumps(value)
+        self._check_others()
+        values: list[Any] = [None] * self.size
+        with _lost_process_named():
+            distributed.all_gather_object(values, pickled)
+        return [pickle.loads(other) for other in values]
 
-    def broadcast(self, compute: Callable[[], T]) -> T:
+    def broadcast(self, value: T) -> T:
         """
-        Let rank 0 compute something, and hand it to all.
+        Give the value of process 0 to all.
 
-        :param compute: Called once on rank 0; its result is pickled.
-        :return: The same object on rank 0, a copy of it elsewhere.
-        :raises ProcessError: If it failed, or its result cannot be pickled; or if a rank is gone.
+        :param value: Pickled in process 0, unused elsewhere.
+        :return: The same object in process 0, a copy of it elsewhere.
+        :raises ProcessError: If a process has failed, which is named, or is gone.
         """
         if self.size == 1:
-            return compute()
-        value: Any
-        value, error = _attempt(compute) if self.rank == 0 else (None, None)
-        packed, error = _attempt(lambda: pickle.dumps(value)) if error is None else (None, error)
-        results: list[Any] = [(packed, None if error is None else _describe(error))]
-        with _peers_expected():
-            distributed.broadcast_object_list(results, src=0)
-        _refuse([results[0][1]], error)
-        received: T = value if self.rank == 0 else pickle.loads(results[0][0])
-        return received
+            return value
+        pickled = [pickle.dumps(value) if self.rank == 0 else b""]
+        self._check_others()
+        with _lost_process_named():
+            distributed.broadcast_object_list(pickled, src=0)
+        return value if self.rank == 0 else pickle.loads(pickled[0])
 
     def sum(self, tensor: th.Tensor) -> th.Tensor:
         """
-        Add up a tensor over all ranks.
+        Add up a tensor over all processes.
 
-        :param tensor: Of the same shape everywhere; changed in place.
-        :return: The sum, to the last bit the same on all ranks.
-        :raises ProcessError: If a rank is gone.
+        :param tensor: Of the same shape everywhere. Changed in place.
+        :return: The sum, the same to the last bit everywhere.
+        :raises ProcessError: If a process has failed, which is named, or is gone.
         """
         if self.size > 1:
-            with _peers_expected():
+            self._check_others()
+            with _lost_process_named():
                 distributed.all_reduce(tensor)
         return tensor
 
-    def sum_gradients(
-        self, parameters: Sequence[th.nn.Parameter], compute: Callable[[], Sequence[float]], n_numbers: int
-    ) -> Sequence[float]:
+    def sum_gradients(self, parameters: Sequence[th.nn.Parameter], numbers: Sequence[float]) -> list[float]:
         """
-        Let every rank compute its part of a gradient, and add the parts up, in a single reduction.
+        Add up gradients over all processes, and a few numbers with them, in a single reduction.
 
-        :param parameters: Their ``grad`` may be None on some ranks; it is None afterwards where it was on all.
-        :param compute: Called once; adds to ``grad`` and returns numbers, which are added up as well.
-        :param n_numbers: How many.
+        :param parameters: Their ``grad`` may be None in some processes. Afterwards it is None where it was None in all.
+        :param numbers: As many everywhere.
         :return: The sums of the numbers.
-        :raises ProcessError: If it failed on a rank, which is named; or if a rank is gone.
+        :raises ProcessError: If a process has failed, which is named, or is gone.
         """
-        if self.size == 1:
-            return compute()
-        if not parameters:
-            return [sum(numbers) for numbers in zip(*self.gather(compute), strict=True)]
-        numbers, error = _attempt(compute)
-        # A rank that failed takes part all the same: the others would wait for it
-        failed = np.arange(self.size) == (self.rank if error is not None else -1)
-        has_gradient = [parameter.grad is not None for parameter in parameters]
-        parts = [*failed.tolist(), *has_gradient, *(numbers or [0.0] * n_numbers)]
+        if self.size == 1 or not parameters:
+            return list(numbers) if self.size == 1 else self.sum(th.tensor(numbers, dtype=th.float64)).tolist()
+        has_gradient = [float(parameter.grad is not None) for parameter in parameters]
         gradients = [th.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = th.cat([parameters[0].new_tensor(parts), *(gradient.reshape(-1) for gradient in gradients)])
-        parts_sum, *gradient_sums = th.split(self.sum(flat), [len(parts), *(parameter.numel() for parameter in parameters)])
-        failures, gradient_flags, sums = np.split(parts_sum.cpu().numpy(), [self.size, self.size + len(parameters)])
-        if failures.any():
-            self.gather(lambda: _raise(error))
-        for parameter, gradient_sum, flag in zip(parameters, gradient_sums, gradient_flags, strict=True):
+        head = parameters[0].new_tensor([*has_gradient, *numbers])
+        flat = self.sum(th.cat([head, *(gradient.reshape(-1) for gradient in gradients)]))
+        head_sum, *gradient_sums = th.split(flat, [len(head), *(parameter.numel() for parameter in parameters)])
+        flags, sums = head_sum[: len(parameters)].tolist(), head_sum[len(parameters) :].tolist()
+        for parameter, gradient_sum, flag in zip(parameters, gradient_sums, flags, strict=True):
             if flag > 0:
                 parameter.grad = gradient_sum.view_as(parameter)
-        return [float(number) for number in sums]
+        return sums
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """
+        Tell the other processes if this one fails.
+
+        :return: Context manager around work that makes exchanges.
+        :raises ProcessError: In all processes, if one of them fails; names it and the error.
+        """
+        try:
+            yield
+        except ProcessError:
+            raise
+        except Exception as error:
+            if self.size == 1:
+                raise
+            self._check_others(error)
 
     def device_of(self, device: th.device) -> th.device:
         """
-        Choose a GPU of its own for each rank of a machine, as far as there are enough.
+        Choose a GPU of its own for each process of a machine, as far as there are enough.
 
         :param device: The one that was asked for.
         :return: The same, with a number if it is a GPU without one.
@@ -150,14 +155,27 @@ class ProcessGroup(NamedTuple):
             return device
         return th.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % th.cuda.device_count())
 
+    def _check_others(self, error: Exception | None = None) -> None:
+        """Learn which processes have failed since the last exchange, and tell them whether this one has."""
+        failures = th.tensor([float(error is not None)])
+        with _lost_process_named():
+            distributed.all_reduce(failures)
+            if failures.item() == 0:
+                return
+            descriptions: list[Any] = [None] * self.size
+            own = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+            distributed.all_gather_object(descriptions, own)
+        failed = [f"Process {rank} failed with {text}" for rank, text in enumerate(descriptions) if text is not None]
+        raise ProcessError("; ".join(failed)) from error
 
-#: One process, as ever.
+
+#: A training in one process.
 SINGLE_PROCESS = ProcessGroup()
 
 
 def join_process_group(device: th.device) -> ProcessGroup:
     """
-    Meet the other processes that torchrun started, or take the process group that there is already.
+    Join the other processes that torchrun started, or take the process group that there is already.
 
     :param device: Of the model. With a GPU for every rank of the machine, what lies on them is added up by NCCL, the rest
         by gloo.
@@ -177,7 +195,7 @@ def join_process_group(device: th.device) -> ProcessGroup:
             return SINGLE_PROCESS
         n_local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         has_own_gpu = device.type == "cuda" and th.cuda.device_count() >= n_local
-        with _peers_expected():
+        with _lost_process_named():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if has_own_gpu else "gloo")
         atexit.register(leave_process_group)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
@@ -192,7 +210,7 @@ def leave_process_group() -> None:
 
 
 @contextmanager
-def _peers_expected() -> Iterator[None]:
+def _lost_process_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -203,25 +221,3 @@ def _peers_expected() -> Iterator[None]:
             "Another process of the training is gone, or did not answer in time: what it printed last says why "
             f"({first_sentence})"
         ) from error
-
-
-def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    try:
-        return compute(), None
-    except Exception as error:
-        return None, error
-
-
-def _raise(error: Exception | None) -> None:
-    if error is not None:
-        raise error
-
-
-def _describe(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _refuse(descriptions: Sequence[str | None], own_error: Exception | None) -> None:
-    failed = [f"Rank {rank} failed with {text}" for rank, text in enumerate(descriptions) if text is not None]
-    if failed:
-        raise ProcessError("; ".join(failed)) from own_error

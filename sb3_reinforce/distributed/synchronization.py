@@ -1,13 +1,12 @@
-"""What the ranks of one training do together around the updates: start alike, and end every rollout as one."""
+"""What the processes of one training do together around the updates: start alike, and finish every rollout as one."""
 
 import inspect
 import io
+import itertools
 import os
 import re
 import warnings
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch as th
@@ -16,18 +15,18 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_reinforce.distributed.process_group import ProcessGroup
+from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-#: Arguments that may differ: ranks have environments of their own, and only rank 0 has logs.
-OWN_ARGUMENTS = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
+#: Arguments that may differ: processes have environments of their own, and only process 0 has logs.
+LOCAL_ARGUMENTS = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
 
 #: The running statistics of a ``VecNormalize``, by name.
 Statistics = dict[str, RunningMeanStd]
 
 
-class RolloutReport(NamedTuple):
+class LocalRollout(NamedTuple):
     """
-    What a rank says of its rollout.
+    What a process tells the others of its rollout.
 
     :param goes_on: False if a callback stopped the training.
     :param n_steps: Steps of all its environments.
@@ -49,63 +48,29 @@ class RolloutReport(NamedTuple):
     checksum: int
 
 
-class NotingDeque(deque[Any]):
-    """
-    A deque that also notes what is added to it.
-
-    :param items: What it starts with, and how much it holds.
-    """
-
-    def __init__(self, items: deque[Any]) -> None:
-        super().__init__(items, items.maxlen)
-        self.added: list[Any] = []
-
-    def append(self, item: Any) -> None:
-        """
-        Add an item.
-
-        :param item: The item.
-        """
-        super().append(item)
-        self.added.append(item)
-
-    def __reduce__(self) -> Any:
-        # A callback may save the model during a rollout
-        return deque, (list(self), self.maxlen)
-
-    def extend(self, items: Iterable[Any]) -> None:
-        """
-        Add several items.
-
-        :param items: The items.
-        """
-        for item in items:
-            self.append(item)
-
-
 class Synchronization:
     """
     One training in several processes, as one of them takes part in it.
 
-    :param ranks: The processes. With one, everything here is as if it were not there.
+    :param processes: Those that train together. With one, everything here has no effect.
     """
 
-    def __init__(self, ranks: ProcessGroup) -> None:
-        self.ranks = ranks
+    def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.processes = processes
         self._statistics: Statistics = {}
 
     def start(self, model: OnPolicyAlgorithm, total_timesteps: int) -> None:
         """
-        See that all ranks train the same model, and give all of them that of rank 0: parameters, optimizer, statistics.
+        Check that all processes train the same model, and give them the parameters, optimizer and statistics of process 0.
 
         To be called before the environments are reset, since ``VecNormalize`` already counts the first observations.
 
-        :param model: Of this rank.
-        :param total_timesteps: That ``learn`` was called with.
-        :raises ValueError: If the ranks differ in arguments or spaces; names the first difference.
+        :param model: Of this process.
+        :param total_timesteps: Argument of ``learn``.
+        :raises ValueError: If the processes differ in arguments or spaces; names the first difference.
         """
-        ranks = self.ranks
-        if ranks.size == 1:
+        processes = self.processes
+        if processes.size == 1:
             if (n_processes := os.environ.get("WORLD_SIZE", "")) not in ("", "0", "1"):
                 warnings.warn(
                     f"WORLD_SIZE={n_processes}, as from torchrun, but distributed=True is not set: each process trains a "
@@ -115,96 +80,96 @@ class Synchronization:
                     stacklevel=3,
                 )
             return
-        compare(ranks.gather(lambda: {**describe(model), "total_timesteps": str(total_timesteps)}))
+        check_same_model(processes.gather({**describe_model(model), "total_timesteps": str(total_timesteps)}))
         self._share_parameters(model)
-        self._statistics = ranks.broadcast(lambda: copied(statistics_of(model)))
-        for name, statistics in statistics_of(model).items():
-            vars(statistics).update(vars(self._statistics[name].copy()))
-        if ranks.rank > 0:
+        self._statistics = processes.broadcast({name: part.copy() for name, part in find_statistics(model).items()})
+        self._restore_statistics(model)
+        if processes.rank > 0:
             model.set_logger(Logger(None, []))
         elif model.verbose >= 1:
-            print(f"Training with {ranks.size} ranks: one policy, one gradient")
+            print(f"Training with {processes.size} processes: one policy, one gradient")
 
-    def collect(self, model: OnPolicyAlgorithm, collect: Callable[[], bool]) -> bool:
+    def begin_rollout(self, model: OnPolicyAlgorithm) -> None:
         """
-        Let all ranks collect, and put together what they counted.
+        Note what is common to all processes before they collect.
 
-        :param model: Of this rank. Its number of steps, statistics of episodes and of ``VecNormalize`` are those of all ranks
-            afterwards.
-        :param collect: Collects with the environments of this rank; False if a callback stopped the training.
-        :return: False if a callback stopped it on any rank.
-        :raises RankError: If anything failed on a rank, which is named.
+        :param model: Of this process.
         """
-        if self.ranks.size == 1:
-            return collect()
-        num_timesteps = model.num_timesteps
-        infos, successes = model.ep_info_buffer, model.ep_success_buffer
-        assert infos is not None and successes is not None
-        model.ep_info_buffer, model.ep_success_buffer = noted = NotingDeque(infos), NotingDeque(successes)
+        assert model.ep_info_buffer is not None and model.ep_success_buffer is not None
+        self._n_steps = model.num_timesteps
+        self._episode_infos, self._successes = list(model.ep_info_buffer), list(model.ep_success_buffer)
 
-        def report() -> RolloutReport:
-            goes_on = collect()
-            buffer: Any = model.rollout_buffer
-            return RolloutReport(
-                goes_on=goes_on,
-                n_steps=model.num_timesteps - num_timesteps,
-                n_used=buffer.n_counted_steps,
-                n_episodes=sum(map(len, buffer.episode_ends)),
-                episode_infos=noted[0].added,
-                successes=noted[1].added,
-                increments={name: increment(self._statistics[name], now) for name, now in statistics_of(model).items()},
-                checksum=checksum(model),
-            )
+    def finish_rollout(self, model: OnPolicyAlgorithm, goes_on: bool, infos: list[dict[str, Any]]) -> bool:
+        """
+        Put together what the processes have counted. Steps, episode statistics and ``VecNormalize`` are then those of all.
 
-        try:
-            reports = self.ranks.gather(report)
-        finally:
-            model.ep_info_buffer, model.ep_success_buffer = infos, successes
-        for rank_report in reports:
-            infos.extend(rank_report.episode_infos)
-            successes.extend(rank_report.successes)
-        n_steps = sum(rank_report.n_steps for rank_report in reports)
-        model.num_timesteps = num_timesteps + n_steps
-        self._merge_statistics(model, reports)
-        if len({rank_report.checksum for rank_report in reports}) > 1:
+        :param model: Of this process.
+        :param goes_on: False if a callback stopped the training here.
+        :param infos: At the ends of this process's counted episodes.
+        :return: False if a callback stopped it in any process.
+        :raises ProcessError: If another process has failed, or is gone.
+        """
+        if self.processes.size == 1:
+            return goes_on
+        buffer: Any = model.rollout_buffer
+        local = LocalRollout(
+            goes_on=goes_on,
+            n_steps=model.num_timesteps - self._n_steps,
+            n_used=buffer.n_counted_steps,
+            n_episodes=sum(map(len, buffer.episode_ends)),
+            episode_infos=[info["episode"] for info in infos if "episode" in info],
+            successes=[info["is_success"] for info in infos if "is_success" in info],
+            increments={name: increment(self._statistics[name], now) for name, now in find_statistics(model).items()},
+            checksum=checksum(model),
+        )
+        rollouts = self.processes.gather(local)
+        n_steps = sum(rollout.n_steps for rollout in rollouts)
+        model.num_timesteps = self._n_steps + n_steps
+        for buffered, before, added in (
+            (model.ep_info_buffer, self._episode_infos, [rollout.episode_infos for rollout in rollouts]),
+            (model.ep_success_buffer, self._successes, [rollout.successes for rollout in rollouts]),
+        ):
+            assert buffered is not None
+            buffered.clear()
+            buffered.extend(itertools.chain(before, *added))
+        for rollout in rollouts:
+            for name, more in rollout.increments.items():
+                if more.count > 0:
+                    self._statistics[name].combine(more)
+        self._restore_statistics(model)
+        if len({rollout.checksum for rollout in rollouts}) > 1:
             warnings.warn(
-                "The ranks' parameters had drifted apart, as on processors that round differently: all go on with rank 0's",
+                "The parameters of the processes had drifted apart, as on processors that round differently: all go on with "
+                "those of process 0",
                 UserWarning,
                 stacklevel=3,
             )
             self._share_parameters(model)
-        model.logger.record("rollout/episodes", sum(rank_report.n_episodes for rank_report in reports))
-        n_used = sum(rank_report.n_used for rank_report in reports)
-        model.logger.record("rollout/discarded_fraction", 1.0 - n_used / n_steps)
-        return all(rank_report.goes_on for rank_report in reports)
+        model.logger.record("rollout/episodes", sum(rollout.n_episodes for rollout in rollouts))
+        model.logger.record("rollout/discarded_fraction", 1.0 - sum(rollout.n_used for rollout in rollouts) / n_steps)
+        return all(rollout.goes_on for rollout in rollouts)
 
     def _share_parameters(self, model: OnPolicyAlgorithm) -> None:
-        def stored_parameters() -> bytes:
-            file = io.BytesIO()
+        file = io.BytesIO()
+        if self.processes.rank == 0:
             th.save(model.get_parameters(), file)
-            return file.getvalue()
-
-        stored = self.ranks.broadcast(stored_parameters)
-        if self.ranks.rank > 0:
+        stored = self.processes.broadcast(file.getvalue())
+        if self.processes.rank > 0:
             model.set_parameters(th.load(io.BytesIO(stored), map_location=model.device), device=model.device)
 
-    def _merge_statistics(self, model: OnPolicyAlgorithm, reports: list[RolloutReport]) -> None:
-        for rank_report in reports:
-            for name, more in rank_report.increments.items():
-                if more.count > 0:
-                    self._statistics[name].combine(more)
-        for name, statistics in statistics_of(model).items():
+    def _restore_statistics(self, model: OnPolicyAlgorithm) -> None:
+        for name, statistics in find_statistics(model).items():
             vars(statistics).update(vars(self._statistics[name].copy()))
 
 
-def describe(model: OnPolicyAlgorithm) -> dict[str, str]:
+def describe_model(model: OnPolicyAlgorithm) -> dict[str, str]:
     """
-    Write down what must be the same on all ranks.
+    Write down what must be the same in all processes.
 
     :param model: A model that is set up.
-    :return: Values by the names of arguments and spaces.
+    :return: Descriptions without addresses, by the names of arguments and spaces.
     """
-    names = [name for name in inspect.signature(type(model)).parameters if name not in OWN_ARGUMENTS]
+    names = [name for name in inspect.signature(type(model)).parameters if name not in LOCAL_ARGUMENTS]
     # SB3 keeps some arguments as private attributes
     values = {name: vars(model).get(name, vars(model).get(f"_{name}")) for name in names}
     values["policy"] = type(model.policy).__name__
@@ -212,43 +177,28 @@ def describe(model: OnPolicyAlgorithm) -> dict[str, str]:
         values[name] = getattr(model, name)
     # After the spaces, which they follow from
     values["shapes of the parameters"] = {name: tuple(part.shape) for name, part in model.policy.state_dict().items()}
-    values["VecNormalize"] = sorted(statistics_of(model))
-    return {name: " ".join(in_words(value).split()) for name, value in values.items()}
+    values["VecNormalize"] = sorted(find_statistics(model))
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split())) for name, value in values.items()}
 
 
-def in_words(value: Any) -> str:
-    """
-    Describe a value such that equal ones have equal descriptions, in another process too.
-
-    :param value: An argument of the model.
-    :return: A schedule by what it gives, everything else as ``repr`` does, but without addresses.
-    """
-    if callable(value) and not isinstance(value, type):
-        try:
-            return str([float(value(progress_remaining)) for progress_remaining in (1.0, 0.5, 0.0)])
-        except (TypeError, ValueError):
-            pass
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def compare(descriptions: list[dict[str, str]]) -> None:
+def check_same_model(descriptions: list[dict[str, str]]) -> None:
     """
     Refuse to train different models as one.
 
-    :param descriptions: Of each rank.
-    :raises ValueError: If they differ; names the first difference and a rank that has it.
+    :param descriptions: Of each process.
+    :raises ValueError: If they differ; names the first difference and a process that has it.
     """
     first = descriptions[0]
     for rank, other in enumerate(descriptions[1:], start=1):
         for name in {**first, **other}:
             if first.get(name) != other.get(name):
                 raise ValueError(
-                    f"All ranks must train the same model, but {name} is {first.get(name)} on rank 0 and {other.get(name)} on "
-                    f"rank {rank}"
+                    f"All processes must train the same model, but {name} is {first.get(name)} in process 0 and "
+                    f"{other.get(name)} in process {rank}"
                 )
 
 
-def statistics_of(model: OnPolicyAlgorithm) -> Statistics:
+def find_statistics(model: OnPolicyAlgorithm) -> Statistics:
     """
     Find the running statistics of ``VecNormalize``.
 
@@ -265,19 +215,9 @@ def statistics_of(model: OnPolicyAlgorithm) -> Statistics:
     return {**found, **{f"observations[{key!r}]": part for key, part in observations.items()}}
 
 
-def copied(statistics: Statistics) -> Statistics:
-    """
-    Copy statistics.
-
-    :param statistics: By name.
-    :return: The same names with statistics of their own.
-    """
-    return {name: part.copy() for name, part in statistics.items()}
-
-
 def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
     """
-    Take away what was known before, so that what several ranks have in common is not counted several times.
+    Take away what was known before, so that what several processes have in common is not counted several times.
 
     The inverse of how Chan et al. (1979) combine the statistics of two samples, which is what SB3 does.
 

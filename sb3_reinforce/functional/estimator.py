@@ -27,13 +27,13 @@ class PolicyGradientTargets(NamedTuple):
 
     :param rewards_to_go: What a critic is fitted on: the causal return of each step, shape ``(n_steps,)``.
     :param advantages: Return minus baseline, as it is: neither normalised nor weighted, shape ``(n_steps,)``.
-    :param weights: What the score of each step is multiplied with, shape ``(n_steps,)``.
+    :param score_weights: What the score of each step is multiplied with, shape ``(n_steps,)``.
     :param n_averaged: What the sum over steps is divided by: the number of steps, or of episodes.
     """
 
     rewards_to_go: Array
     advantages: Array
-    weights: Array
+    score_weights: Array
     n_averaged: int
 
 

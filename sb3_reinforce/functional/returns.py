@@ -49,6 +49,34 @@ def discounted_sums(terms: npt.ArrayLike, episode_lengths: IntArray, discount: f
     return sums
 
 
+def complete_rewards(
+    rewards: Array,
+    log_probs: Array | None,
+    ent_coef: float,
+    cut_steps: IntArray,
+    final_values: Array | None,
+    gamma: float,
+) -> Array:
+    """
+    Add to the rewards what the objective has beside them: entropy, and what would have followed episodes that were cut.
+
+    :param rewards: Of the environment, shape ``(n_steps,)``.
+    :param log_probs: Of the actions, shape ``(n_steps,)``; needed unless ``ent_coef`` is 0.
+    :param ent_coef: What ``-log_prob`` of an action earns (Levine 2018, eq. 9); 0 if the entropy is no part of the return.
+    :param cut_steps: Last step of each episode that was cut, shape ``(n_cuts,)``.
+    :param final_values: V(s) of what followed them, shape ``(n_cuts,)``; None to take the cut for the end of the episode.
+    :param gamma: Discount factor of these values, in [0, 1].
+    :return: Shape ``(n_steps,)``.
+    """
+    if ent_coef != 0.0:
+        assert log_probs is not None
+        rewards = rewards - ent_coef * log_probs
+    if final_values is not None:
+        rewards = rewards.copy()
+        rewards[cut_steps] += gamma * final_values
+    return rewards
+
+
 def rewards_to_go(rewards: npt.ArrayLike, episode_lengths: IntArray, gamma: float) -> Array:
     """
     Compute the causal return ``G_t = sum_{k >= t} gamma**(k - t) r_k`` (Sutton & Barto 2018, eq. 13.8).

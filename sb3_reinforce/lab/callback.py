@@ -92,7 +92,7 @@ class NoiseScaleCallback(BaseCallback):
         weights = np.zeros((1 + len(halves), len(batch.rewards)))
         for row, group in zip(weights, [np.arange(n_episodes), *halves], strict=True):
             steps = steps_of(batch.episode_lengths, group)
-            row[steps] = prepared.targets(steps, batch.episode_lengths[group]).weights / len(group)
+            row[steps] = prepared.targets(steps, batch.episode_lengths[group]).score_weights / len(group)
         gradient, *of_halves = ScoreGradients(evaluator)(batch, weights).astype(np.float64)
         signal = float(np.mean([first @ second for first, second in zip(of_halves[::2], of_halves[1::2], strict=True)]))
         noise = n_episodes * (float(gradient @ gradient) - signal)

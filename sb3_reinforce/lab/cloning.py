@@ -252,7 +252,7 @@ def clone(
 def unit_weights(batch: EpisodeBatch) -> PolicyGradientTargets:
     """Weight every step alike, which makes the pseudo-loss the negative mean log-likelihood."""
     ones = np.ones(len(batch.actions))
-    return PolicyGradientTargets(rewards_to_go=ones, advantages=ones, weights=ones, n_averaged=len(ones))
+    return PolicyGradientTargets(rewards_to_go=ones, advantages=ones, score_weights=ones, n_averaged=len(ones))
 
 
 def minibatches(order: IntArray, episode_lengths: IntArray, batch_size: int) -> list[IntArray]:
@@ -311,7 +311,7 @@ def as_batch(
         episode_lengths=lengths.astype(np.int64),
         cut_steps=np.zeros(0, dtype=np.int64),
         final_observations=None,
-        locate=lambda step: (0, step),
+        episode_starts=np.stack([np.zeros(len(lengths)), np.cumsum(lengths) - lengths], axis=1).astype(np.int64),
         action_masks=None if action_masks is None else th.as_tensor(action_masks, device=model.device),
     )
 

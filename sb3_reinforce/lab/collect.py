@@ -27,7 +27,8 @@ from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.rollout.collector import collect_episodes
-from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
+from sb3_reinforce.update import make_evaluator
+from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 #: With fewer, no interval deserves the name.
 MIN_EPISODES = 20

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 
-from sb3_reinforce.distributed.partition import Partition
 from sb3_reinforce.functional.returns import Array, IntArray
-from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, map_observation
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -45,8 +44,8 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
         "episode_lengths": batch.episode_lengths[np.asarray(episodes)],
         "cut_steps": new_index[batch.cut_steps[cuts]],
         "final_observations": None if len(cuts) == 0 else map_observation(lambda obs: obs[cuts], finals),
-        "locate": lambda step: batch.locate(int(steps[step])),
-        "part": Partition(),
+        "episode_starts": batch.episode_starts[np.asarray(episodes)],
+        "outputs": PolicyOutputs(),
     }
     # Whatever else a batch has, it has for each step
     rest = {name: value for name, value in batch._asdict().items() if name not in own and value is not None}
@@ -69,7 +68,9 @@ class ScoreGradients:
         """Return the parameters of the actor: those that a log-probability depends on."""
         if self._parameters is None:
             candidates = [parameter for parameter in self.evaluator.policy.parameters() if parameter.requires_grad]
-            log_prob, _ = self.evaluator.log_prob_and_entropy(batch, next(iter(self.evaluator.pieces(batch))))
+            log_prob, _ = self.evaluator.log_prob_and_entropy(
+                batch, next(iter(self.evaluator.micro_batches(batch.episode_lengths)))
+            )
             gradients = th.autograd.grad(log_prob.sum(), candidates, allow_unused=True)
             self._parameters = [p for p, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
         return self._parameters
@@ -84,7 +85,7 @@ class ScoreGradients:
         """
         parameters = self.parameters(batch)
         total: th.Tensor | None = None
-        for piece in self.evaluator.pieces(batch):
+        for piece in self.evaluator.micro_batches(batch.episode_lengths):
             log_prob, entropy = self.evaluator.log_prob_and_entropy(batch, piece)
             outputs, seeds = [log_prob], [_rows(weights[:, piece], log_prob)]
             if entropy_weights is not None and any(entropy_weights):

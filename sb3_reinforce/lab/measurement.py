@@ -9,6 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_reinforce.distributed.partition import single_partition
 from sb3_reinforce.functional import returns
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
 from sb3_reinforce.functional.returns import Array, IntArray
@@ -309,7 +310,7 @@ def estimator_gradients(
     """
     own, steps = take_episodes(batch, episodes), steps_of(batch.episode_lengths, episodes)
     targets = [one.targets(steps, own.episode_lengths) for one in prepared]
-    weights = [by.weights / by.n_averaged for by in targets]
+    weights = [by.score_weights / by.n_averaged for by in targets]
     bonuses = [one.ent_coef / by.n_averaged for one, by in zip(prepared, targets, strict=True)]
     return scores(own, np.stack([*weights, np.ones(len(steps))]), [*bonuses, 0.0])
 
@@ -543,14 +544,16 @@ def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, targets: PolicyG
     policy = model.policy
     before = clone_tensors((policy.state_dict(), policy.optimizer.state_dict()))
     update_learning_rate(policy.optimizer, model.lr_schedule(model._current_progress_remaining))
-    divergence = Divergence(evaluator, batch, slice(0, len(batch.actions)))
+    partition = single_partition(batch.episode_lengths)
+    divergence = Divergence(evaluator, batch, slice(0, partition.n_steps), partition)
+    gradient = compute_gradient(evaluator, batch, targets, ent_coef)
     try:
         if isinstance(model, REINFORCE):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="A natural step was skipped")
-                model._policy_step(evaluator, batch, targets, ent_coef)
+                model._policy_step(evaluator, batch, gradient, partition)
         else:
-            clipped_norm(compute_gradient(evaluator, batch, targets, ent_coef), model.max_grad_norm)
+            clipped_norm(gradient, model.max_grad_norm)
             policy.optimizer.step()
         return divergence.value()
     finally:

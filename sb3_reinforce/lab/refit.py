@@ -40,7 +40,7 @@ def critic_inputs(evaluator: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
     """Return features and time, shape ``(n_steps, n_features + 1)``."""
     parts = []
     with th.no_grad():
-        for piece in evaluator.pieces(batch):
+        for piece in evaluator.micro_batches(batch.episode_lengths):
             observations = map_observation(lambda obs: obs[piece], batch.observations)  # noqa: B023
             parts.append(actor_features(evaluator.policy, observations).flatten(1).float().cpu())
     times = th.as_tensor(time_steps(batch.episode_lengths), dtype=th.float32)[:, None]

@@ -11,8 +11,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_reinforce.policies.construction import check_features_extractor
-from sb3_reinforce.policies.inspection import is_recurrent
+from sb3_reinforce.policies.inspection import check_features_extractor, is_recurrent
 from sb3_reinforce.policies.masked_distribution import (
     MASK_KEY,
     action_dims_of,

@@ -1,12 +1,13 @@
-"""Policies by name; recurrent ones are imported only when they are asked for."""
+"""From the arguments of an algorithm to a policy; recurrent ones are imported only when they are asked for."""
 
 from typing import Any
 
 from gymnasium import spaces
-from stable_baselines3.common.policies import (
-    ActorCriticPolicy,
-)
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_reinforce.policies.actor_critic import OptionalCriticMixin, remove_critic
+from sb3_reinforce.policies.inspection import check_features_extractor
 
 #: Policies with memory, which need sb3-contrib.
 RECURRENT_POLICIES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
@@ -28,27 +29,6 @@ def check_policy_class(policy_class: Any) -> None:
     raise ValueError(f"policy must be a name such as 'MlpPolicy' or a class derived from SB3's ActorCriticPolicy, not {name}")
 
 
-def check_features_extractor(policy_name: str, extractor_class: type, observation_space: spaces.Space[Any]) -> None:
-    """
-    Refuse SB3's feature extractors where they cannot read the observations.
-
-    :param policy_name: Of its class.
-    :param extractor_class: Of its features extractor.
-    :param observation_space: Without the action mask.
-    :raises ValueError: If they do not fit; names the policy that does.
-    """
-    lstm = "Lstm" if "Lstm" in policy_name or "Recurrent" in policy_name else ""
-    is_dict = isinstance(observation_space, spaces.Dict)
-    if is_dict and extractor_class in (FlattenExtractor, NatureCNN):
-        raise ValueError(f"{policy_name} cannot read the Dict observations of this environment: use MultiInput{lstm}Policy")
-    if not is_dict and extractor_class is CombinedExtractor:
-        in_one_line = " ".join(str(observation_space).split())
-        raise ValueError(
-            f"{policy_name} is for Dict observations, but the observation space is {in_one_line}: use Mlp{lstm}Policy, or "
-            f"Cnn{lstm}Policy for images"
-        )
-
-
 def import_recurrent_policy(name: str) -> type[ActorCriticPolicy]:
     """
     Import a policy with memory.
@@ -67,3 +47,51 @@ def import_recurrent_policy(name: str) -> type[ActorCriticPolicy]:
         ) from error
     policy_class: type[ActorCriticPolicy] = getattr(recurrent, name)
     return policy_class
+
+
+def make_policy(
+    policy_class: type[ActorCriticPolicy],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    lr_schedule: Schedule,
+    use_sde: bool,
+    has_critic: bool,
+    policy_kwargs: dict[str, Any],
+) -> ActorCriticPolicy:
+    """
+    Build a policy, without a critic if no value is learned.
+
+    :param policy_class: Any actor-critic policy.
+    :param observation_space: Without action masks.
+    :param action_space: Of the environment.
+    :param lr_schedule: Of the policy's optimizer.
+    :param use_sde: Whether to use gSDE.
+    :param has_critic: Whether a value is learned.
+    :param policy_kwargs: The user's; not changed.
+    :return: The policy, on the CPU.
+    :raises ValueError: If ``policy_kwargs`` contradict ``has_critic``, or the policy cannot read the observations.
+    """
+    takes_use_critic = issubclass(policy_class, OptionalCriticMixin)
+    if takes_use_critic and policy_kwargs.get("use_critic", has_critic) != has_critic:
+        raise ValueError(
+            f"policy_kwargs: use_critic={not has_critic} contradicts baseline, which decides alone whether there is a critic"
+        )
+    # Policies may change the arguments that they are given, and the user's are saved with the model
+    kwargs = {**({"use_critic": has_critic} if takes_use_critic else {}), **copy_containers(policy_kwargs)}
+    policy = policy_class(observation_space, action_space, lr_schedule, use_sde=use_sde, **kwargs)
+    check_features_extractor(policy_class.__name__, type(policy.features_extractor), policy.observation_space)
+    if not has_critic and not takes_use_critic:
+        remove_critic(policy)
+    return policy
+
+
+def copy_containers(value: Any) -> Any:
+    """
+    Copy dicts and lists, and leave what they hold as it is: a network among the arguments of a policy must stay the user's.
+
+    :param value: Anything.
+    :return: A copy, if it is one of the two, of whatever depth.
+    """
+    if isinstance(value, dict):
+        return {key: copy_containers(item) for key, item in value.items()}
+    return [copy_containers(item) for item in value] if isinstance(value, list) else value

@@ -1,6 +1,9 @@
 """What kind of policy one is: recurrent, compiled, with methods of its own, with one of SB3's distributions."""
 
+from typing import Any
+
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -12,6 +15,7 @@ from stable_baselines3.common.policies import (
     ActorCriticPolicy,
     BaseModel,
 )
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -93,6 +97,42 @@ def check_methods(policy: ActorCriticPolicy) -> None:
             f"{name}: {type(extractor).__name__} overrides forward, but neither forward_actor nor forward_critic, by which a "
             "policy acts here and in predict: override these"
         )
+
+
+def check_features_extractor(policy_name: str, extractor_class: type, observation_space: spaces.Space[Any]) -> None:
+    """
+    Refuse SB3's feature extractors where they cannot read the observations.
+
+    :param policy_name: Of its class.
+    :param extractor_class: Of its features extractor.
+    :param observation_space: Without the action mask.
+    :raises ValueError: If they do not fit; names the policy that does.
+    """
+    lstm = "Lstm" if "Lstm" in policy_name or "Recurrent" in policy_name else ""
+    is_dict = isinstance(observation_space, spaces.Dict)
+    if is_dict and extractor_class in (FlattenExtractor, NatureCNN):
+        raise ValueError(f"{policy_name} cannot read the Dict observations of this environment: use MultiInput{lstm}Policy")
+    if not is_dict and extractor_class is CombinedExtractor:
+        in_one_line = " ".join(str(observation_space).split())
+        raise ValueError(
+            f"{policy_name} is for Dict observations, but the observation space is {in_one_line}: use Mlp{lstm}Policy, or "
+            f"Cnn{lstm}Policy for images"
+        )
+
+
+def explain_overridden_features(policy: ActorCriticPolicy) -> str | None:
+    """
+    Say that a policy would predict with other features than it trains with.
+
+    :param policy: Any actor-critic policy.
+    :return: A warning; None if all is well.
+    """
+    if not overrides(policy, "extract_features") or overrides(policy, "get_distribution"):
+        return None
+    return (
+        f"{type(policy).__name__} overrides extract_features, which training calls, and SB3's predict does not: make it a "
+        "features extractor (policy_kwargs: features_extractor_class), or override get_distribution and predict_values too"
+    )
 
 
 def actor_features(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:

@@ -21,6 +21,13 @@ MASK_KEY = "action_mask"
 FORBIDDEN_LOGIT = -1e4
 
 
+#: What is said where masks are expected and there are none.
+NO_MASKS = (
+    "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or wrap the "
+    "environment in sb3_reinforce.rollout.action_masks.ActionMaskInObservation"
+)
+
+
 def action_dims_of(action_space: spaces.Space[Any]) -> list[int]:
     """
     Tell how an action mask is laid out, as in sb3-contrib: the options of each component of an action, in a row.

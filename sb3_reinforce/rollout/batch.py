@@ -7,7 +7,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_reinforce.distributed.partition import Partition
 from sb3_reinforce.functional.returns import Array, IntArray
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
@@ -15,28 +14,24 @@ NumpyArray = np.ndarray[Any, np.dtype[Any]]
 NumpyObs = NumpyArray | dict[str, NumpyArray]
 
 
-def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
+class PolicyOutputs(NamedTuple):
     """
-    Apply a function to an observation, or to every entry of a dict observation.
+    What the policy that acted says of a rollout, computed once when the rollout is over.
 
-    :param function: Takes and returns an array or a tensor.
-    :param observation: Array, tensor, or dict of them.
-    :return: The result, a dict if the observation is one.
+    :param values: V(s) of each step, shape ``(n_steps,)``; None without a critic.
+    :param final_values: V(s) of each of ``final_observations``, shape ``(n_cuts,)``; None where the limit is the end of the
+        episode, as without a critic, and as long as the critic was never fitted: its values would be noise.
+    :param log_probs: Of the actions, shape ``(n_steps,)``; None unless they are part of the return.
     """
-    if isinstance(observation, dict):
-        return {key: function(part) for key, part in observation.items()}
-    return function(observation)
 
-
-def _named_parts(name: str, observation: Any) -> dict[str, Any]:
-    if isinstance(observation, dict):
-        return {f"{name}['{key}']": part for key, part in observation.items()}
-    return {name: observation}
+    values: Array | None = None
+    final_values: Array | None = None
+    log_probs: Array | None = None
 
 
 class EpisodeBatch(NamedTuple):
     """
-    The counted episodes of one rollout, one after another.
+    The counted episodes of one rollout, one after another. The steps of all episodes lie in a row.
 
     :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
     :param actions: As the policy drew them, before clipping or rescaling. Shape ``(n_steps, action_dim)``.
@@ -44,9 +39,9 @@ class EpisodeBatch(NamedTuple):
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, the episodes of an environment in a row.
     :param cut_steps: Last step of each episode that a time limit or the bound of the rollout cut, shape ``(n_cuts,)``.
     :param final_observations: What followed those steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
-    :param locate: Turns the index of a step into ``(environment index, step of the rollout)``, for error messages.
-    :param action_masks: Shape ``(n_steps, n_options)``, True for what was allowed; None without masks.
-    :param part: Where these episodes are among those of all ranks.
+    :param episode_starts: Environment and step of the rollout at which each episode began, shape ``(n_episodes, 2)``.
+    :param action_masks: Shape ``(n_steps, n_options)``, True for valid actions; None without masks.
+    :param outputs: What the policy says of these steps.
     """
 
     observations: PyTorchObs
@@ -55,18 +50,28 @@ class EpisodeBatch(NamedTuple):
     episode_lengths: IntArray
     cut_steps: IntArray
     final_observations: PyTorchObs | None
-    locate: Callable[[int], tuple[int, int]]
+    episode_starts: IntArray
     action_masks: th.Tensor | None = None
-    part: Partition = Partition()
+    outputs: PolicyOutputs = PolicyOutputs()
 
-    def of_all_ranks(self) -> "EpisodeBatch":
-        """
-        Lay out the episodes of all ranks.
 
-        :return: A batch that knows how long they are, and nothing of what is in them; with one rank itself.
-        """
-        episode_lengths = self.part.episode_lengths
-        if episode_lengths is None:
-            return self
-        actions = self.actions.new_empty((int(episode_lengths.sum()), 0))
-        return self._replace(actions=actions, episode_lengths=episode_lengths, part=Partition())
+def locate_step(batch: EpisodeBatch, step: int) -> tuple[int, int]:
+    """Find the environment in which a step of a batch was made, and its number in the rollout, for error messages."""
+    ends = np.cumsum(batch.episode_lengths)
+    episode = int(np.searchsorted(ends, step, side="right"))
+    env_idx, first_step = batch.episode_starts[episode].tolist()
+    return env_idx, first_step + step - int(ends[episode] - batch.episode_lengths[episode])
+
+
+def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
+    """Apply a function to an observation (array or tensor), or to every entry of a dict observation."""
+    if isinstance(observation, dict):
+        return {key: function(part) for key, part in observation.items()}
+    return function(observation)
+
+
+def named_parts(name: str, observation: Any) -> dict[str, Any]:
+    """Name every entry of a dict observation, or the observation."""
+    if isinstance(observation, dict):
+        return {f"{name}['{key}']": part for key, part in observation.items()}
+    return {name: observation}

@@ -1,5 +1,7 @@
 """The budget of a rollout: which episodes count, and the bound that ends it in any case."""
 
+import math
+
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -25,7 +27,7 @@ class EpisodeQuota:
         self.n_episodes = n_episodes
         self.n_started = 0
 
-    def admits(self, start_step: int) -> bool:
+    def accepts(self, start_step: int) -> bool:
         """
         Tell whether an episode that starts now counts. To be asked once for every episode, in the order of their starts.
 
@@ -38,17 +40,25 @@ class EpisodeQuota:
         return start_step < self.n_steps
 
 
-def default_max_steps(n_steps: int | None, n_episodes: int | None, n_envs: int) -> int:
+def find_bound(
+    max_rollout_steps: int | None, time_limit: int | None, n_steps: int | None, n_episodes: int | None, n_envs: int
+) -> float:
     """
-    Choose the bound of a rollout in environments without a time limit, so that an episode that never ends does not hang.
+    Choose the bound of a rollout, so that an episode that never ends does not hang.
 
     It depends on the declared rollout alone, not on the budget of ``learn``: a rollout that has begun is finished.
 
+    :param max_rollout_steps: The user's choice; None for none.
+    :param time_limit: Of all environments; None if there is one without.
     :param n_steps: Budget in steps of each environment.
     :param n_episodes: Budget in episodes over all environments, which rules where it is given.
-    :param n_envs: Number of environments.
-    :return: Steps of each environment.
+    :param n_envs: Number of environments of all processes.
+    :return: Steps of each environment; ``math.inf`` for no bound.
     """
+    if max_rollout_steps is not None:
+        return max_rollout_steps
+    if time_limit is not None:
+        return math.inf
     if n_episodes is not None:
         return DEFAULT_EXTRA_STEPS + EXPECTED_EPISODE_STEPS * -(-n_episodes // n_envs)
     assert n_steps is not None

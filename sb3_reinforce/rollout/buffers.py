@@ -1,7 +1,7 @@
 """Rollout buffers that hold whole episodes: SB3's, growing as long as an episode lasts."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch as th
@@ -9,8 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
 
-from sb3_reinforce.functional.returns import Array
-from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyArray, NumpyObs, _named_parts, map_observation
+from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
+from sb3_reinforce.functional.returns import Array, IntArray, complete_rewards
+from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyArray, NumpyObs, PolicyOutputs, map_observation, named_parts
 
 
 def _first_not_finite(numbers: Any) -> tuple[int, ...] | None:
@@ -50,13 +51,14 @@ def _to_ordinary(array: Any) -> Any:
     return array.view(np.ndarray) if isinstance(array, _ReadOnlyArray) else array
 
 
-def _computed(name: str, what: str) -> Any:
-    """Make the property of an array that is computed when it is asked for."""
+def _refuse_writing(buffer: Any, values: Any) -> None:
+    raise ValueError(WRITE_TO_REWARDS)
 
-    def refuse(buffer: "_WholeEpisodes", value: Any) -> None:
-        raise ValueError(WRITE_TO_REWARDS)
 
-    return property(lambda buffer: buffer._laid_out(name), refuse, doc=what)
+class LogProbabilities(Protocol):
+    """Computes the log-probabilities of the actions of a batch, shape ``(n_steps,)``."""
+
+    def log_probs(self, batch: EpisodeBatch) -> Array: ...  # noqa: D102
 
 
 class _WholeEpisodes:
@@ -92,9 +94,10 @@ class _WholeEpisodes:
         #: For every environment, the number of steps at which each of its counted episodes was over
         self.episode_ends: list[list[int]] = [[] for _ in range(self.n_envs)]
         self._cuts: list[list[tuple[int, NumpyObs]]] = [[] for _ in range(self.n_envs)]
-        self._evaluate: Callable[[Any, str], None] | None = None
-        self._numbers: dict[str, Array] = {}
-        self._arrays: dict[str, NumpyArray] = {}
+        #: What the policy says of the rollout, once it is over
+        self.outputs: PolicyOutputs | None = None
+        #: Evaluates the policy that acted, until it is updated
+        self.evaluator: LogProbabilities | None = None
 
     def _allocate_observations(self) -> NumpyObs:
         if isinstance(self.observation_space, spaces.Dict):
@@ -180,12 +183,12 @@ class _WholeEpisodes:
 
         :raises ValueError: Names the first environment and step with a NaN or infinite reward or observation.
         """
-        for name, stored in {"reward": self.rewards, **_named_parts("observation", self.observations)}.items():
+        for name, stored in {"reward": self.rewards, **named_parts("observation", self.observations)}.items():
             if (entry := _first_not_finite(stored)) is not None:
                 self._refuse_number(name, entry[1], entry[0], stored[entry])
         for env_idx, own_cuts in enumerate(self._cuts):
             for step, final_observation in own_cuts:
-                for name, stored in _named_parts("final observation", final_observation).items():
+                for name, stored in named_parts("final observation", final_observation).items():
                     if (entry := _first_not_finite(stored)) is not None:
                         self._refuse_number(name, env_idx, step, stored[entry])
 
@@ -227,10 +230,64 @@ class _WholeEpisodes:
             starts[[0, *ends][: len(ends)], env_idx] = 1.0
         return starts
 
-    values = _computed("values", "V(s) before the update, zeros without a critic, shape ``(pos, n_envs)``.")
-    log_probs = _computed("log_probs", "Log-probabilities of the actions under the policy, shape ``(pos, n_envs)``.")
-    returns = _computed("returns", "What the critic is fitted on, bootstrapped where the update is, shape ``(pos, n_envs)``.")
-    advantages = _computed("advantages", "Return minus baseline, neither normalised nor weighted, shape ``(pos, n_envs)``.")
+    # SB3's arrays of shape (pos, n_envs). They are computed when they are asked for; returns and advantages from the present
+    # rewards, neither normalised nor weighted
+    values = property(lambda self: self._compute_values(), _refuse_writing, doc="V(s), zeros without a critic.")
+    log_probs = property(
+        lambda self: self._compute_log_probs(), _refuse_writing, doc="Of the actions, by the policy that acted."
+    )
+    returns = property(lambda self: self._compute_returns(), _refuse_writing, doc="What the critic is fitted on.")
+    advantages = property(lambda self: self._compute_advantages(), _refuse_writing, doc="Return minus baseline.")
+
+    def _compute_values(self) -> NumpyArray:
+        values = self._outputs_for("values").values
+        return self._by_env(np.zeros(self.n_counted_steps) if values is None else values)
+
+    def _compute_log_probs(self) -> NumpyArray:
+        log_probs = self._outputs_for("log_probs").log_probs
+        if log_probs is None:
+            if self.evaluator is None:
+                raise RuntimeError(
+                    "rollout_buffer.log_probs is there until the policy is updated: ask for it in on_rollout_end"
+                )
+            log_probs = self.evaluator.log_probs(self.whole_episodes())
+            self.outputs = self._outputs_for("log_probs")._replace(log_probs=log_probs)
+        return self._by_env(log_probs)
+
+    def _compute_returns(self) -> NumpyArray:
+        return self._by_env(self._targets("returns").rewards_to_go)
+
+    def _compute_advantages(self) -> NumpyArray:
+        return self._by_env(self._targets("advantages").advantages)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the buffer is none of the policy
+        return {**vars(self), "evaluator": None}
+
+    def _outputs_for(self, name: str) -> PolicyOutputs:
+        if self.outputs is None:
+            raise RuntimeError(f"rollout_buffer.{name} is there when the rollout is over: ask for it in on_rollout_end")
+        return self.outputs
+
+    def _targets(self, name: str) -> PolicyGradientTargets:
+        outputs, estimator = self._outputs_for(name), self._estimator
+        rewards = complete_rewards(
+            self._counted_rewards(),
+            outputs.log_probs,
+            self._ent_coef,
+            self._cut_steps(),
+            outputs.final_values,
+            estimator.gamma,
+        )
+        return estimator(rewards, outputs.values, self._episode_lengths())
+
+    def _by_env(self, numbers: Array) -> NumpyArray:
+        """Lay out numbers of the counted steps as SB3 does. The update would not see what is written there."""
+        by_env = np.zeros((self.n_envs, self.pos), dtype=np.float32)
+        by_env[self.counted.T] = numbers
+        array = by_env.T.view(_ReadOnlyArray)
+        array.setflags(write=False)
+        return array
 
     def size(self) -> int:
         """
@@ -240,18 +297,25 @@ class _WholeEpisodes:
         """
         return self.pos
 
-    def finish_rollout(self, evaluate: Callable[[Any, str], None]) -> None:
-        """
-        Close the rollout: steps that were not counted hold zeros from now on.
-
-        :param evaluate: Takes this buffer and one of ``"values"``, ``"log_probs"``, ``"returns"``, ``"advantages"``, and
-            hands it to ``keep``. Called when somebody first asks for it, so that nobody else pays.
-        """
+    def finish_rollout(self) -> None:
+        """Close the rollout: steps that were not counted hold zeros from now on."""
         for env_idx, n_counted in enumerate(self._steps_of_env):
-            for storage in (self._rewards, self._actions, *_named_parts("", self._observations).values()):
+            for storage in (self._rewards, self._actions, *named_parts("", self._observations).values()):
                 storage[n_counted : self.pos, env_idx] = 0
         self.full = True
-        self._evaluate = evaluate
+
+    def set_outputs(
+        self, outputs: PolicyOutputs, evaluator: LogProbabilities, estimator: Estimator, ent_coef: float = 0.0
+    ) -> None:
+        """
+        Store what the policy says of the rollout, from which SB3's arrays are computed.
+
+        :param outputs: Of the counted steps.
+        :param evaluator: Of the policy that acted, for ``log_probs``, which seldom anybody asks for.
+        :param estimator: Makes returns and advantages of the rewards.
+        :param ent_coef: What ``-log_prob`` of an action earns, if ``outputs`` have it.
+        """
+        self.outputs, self.evaluator, self._estimator, self._ent_coef = outputs, evaluator, estimator, ent_coef
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: NumpyArray) -> None:
         """
@@ -262,47 +326,6 @@ class _WholeEpisodes:
         :raises NotImplementedError: Always.
         """
         raise NotImplementedError("The update computes returns and advantages: to change what is learned, write to rewards")
-
-    def keep(self, **numbers: Array) -> None:
-        """
-        Keep what was computed for the counted steps.
-
-        :param numbers: Arrays of shape ``(n_counted_steps,)``, in the order of ``whole_episodes``.
-        """
-        self._numbers.update(numbers)
-        for name in numbers:
-            self._arrays.pop(name, None)
-
-    def kept(self, name: str, compute: Callable[[], Array]) -> Array:
-        """
-        Compute something once between the end of the rollout and the update.
-
-        :param name: What it is called.
-        :param compute: Called if nothing is kept under that name.
-        :return: What is kept.
-        """
-        if name not in self._numbers or self._evaluate is None:
-            self.keep(**{name: compute()})
-        return self._numbers[name]
-
-    def finish_update(self) -> None:
-        """Forget how to evaluate: the policy that acted is gone. What was kept can still be looked at."""
-        self._evaluate = None
-
-    def _laid_out(self, name: str) -> NumpyArray:
-        # A callback may have changed the rewards since the last time
-        follows_rewards = name in ("returns", "advantages") and self._evaluate is not None
-        if name not in self._numbers or follows_rewards:
-            if self._evaluate is None:
-                raise RuntimeError(f"rollout_buffer.{name} is there when the rollout is over: ask for it in on_rollout_end")
-            self._evaluate(self, name)
-        if name not in self._arrays:
-            by_env = np.zeros((self.n_envs, self.pos), dtype=np.float32)
-            by_env[self.counted.T] = self._numbers[name]
-            self._arrays[name] = by_env.T.view(_ReadOnlyArray)
-            # The update would not see what is written here
-            self._arrays[name].setflags(write=False)
-        return self._arrays[name]
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:
         """
@@ -330,47 +353,56 @@ class _WholeEpisodes:
 
         :return: The batch, its tensors on the buffer's device.
         """
-        steps_of_env = self._steps_of_env
-        first_step = np.cumsum([0, *steps_of_env])
-
-        def counted(storage: NumpyArray) -> NumpyArray:
-            if self.n_envs == 1:
-                return storage[: steps_of_env[0], 0]
-            return np.concatenate([storage[:n_steps, env_idx] for env_idx, n_steps in enumerate(steps_of_env)])
 
         def tensor(storage: NumpyArray) -> th.Tensor:
             return self.to_torch(storage, copy=False)
 
-        def locate(index: int) -> tuple[int, int]:
-            env_idx = int(np.searchsorted(first_step, index, side="right")) - 1
-            return env_idx, index - int(first_step[env_idx])
-
-        cuts = [(first_step[env_idx] + step, obs) for env_idx, own in enumerate(self._cuts) for step, obs in own]
-        finals: list[Any] = [obs for _, obs in cuts]
+        finals: list[Any] = [observation for cuts in self._cuts for _, observation in cuts]
         final_observations: PyTorchObs | None = None
-        if cuts and isinstance(self._observations, dict):
+        if finals and isinstance(self._observations, dict):
             final_observations = {
                 key: tensor(np.stack([obs[key] for obs in finals]).reshape(-1, *shape))
                 for key, shape in self.obs_shape.items()
             }
-        elif cuts:
+        elif finals:
             final_observations = tensor(np.stack(finals).reshape(-1, *self.obs_shape))
-        observations = map_observation(lambda storage: tensor(counted(storage)), self._observations)
-        action_masks = None if self.action_masks is None else tensor(counted(self.action_masks))
+        observations = map_observation(lambda storage: tensor(self._counted(storage)), self._observations)
+        action_masks = None if self.action_masks is None else tensor(self._counted(self.action_masks))
         if self.mask_key is not None:
             action_masks = observations.pop(self.mask_key).flatten(1).bool()
             if final_observations is not None:
                 del final_observations[self.mask_key]  # type: ignore[union-attr]
         return EpisodeBatch(
             observations=observations,
-            actions=tensor(counted(self._actions)),
-            rewards=counted(self._rewards).astype(np.float64),
-            episode_lengths=np.concatenate([np.diff(ends, prepend=0) for ends in self.episode_ends]).astype(np.int64),
-            cut_steps=np.array([step for step, _ in cuts], dtype=np.int64),
+            actions=tensor(self._counted(self._actions)),
+            rewards=self._counted_rewards(),
+            episode_lengths=self._episode_lengths(),
+            cut_steps=self._cut_steps(),
             final_observations=final_observations,
-            locate=locate,
+            episode_starts=np.array(
+                [(env_idx, start) for env_idx, ends in enumerate(self.episode_ends) for start in [0, *ends][: len(ends)]],
+                dtype=np.int64,
+            ).reshape(-1, 2),
             action_masks=action_masks,
+            outputs=self.outputs or PolicyOutputs(),
         )
+
+    def _counted(self, storage: NumpyArray) -> NumpyArray:
+        """The counted steps of an array, environment by environment."""
+        steps_of_env = self._steps_of_env
+        if self.n_envs == 1:
+            return storage[: steps_of_env[0], 0]
+        return np.concatenate([storage[:n_steps, env_idx] for env_idx, n_steps in enumerate(steps_of_env)])
+
+    def _counted_rewards(self) -> Array:
+        return self._counted(self._rewards).astype(np.float64)
+
+    def _episode_lengths(self) -> IntArray:
+        return np.concatenate([np.diff(ends, prepend=0) for ends in self.episode_ends]).astype(np.int64)
+
+    def _cut_steps(self) -> IntArray:
+        first_steps = np.cumsum([0, *self._steps_of_env])
+        return np.array([first_steps[i] + step for i, cuts in enumerate(self._cuts) for step, _ in cuts], dtype=np.int64)
 
 
 class EpisodeRolloutBuffer(_WholeEpisodes, RolloutBuffer):  # type: ignore[misc, override]
@@ -384,3 +416,21 @@ class EpisodeRolloutBuffer(_WholeEpisodes, RolloutBuffer):  # type: ignore[misc,
 
 class DictEpisodeRolloutBuffer(_WholeEpisodes, DictRolloutBuffer):  # type: ignore[misc, override]
     """``EpisodeRolloutBuffer`` for dict observations."""
+
+
+def choose_buffer_class(chosen: type[Any] | None, observation_space: spaces.Space[Any]) -> type[Any]:
+    """
+    Choose the class of the rollout buffer.
+
+    :param chosen: By the user; None for none.
+    :param observation_space: Of the environment.
+    :return: The class.
+    :raises ValueError: If the user's class does not hold whole episodes.
+    """
+    needed = DictEpisodeRolloutBuffer if isinstance(observation_space, spaces.Dict) else EpisodeRolloutBuffer
+    if chosen is not None and not issubclass(chosen, needed):
+        raise ValueError(
+            f"rollout_buffer_class must derive from sb3_reinforce.rollout.buffers.{needed.__name__}, since SB3's buffers "
+            f"hold a fixed number of steps and not whole episodes; {chosen.__name__} does not"
+        )
+    return chosen or needed

@@ -12,11 +12,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.policies.masked_distribution import split_observation
+from sb3_reinforce.rollout import make_action_sampler
 from sb3_reinforce.rollout.action_masks import ActionMaskReader
 from sb3_reinforce.rollout.batch import NumpyArray, map_observation
 from sb3_reinforce.rollout.budget import EpisodeQuota
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.rollout.samplers import make_action_sampler
 
 
 class Rollout(NamedTuple):
@@ -26,11 +26,13 @@ class Rollout(NamedTuple):
     :param n_steps: Steps of each environment.
     :param n_episodes: Counted episodes, the cut ones among them.
     :param n_cut: Counted episodes that the bound cut.
+    :param infos: Of the environment, at the ends of the other counted episodes.
     """
 
     n_steps: int
     n_episodes: int
     n_cut: int
+    infos: list[dict[str, Any]]
 
 
 def make_action_transform(model: OnPolicyAlgorithm) -> Any:
@@ -118,11 +120,12 @@ def collect_episodes(
     if model.use_sde:
         model.policy.reset_noise(env.num_envs)
     to_env_actions = make_action_transform(model)
-    counts = [quota.admits(start_step=0) for _ in range(env.num_envs)]
+    counts = [quota.accepts(start_step=0) for _ in range(env.num_envs)]
     n_running, n_episodes, n_steps = sum(counts), 0, 0
     read_masks = ActionMaskReader(env) if use_masking else None
     action_masks: Any = None
     infos: list[dict[str, Any]] = [{}] * env.num_envs
+    finished_infos: list[dict[str, Any]] = []
     # Looking for changes of the policy, and a tensor of the observations, take half the time of a step of CartPole
     is_watched = not is_of_libraries(callback)
     obs_tensor: Any = None
@@ -169,16 +172,17 @@ def collect_episodes(
 
         # A quarter of the time of dones.any() on a few environments
         if np.count_nonzero(dones):
-            sample_actions.forget(dones)
+            sample_actions.reset_states(dones)
             for env_idx in np.flatnonzero(dones).tolist():
                 if counts[env_idx]:
                     info = infos[env_idx]
                     goes_on = bootstraps and info.get("TimeLimit.truncated", False)
                     rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
                     model._update_info_buffer([info], dones[env_idx : env_idx + 1])
+                    finished_infos.append(info)
                     n_episodes += 1
                     # At the bound no episode can start any more
-                    counts[env_idx] = n_steps < max_steps and quota.admits(start_step=n_steps)
+                    counts[env_idx] = n_steps < max_steps and quota.accepts(start_step=n_steps)
                     n_running += counts[env_idx] - 1
 
     for env_idx in np.flatnonzero(counts).tolist():
@@ -186,4 +190,5 @@ def collect_episodes(
         rollout_buffer.finish_episode(env_idx, final_observation)
     rollout_buffer.check_finite()
     callback.update_locals(locals())
-    return Rollout(n_steps, n_episodes + n_running, n_running)
+    rollout_buffer.finish_rollout()
+    return Rollout(n_steps, n_episodes + n_running, n_running, finished_infos)

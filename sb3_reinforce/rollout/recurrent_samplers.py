@@ -74,7 +74,7 @@ class _TorchHiddenState:
         outputs, self.state = self.policy.lstm_actor(features[None], self.state)
         return self.policy.mlp_extractor.forward_actor(outputs[0])
 
-    def forget(self, dones: NumpyArray) -> None:
+    def reset_states(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""
         is_over = th.as_tensor(dones, device=self.policy.device)
         for part in self.state:
@@ -138,10 +138,10 @@ class NumpyLstmActor(Actor):
             latent = cell(latent)
         return self.layers(latent)
 
-    def forget(self, dones: NumpyArray) -> None:
+    def reset_states(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""
         for cell in self.cells:
-            cell.forget(dones)
+            cell.reset_states(dones)
 
 
 class NumpyLstmCell:
@@ -204,7 +204,7 @@ class NumpyLstmCell:
         np.multiply(self.hidden, self.output_gate, self.hidden)
         return self.hidden
 
-    def forget(self, dones: NumpyArray) -> None:
+    def reset_states(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""
         self.hidden[dones] = 0.0
         self.cell[dones] = 0.0

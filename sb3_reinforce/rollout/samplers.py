@@ -28,10 +28,7 @@ from sb3_reinforce.policies.inspection import (
     ACTING_METHODS,
     actor_features,
     distribution_of,
-    has_standard_distribution,
-    is_recurrent,
     overrides,
-    unwrap_compiled,
 )
 from sb3_reinforce.policies.masked_distribution import apply_action_mask, use_action_masks
 from sb3_reinforce.rollout.batch import NumpyObs
@@ -64,7 +61,7 @@ class ActionSampler:
         """
         raise NotImplementedError
 
-    def forget(self, dones: NumpyArray) -> None:
+    def reset_states(self, dones: NumpyArray) -> None:
         """
         Forget what was seen in episodes that ended.
 
@@ -93,32 +90,8 @@ class Actor:
     def load(self) -> None:
         """Copy the policy's parameters."""
 
-    def forget(self, dones: NumpyArray) -> None:
+    def reset_states(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""
-
-
-def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> ActionSampler:
-    """
-    Choose the fastest exact way to sample from a policy.
-
-    :param policy: In evaluation mode.
-    :param n_envs: Number of environments, all at the start of an episode.
-    :param rng: Source of all randomness, except for policies with a distribution of their own, which use PyTorch's.
-    :return: NumPy actor and draw for a standard MLP; PyTorch actor and NumPy draw for any feature extractor or network
-        under SB3's own distributions; the policy's own distribution object for everything else (gSDE, overridden methods).
-    """
-    policy = unwrap_compiled(policy)
-    if is_recurrent(policy):
-        # sb3-contrib need not be installed
-        from sb3_reinforce.rollout.recurrent_samplers import make_recurrent_sampler
-
-        return make_recurrent_sampler(policy, n_envs, rng)
-    if overrides(policy, "forward") and not any(overrides(policy, name) for name in ACTING_METHODS):
-        return ForwardSampler(policy)
-    if not has_standard_distribution(policy):
-        return DistributionSampler(policy)
-    actor = NumpyMlpActor(policy, n_envs) if is_standard_mlp(policy) else TorchActor(policy)
-    return ParameterSampler(policy, actor, n_envs, rng)
 
 
 class ParameterWatch:
@@ -236,9 +209,9 @@ class ParameterSampler(ActionSampler):
         parameters = self.actor(observations)
         return self.draw(parameters if masks is None else apply_action_mask(parameters, masks), next(self.noise))
 
-    def forget(self, dones: NumpyArray) -> None:
+    def reset_states(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""
-        self.actor.forget(dones)
+        self.actor.reset_states(dones)
 
     def refresh(self) -> None:
         """See ``ActionSampler``."""

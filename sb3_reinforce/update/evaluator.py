@@ -1,4 +1,4 @@
-"""Reading a batch off a policy at the update: distributions, log-probabilities, entropies and values, piece by piece."""
+"""Evaluates the policy on a batch: distributions, log-probabilities, entropies and values, by micro-batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,10 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_reinforce.distributed.partition import count_steps
-from sb3_reinforce.functional.returns import Array
+from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.policies.inspection import (
-    check_methods,
     critic_features,
     distribution_of,
     is_recurrent,
@@ -20,24 +18,24 @@ from sb3_reinforce.policies.inspection import (
     unwrap_compiled,
 )
 from sb3_reinforce.policies.masked_distribution import use_action_masks
-from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step, map_observation
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
 
 #: How many distribution parameters a micro-batch holds at most, unless ``micro_batch_size`` is given: 32 MiB of them.
 MAX_MICRO_BATCH_NUMBERS = 2**23
 
-#: Which steps of a batch: a slice, or a tensor of indices.
+#: Which steps of a batch: a slice with start and stop, or a tensor of indices.
 Steps = Any
 
 
 class PolicyEvaluator:
     """
-    Reads batches off a policy.
+    Evaluates a policy on batches.
 
     :param policy: In evaluation mode.
-    :param micro_batch_size: Steps that are read at once, which bounds the memory; None for all, or for fewer where there are
-        very many actions.
+    :param micro_batch_size: Steps that are evaluated at once, which bounds the memory; None for all, or for fewer where there
+        are very many actions.
     """
 
     def __init__(self, policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> None:
@@ -45,63 +43,56 @@ class PolicyEvaluator:
         n_parameters = getattr(policy.action_net, "out_features", 1)
         self.micro_batch_size = micro_batch_size or max(1, MAX_MICRO_BATCH_NUMBERS // n_parameters)
 
-    def pieces(self, batch: EpisodeBatch) -> list[Steps]:
+    def micro_batches(self, episode_lengths: IntArray, steps: Steps | None = None) -> list[Steps]:
         """
-        Cut a batch into micro-batches.
+        Cut steps into micro-batches.
 
-        :param batch: The episodes.
-        :return: Slices that together cover each of its steps once.
-        """
-        return self.micro_batches(batch, slice(0, len(batch.actions)))
-
-    def micro_batches(self, batch: EpisodeBatch, steps: Steps) -> list[Steps]:
-        """
-        Cut chosen steps into micro-batches.
-
-        :param batch: The episodes.
-        :param steps: Which of its steps.
+        :param episode_lengths: Steps of each episode of a batch, shape ``(n_episodes,)``.
+        :param steps: Which of its steps; None for all.
         :return: The steps of each micro-batch; none without steps.
         """
-        cuts = self._cuts(batch, steps)
+        if steps is None:
+            steps = slice(0, int(episode_lengths.sum()))
+        cuts = self._cuts(episode_lengths, steps)
         if isinstance(steps, slice):
             return [slice(steps.start + cut.start, steps.start + cut.stop) for cut in cuts]
         return [steps[cut] for cut in cuts]
 
-    def _cuts(self, batch: EpisodeBatch, steps: Steps) -> Iterator[slice]:
+    def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
         """Where the micro-batches are among the chosen steps."""
-        return self._slices(count_steps(steps, len(batch.actions)))
+        return self._slices(count_steps(steps))
 
     def _slices(self, n_steps: int) -> Iterator[slice]:
         size = self.micro_batch_size
         return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
 
-    def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
+    def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
         """
-        Divide a batch at random.
+        Divide a batch into minibatches at random.
 
-        :param batch: The episodes.
+        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``.
         :param size: Steps of a minibatch; None for all.
         :param rng: Draws the order, unless one minibatch holds all.
         :return: The micro-batches of each minibatch.
         """
-        n_steps = len(batch.actions)
+        n_steps = int(episode_lengths.sum())
         if size is None or size >= n_steps:
-            yield self.pieces(batch)
+            yield self.micro_batches(episode_lengths)
             return
         order = th.as_tensor(rng.permutation(n_steps), device=self.policy.device)
         for start in range(0, n_steps, size):
-            yield self.micro_batches(batch, order[start : start + size])
+            yield self.micro_batches(episode_lengths, order[start : start + size])
 
-    def subsample(self, batch: EpisodeBatch, max_steps: int, rng: np.random.Generator) -> Steps:
+    def subsample(self, episode_lengths: IntArray, max_steps: int, rng: np.random.Generator) -> Steps:
         """
-        Choose steps at random, of which a mean over the batch can be estimated.
+        Choose steps at random, from which a mean over the batch can be estimated.
 
-        :param batch: The episodes, with more steps than that.
+        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``; more than ``max_steps`` in all.
         :param max_steps: How many are chosen.
         :param rng: Chooses them.
         :return: The steps, in order.
         """
-        chosen = np.sort(rng.choice(len(batch.actions), max_steps, replace=False))
+        chosen = np.sort(rng.choice(int(episode_lengths.sum()), max_steps, replace=False))
         return th.as_tensor(chosen, device=self.policy.device)
 
     def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
@@ -116,21 +107,22 @@ class PolicyEvaluator:
         with use_action_masks(self.policy, masks):
             return distribution_of(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
 
-    def log_prob_and_entropy(self, batch: EpisodeBatch, piece: slice) -> tuple[th.Tensor, th.Tensor]:
+    def log_prob_and_entropy(self, batch: EpisodeBatch, micro_batch: slice) -> tuple[th.Tensor, th.Tensor]:
         """
         Compute log-probabilities of the actions and entropies.
 
         :param batch: The episodes.
-        :param piece: Which of its steps.
-        :return: Two tensors of shape ``(len(piece),)``.
+        :param micro_batch: Which of its steps.
+        :return: Two tensors of shape ``(len(micro_batch),)``.
         :raises ValueError: If a log-probability is not finite; names the environment and the step.
         """
-        actions = batch.actions[piece]
+        actions = batch.actions[micro_batch]
         actions = actions.long().flatten() if isinstance(self.policy.action_space, spaces.Discrete) else actions.float()
-        distribution = self.distribution(batch, piece)
+        distribution = self.distribution(batch, micro_batch)
         log_prob = distribution.log_prob(actions)
         if not th.isfinite(log_prob).all():
-            env_idx, step = batch.locate((piece.start or 0) + int(th.isfinite(log_prob).logical_not().nonzero()[0]))
+            first = int(th.isfinite(log_prob).logical_not().nonzero()[0])
+            env_idx, step = locate_step(batch, micro_batch.start + first)
             raise ValueError(
                 f"The log-probability of the action of environment {env_idx} at step {step} of the rollout is not finite, "
                 f"and neither is the policy loss. {NOT_LEARNED}"
@@ -149,7 +141,7 @@ class PolicyEvaluator:
         :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
-        return self._in_pieces(batch, lambda piece: self.log_prob_and_entropy(batch, piece)[0])
+        return self._in_micro_batches(batch, lambda micro_batch: self.log_prob_and_entropy(batch, micro_batch)[0])
 
     def values(self, batch: EpisodeBatch) -> Array:
         """
@@ -158,7 +150,7 @@ class PolicyEvaluator:
         :param batch: The episodes.
         :return: Shape ``(n_steps,)``.
         """
-        return self._in_pieces(batch, lambda piece: self.values_of(batch, piece))
+        return self._in_micro_batches(batch, lambda micro_batch: self.values_of(batch, micro_batch))
 
     def baseline_values(self, batch: EpisodeBatch) -> Array:
         """
@@ -171,12 +163,12 @@ class PolicyEvaluator:
         if is_recurrent(own) or not overrides(own, "forward") or overrides(own, "predict_values"):
             return self.values(batch)
 
-        def values_of_forward(piece: slice) -> th.Tensor:
-            observations = map_observation(lambda obs: obs[piece], batch.observations)
+        def values_of_forward(micro_batch: slice) -> th.Tensor:
+            observations = map_observation(lambda obs: obs[micro_batch], batch.observations)
             values: th.Tensor = self.policy(observations, deterministic=True)[1]
             return values.flatten()
 
-        return self._in_pieces(batch, values_of_forward)
+        return self._in_micro_batches(batch, values_of_forward)
 
     def final_values(self, batch: EpisodeBatch) -> Array:
         """
@@ -189,8 +181,8 @@ class PolicyEvaluator:
         finals = batch._replace(observations=batch.final_observations)
         results = np.empty(len(batch.cut_steps), dtype=np.float64)
         with th.no_grad():
-            for piece in self._slices(len(results)):
-                results[piece] = self.values_of(finals, piece).cpu().numpy()
+            for micro_batch in self._slices(len(results)):
+                results[micro_batch] = self.values_of(finals, micro_batch).cpu().numpy()
         return results
 
     def values_of(self, batch: EpisodeBatch, steps: Steps, inputs: th.Tensor | None = None) -> th.Tensor:
@@ -224,10 +216,10 @@ class PolicyEvaluator:
             return None
         inputs: th.Tensor | None = None
         with th.no_grad():
-            for piece in self.pieces(batch):
-                part = self._critic_inputs(batch, piece)
+            for micro_batch in self.micro_batches(batch.episode_lengths):
+                part = self._critic_inputs(batch, micro_batch)
                 inputs = part.new_empty((len(batch.actions), *part.shape[1:])) if inputs is None else inputs
-                inputs[piece] = part
+                inputs[micro_batch] = part
         return inputs
 
     def _critic_input_layers(self) -> list[th.nn.Module]:
@@ -239,28 +231,15 @@ class PolicyEvaluator:
     def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
         return inputs
 
-    def _in_pieces(self, batch: EpisodeBatch, function: Callable[[slice], th.Tensor]) -> Array:
-        """Fill an array piece by piece: a list of tensors would scatter small blocks over the freed memory of large ones."""
+    def _in_micro_batches(self, batch: EpisodeBatch, function: Callable[[slice], th.Tensor]) -> Array:
+        """Fill an array by micro-batches: a list of tensors would scatter small blocks over the freed memory of large ones."""
         results = np.empty(len(batch.actions), dtype=np.float64)
         with th.no_grad():
-            for piece in self.pieces(batch):
-                results[piece] = function(piece).cpu().numpy()
+            for micro_batch in self.micro_batches(batch.episode_lengths):
+                results[micro_batch] = function(micro_batch).cpu().numpy()
         return results
 
 
-def make_evaluator(policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> PolicyEvaluator:
-    """
-    Choose the reader that a policy needs.
-
-    :param policy: In evaluation mode.
-    :param micro_batch_size: See ``PolicyEvaluator``.
-    :return: One that reads whole episodes if the policy has memory.
-    :raises ValueError: If the policy overrides what is not called while it acts and when it is differentiated.
-    """
-    check_methods(policy)
-    if is_recurrent(policy):
-        # sb3-contrib need not be installed
-        from sb3_reinforce.update.recurrent_evaluator import RecurrentPolicyEvaluator
-
-        return RecurrentPolicyEvaluator(policy, micro_batch_size)
-    return PolicyEvaluator(policy, micro_batch_size)
+def count_steps(steps: Steps) -> int:
+    """Count chosen steps."""
+    return steps.stop - steps.start if isinstance(steps, slice) else len(steps)

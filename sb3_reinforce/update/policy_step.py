@@ -11,11 +11,12 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_reinforce.distributed.partition import count_steps
+from sb3_reinforce.distributed.partition import Partition
+from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
 from sb3_reinforce.functional.natural_gradient import Product, conjugate_gradient, fisher_product, step_of_size
 from sb3_reinforce.rollout.batch import EpisodeBatch
-from sb3_reinforce.update.evaluator import NOT_LEARNED, PolicyEvaluator, Steps
+from sb3_reinforce.update.evaluator import NOT_LEARNED, PolicyEvaluator, Steps, count_steps
 
 #: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
 #: a bound at the target itself would shorten every second step.
@@ -42,40 +43,40 @@ class PolicyGradient(NamedTuple):
 
 
 def compute_gradient(
-    reader: PolicyEvaluator, batch: EpisodeBatch, step_weights: PolicyGradientTargets, ent_coef: float
+    evaluator: PolicyEvaluator,
+    batch: EpisodeBatch,
+    targets: PolicyGradientTargets,
+    ent_coef: float,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> PolicyGradient:
     """
-    Differentiate the pseudo-loss ``-(weight * log_prob)`` minus the entropy bonus (Williams 1992, section 4).
+    Differentiate the pseudo-loss ``-(advantage * log_prob)`` minus the entropy bonus (Williams 1992, section 4).
 
-    :param reader: Of the policy; its pieces are accumulated.
-    :param batch: The episodes.
-    :param step_weights: Of their steps.
+    :param evaluator: Of the policy; the gradients of its micro-batches are added up.
+    :param batch: The episodes of this process.
+    :param targets: Of their steps.
     :param ent_coef: Coefficient of the entropy bonus.
-    :return: The gradient, over the episodes of all ranks.
+    :param processes: Those that train together.
+    :return: The gradient, over the episodes of all processes.
     :raises ValueError: If a log-probability is not finite.
-    :raises RankError: If one is not finite on any of several ranks.
+    :raises ProcessError: If another process has failed, or is gone.
     """
-    policy = reader.policy
-    weights = th.as_tensor(step_weights.weights, dtype=th.float32, device=policy.device)
-    n_averaged = step_weights.n_averaged
-
-    def accumulate() -> tuple[float, float]:
-        policy_loss = entropy = 0.0
-        for piece in reader.pieces(batch):
-            log_prob, piece_entropy = reader.log_prob_and_entropy(batch, piece)
-            piece_loss = -(weights[piece] * log_prob).sum() / n_averaged
-            loss = piece_loss - ent_coef * piece_entropy.sum() / n_averaged if ent_coef > 0.0 else piece_loss
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            policy_loss += piece_loss.item()
-            entropy += piece_entropy.sum().item()
-        return policy_loss, entropy
-
+    policy = evaluator.policy
+    score_weights = th.as_tensor(targets.score_weights, dtype=th.float32, device=policy.device)
     policy.zero_grad()
+    policy_loss = entropy = 0.0
+    for steps in evaluator.micro_batches(batch.episode_lengths):
+        log_prob, step_entropy = evaluator.log_prob_and_entropy(batch, steps)
+        micro_batch_loss = -(score_weights[steps] * log_prob).sum() / targets.n_averaged
+        loss = micro_batch_loss - ent_coef * step_entropy.sum() / targets.n_averaged if ent_coef > 0.0 else micro_batch_loss
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        policy_loss += micro_batch_loss.item()
+        entropy += step_entropy.sum().item()
     trained = trained_parameters(policy)
-    policy_loss, entropy = batch.part.ranks.sum_gradients(trained, accumulate, n_numbers=2)
+    policy_loss, entropy, n_steps = processes.sum_gradients(trained, (policy_loss, entropy, len(batch.rewards)))
     parameters = [parameter for parameter in trained if parameter.grad is not None]
-    return PolicyGradient(parameters, policy_loss, entropy / len(batch.of_all_ranks().actions))
+    return PolicyGradient(parameters, policy_loss, entropy / n_steps)
 
 
 def trained_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
@@ -122,7 +123,7 @@ class NaturalStep(NamedTuple):
 
 
 def natural_step(
-    reader: PolicyEvaluator,
+    evaluator: PolicyEvaluator,
     batch: EpisodeBatch,
     gradient: PolicyGradient,
     target_kl: float,
@@ -130,18 +131,22 @@ def natural_step(
     cg_damping: float,
     fisher_max_steps: int | None,
     rng: np.random.Generator,
+    partition: Partition,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> NaturalStep:
     """
     Move the policy along ``F^-1 g``, as far as changes it by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
 
-    :param reader: Of the policy, whose parameters are changed.
+    :param evaluator: Of the policy, whose parameters are changed.
     :param batch: The episodes.
     :param gradient: Of the pseudo-loss.
     :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, in nats.
     :param cg_max_steps: Conjugate gradients' steps.
     :param cg_damping: Added to the diagonal of F for the direction, and not for the length.
     :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
-    :param rng: Draws the subset, if there are more steps; that of rank 0 on all ranks.
+    :param rng: Draws the subset, if there are more steps; that of process 0 in all processes.
+    :param partition: Where the episodes of this process are among those of all.
+    :param processes: Those that train together.
     :return: What became of it.
     """
     parameters = gradient.parameters
@@ -153,13 +158,11 @@ def natural_step(
     # A power of two rounds nothing, and no square of a small or large gradient leaves the range of the numbers
     ascent /= 2.0 ** math.floor(math.log2(float(ascent.abs().max())))
 
-    all_episodes = batch.of_all_ranks()
-    n_steps = len(all_episodes.actions)
-    divergence = behind_fisher = Divergence(reader, batch, slice(0, n_steps))
-    if fisher_max_steps is not None and n_steps > fisher_max_steps:
-        subset = reader.subsample(all_episodes, fisher_max_steps, batch.part.ranks.broadcast(lambda: rng))
-        behind_fisher = Divergence(reader, batch, subset)
-    fisher = behind_fisher.fisher_product(parameters)
+    divergence = fisher_divergence = Divergence(evaluator, batch, slice(0, partition.n_steps), partition, processes)
+    if fisher_max_steps is not None and partition.n_steps > fisher_max_steps:
+        subset = evaluator.subsample(partition.episode_lengths, fisher_max_steps, processes.broadcast(rng))
+        fisher_divergence = Divergence(evaluator, batch, subset, partition, processes)
+    fisher = fisher_divergence.fisher_product(parameters)
 
     def damped(vector: th.Tensor) -> th.Tensor:
         return fisher(vector) + cg_damping * vector
@@ -191,43 +194,52 @@ def natural_step(
 
 class Divergence:
     """
-    The mean KL divergence from a policy as it is now to the policy as it is when asked, micro-batch by micro-batch.
+    The mean KL divergence from a policy as it is now to the policy as it is when asked, by micro-batches.
 
-    :param reader: Of the policy.
-    :param batch: The episodes.
-    :param steps: The steps averaged over, of the episodes of all ranks.
+    :param evaluator: Of the policy.
+    :param batch: The episodes of this process.
+    :param steps: The steps averaged over, of the episodes of all processes.
+    :param partition: Where the episodes of this process are among those of all.
+    :param processes: Those that train together.
     """
 
-    def __init__(self, reader: PolicyEvaluator, batch: EpisodeBatch, steps: Steps) -> None:
-        self.reader, self.batch = reader, batch
-        self.n_averaged = count_steps(steps, len(batch.of_all_ranks().actions))
-        self.micro_batches = reader.micro_batches(batch, batch.part.own(steps))
+    def __init__(
+        self,
+        evaluator: PolicyEvaluator,
+        batch: EpisodeBatch,
+        steps: Steps,
+        partition: Partition,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self.evaluator, self.batch, self.processes = evaluator, batch, processes
+        self.n_averaged = count_steps(steps)
+        self.micro_batches = evaluator.micro_batches(batch.episode_lengths, partition.local_steps(steps))
         with th.no_grad():
             # The policy returns the same object every time, with new contents
-            self.before = [copy.copy(reader.distribution(batch, micro_batch)) for micro_batch in self.micro_batches]
+            self.before = [copy.copy(evaluator.distribution(batch, micro_batch)) for micro_batch in self.micro_batches]
 
     def of_micro_batch(self, index: int) -> th.Tensor:
         """What a micro-batch contributes to the mean, a differentiable scalar in nats."""
         micro_batch = self.micro_batches[index]
-        fraction = count_steps(micro_batch, len(self.batch.actions)) / self.n_averaged
-        return fraction * mean_divergence(self.before[index], self.reader.distribution(self.batch, micro_batch))
+        fraction = count_steps(micro_batch) / self.n_averaged
+        return fraction * mean_divergence(self.before[index], self.evaluator.distribution(self.batch, micro_batch))
 
     @th.no_grad()
     def value(self) -> float:
         """The mean, in nats."""
-        ranks = self.batch.part.ranks
-        return sum(ranks.gather(lambda: sum(float(self.of_micro_batch(i)) for i in range(len(self.micro_batches)))))
+        local = sum(float(self.of_micro_batch(index)) for index in range(len(self.micro_batches)))
+        return sum(self.processes.gather(local))
 
     def fisher_product(self, parameters: Sequence[th.nn.Parameter]) -> Product:
         """Multiplies a vector with F. The graph of a single micro-batch is kept, those of several are made at each product."""
-        sum_over_ranks, indices = self.batch.part.ranks.sum, range(len(self.micro_batches))
+        indices = range(len(self.micro_batches))
         if len(indices) == 1:
             only = fisher_product(self.of_micro_batch(0), parameters)
-            return lambda vector: sum_over_ranks(only(vector))
+            return lambda vector: self.processes.sum(only(vector))
 
         def multiply(vector: th.Tensor) -> th.Tensor:
             products = (fisher_product(self.of_micro_batch(index), parameters)(vector) for index in indices)
-            return sum_over_ranks(sum(products, th.zeros_like(vector)))
+            return self.processes.sum(sum(products, th.zeros_like(vector)))
 
         return multiply
 

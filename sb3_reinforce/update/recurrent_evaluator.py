@@ -24,61 +24,62 @@ from sb3_reinforce.policies.masked_distribution import use_action_masks
 from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
 from sb3_reinforce.update.evaluator import PolicyEvaluator, Steps
 
-#: One step of reading some episodes side by side costs about as much as so many steps of padding, with 64 units on a CPU.
+#: One step of some episodes side by side costs about as much as so many steps of padding, with 64 units on a CPU.
 PADDING_PER_STEP = 8
 
 
 class RecurrentPolicyEvaluator(PolicyEvaluator):
     """
-    Reads whole episodes off a policy with memory: its pieces are made of them, however long they are.
+    Evaluates a recurrent policy on whole episodes: its micro-batches are made of them, however long they are.
 
     :param policy: In evaluation mode.
-    :param micro_batch_size: Steps that are read at once, which bounds the memory, unless an episode is longer; None for all.
+    :param micro_batch_size: Steps that are evaluated at once, which bounds the memory, unless an episode is longer; None for
+        all.
     """
 
     policy: RecurrentActorCriticPolicy
 
-    def _cuts(self, batch: EpisodeBatch, steps: Steps) -> Iterator[slice]:
+    def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
         """Whole episodes. Longer than ``micro_batch_size`` is only a single one."""
-        lengths = selected_episode_lengths(batch, steps)
+        lengths = selected_episode_lengths(episode_lengths, steps)
         ends = np.cumsum(lengths)
         for group in group_episodes(lengths, self.micro_batch_size):
             yield slice(int(ends[group.start] - lengths[group.start]), int(ends[group.stop - 1]))
 
-    def minibatches(self, batch: EpisodeBatch, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
+    def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
         """
-        Divide the episodes of a batch at random.
+        Divide the episodes of a batch into minibatches at random.
 
-        :param batch: The episodes.
+        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``.
         :param size: Steps of a minibatch, which holds fewer where another episode does not fit; None for all.
         :param rng: Draws the order, unless one minibatch holds all.
         :return: The micro-batches of each minibatch.
         """
-        if size is None or size >= len(batch.actions):
-            yield self.pieces(batch)
+        if size is None or size >= episode_lengths.sum():
+            yield self.micro_batches(episode_lengths)
             return
-        order = rng.permutation(len(batch.episode_lengths))
-        for group in group_episodes(batch.episode_lengths[order], size):
-            yield self.micro_batches(batch, self._steps_of(batch, order[group]))
+        order = rng.permutation(len(episode_lengths))
+        for group in group_episodes(episode_lengths[order], size):
+            yield self.micro_batches(episode_lengths, self._steps_of(episode_lengths, order[group]))
 
-    def subsample(self, batch: EpisodeBatch, max_steps: int, rng: np.random.Generator) -> Steps:
+    def subsample(self, episode_lengths: IntArray, max_steps: int, rng: np.random.Generator) -> Steps:
         """
-        Choose episodes at random, of which a mean over the batch can be estimated.
+        Choose episodes at random, from which a mean over the batch can be estimated.
 
         How many does not depend on which, since to take episodes until the next one does not fit would prefer short ones.
 
-        :param batch: The episodes.
+        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``.
         :param max_steps: At most so many steps are chosen, unless a single episode is longer.
         :param rng: Chooses them.
         :return: Their steps, in order.
         """
-        longest_first = np.sort(batch.episode_lengths)[::-1]
+        longest_first = np.sort(episode_lengths)[::-1]
         n_fitting = max(1, int(np.searchsorted(np.cumsum(longest_first), max_steps, side="right")))
-        return self._steps_of(batch, np.sort(rng.choice(len(longest_first), n_fitting, replace=False)))
+        return self._steps_of(episode_lengths, np.sort(rng.choice(len(longest_first), n_fitting, replace=False)))
 
-    def _steps_of(self, batch: EpisodeBatch, episodes: IntArray) -> th.Tensor:
-        ends = np.cumsum(batch.episode_lengths)[episodes]
-        starts = ends - batch.episode_lengths[episodes]
+    def _steps_of(self, episode_lengths: IntArray, episodes: IntArray) -> th.Tensor:
+        ends = np.cumsum(episode_lengths)[episodes]
+        starts = ends - episode_lengths[episodes]
         steps = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
         return th.as_tensor(steps, device=self.policy.device)
 
@@ -92,7 +93,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         """
         policy = self.policy
         features = actor_features(policy, _select(batch.observations, steps))
-        memories = run_lstm_over_episodes(policy.lstm_actor, features, selected_episode_lengths(batch, steps))
+        memories = run_lstm_over_episodes(policy.lstm_actor, features, selected_episode_lengths(batch.episode_lengths, steps))
         with use_action_masks(policy, None if batch.action_masks is None else batch.action_masks[steps]):
             return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(memories))
 
@@ -127,12 +128,14 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         if not self.policy.shared_lstm:
             return features
         # As in sb3-contrib, the critic's gradient does not reach what it shares with the actor
-        return run_lstm_over_episodes(self.policy.lstm_actor, features, selected_episode_lengths(batch, steps)).detach()
+        return run_lstm_over_episodes(
+            self.policy.lstm_actor, features, selected_episode_lengths(batch.episode_lengths, steps)
+        ).detach()
 
     def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
         policy = self.policy
         if policy.lstm_critic is not None:
-            return run_lstm_over_episodes(policy.lstm_critic, inputs, selected_episode_lengths(batch, steps))
+            return run_lstm_over_episodes(policy.lstm_critic, inputs, selected_episode_lengths(batch.episode_lengths, steps))
         if policy.shared_lstm:
             return inputs
         assert policy.critic is not None
@@ -151,16 +154,16 @@ def _concatenate(observations: PyTorchObs, more: PyTorchObs | None) -> Any:
     return th.cat([observations, more])  # type: ignore[list-item]
 
 
-def selected_episode_lengths(batch: EpisodeBatch, steps: Steps) -> IntArray:
+def selected_episode_lengths(episode_lengths: IntArray, steps: Steps) -> IntArray:
     """
     Measure the chosen episodes.
 
-    :param batch: The episodes.
+    :param episode_lengths: Steps of each episode of a batch, shape ``(n_episodes,)``.
     :param steps: Which of its steps, those of whole episodes.
     :return: Shape ``(number of chosen episodes,)``.
     """
-    is_last = np.zeros(len(batch.actions), dtype=bool)
-    is_last[np.cumsum(batch.episode_lengths) - 1] = True
+    is_last = np.zeros(int(episode_lengths.sum()), dtype=bool)
+    is_last[np.cumsum(episode_lengths) - 1] = True
     chosen = steps if isinstance(steps, slice) else steps.cpu().numpy()
     return np.diff(np.flatnonzero(is_last[chosen]), prepend=-1)
 

@@ -104,7 +104,7 @@ def training_rank(args: list[str]) -> Iterator[tuple[ProcessGroup, list[str]]]:
     seed, other_args = take_option(args, "--seed")
     if seed is None or seed == "-1":
         # RL Zoo would draw one on each rank
-        args = [*other_args, "--seed", str(ranks.broadcast(lambda: int(np.random.randint(2**32 - 1, dtype=np.int64))))]
+        args = [*other_args, "--seed", str(ranks.broadcast(int(np.random.randint(2**32 - 1, dtype=np.int64))))]
     with contextlib.ExitStack() as stack:
         if ranks.rank > 0:
             args = [arg for arg in args if arg != "--track"]

@@ -1,16 +1,13 @@
 """One training in several processes: equal to that of one process, and over for all when it is over for one."""
 
-import copy
 import itertools
 import json
 import os
-import pickle
 import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +18,10 @@ from hypothesis import strategies as st
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.distributed.partition import Partition, count_steps
+from sb3_reinforce.distributed.partition import Partition, single_partition
 from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, TORCHRUN_VARIABLES, ProcessGroup
-from sb3_reinforce.distributed.synchronization import NotingDeque, in_words, increment
+from sb3_reinforce.distributed.synchronization import describe_model, increment
+from sb3_reinforce.update.evaluator import count_steps
 
 WORKER = Path(__file__).parents[1] / "support" / "rank_worker.py"
 
@@ -92,7 +90,7 @@ def faults():
 def test_what_fails_on_one_rank_ends_all_at_the_same_update_and_names_it(faults, name, rank, message):
     outcomes = [result[name] for result in faults]
     for outcome in outcomes:
-        assert outcome["error"].startswith(f"RankError: Rank {rank} failed with ")
+        assert outcome["error"].startswith(f"ProcessError: Process {rank} failed with ")
         assert message in outcome["error"]
         assert "\n" not in outcome["error"]
         assert outcome == outcomes[0]
@@ -111,26 +109,26 @@ def test_a_callback_that_stops_stops_all(faults):
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
-        ("learning_rate", "learning_rate is 0.005 on rank 0 and 0.1 on rank 1"),
-        ("n_envs", "n_envs is 2 on rank 0 and 3 on rank 1"),
-        ("total_timesteps", "total_timesteps is 10 on rank 0 and 11 on rank 1"),
+        ("learning_rate", "learning_rate is 0.005 in process 0 and 0.1 in process 1"),
+        ("n_envs", "n_envs is 2 in process 0 and 3 in process 1"),
+        ("total_timesteps", "total_timesteps is 10 in process 0 and 11 in process 1"),
         (
             "observation_space",
-            "observation_space is Box(-1.0, 1.0, (3,), float32) on rank 0 and Box(-2.0, 2.0, (3,), float32) on rank 1",
+            "observation_space is Box(-1.0, 1.0, (3,), float32) in process 0 and Box(-2.0, 2.0, (3,), float32) in process 1",
         ),
-        ("action_space", "action_space is Discrete(3) on rank 0 and Box(-2.0, 2.0, (2,), float32) on rank 1"),
+        ("action_space", "action_space is Discrete(3) in process 0 and Box(-2.0, 2.0, (2,), float32) in process 1"),
     ],
 )
 def test_ranks_with_different_models_are_refused_before_anything_is_trained(faults, name, difference):
     for result in faults:
-        assert result[name]["error"] == f"ValueError: All ranks must train the same model, but {difference}"
+        assert result[name]["error"] == f"ValueError: All processes must train the same model, but {difference}"
         assert result[name]["n_updates"] == 0
         assert result[name]["as before"]
 
 
 def test_every_rank_needs_an_episode(faults):
     for result in faults:
-        assert result["too few episodes"].startswith("n_episodes=1 is below the number of ranks, 2")
+        assert result["too few episodes"].startswith("n_episodes=1 is below the number of processes, 2")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +195,7 @@ def test_a_rank_that_is_killed_ends_the_others(function):
         killed.kill()
     assert killed.returncode == -9
     assert survivor.returncode == 1
-    assert "RankError: Another process of the training is gone, or did not answer in time" in errors
+    assert "ProcessError: Another process of the training is gone, or did not answer in time" in errors
     assert time.monotonic() - start < 100
 
 
@@ -225,7 +223,7 @@ def test_only_a_lost_process_is_reported_as_one_and_every_cause_is_kept(error, m
     for name in ("all_reduce", "all_gather_object", "broadcast_object_list"):
         monkeypatch.setattr(th.distributed, name, fail)
     ranks = ProcessGroup(0, 2)
-    for exchange in (lambda: ranks.sum(th.ones(1)), lambda: ranks.gather(lambda: 1), lambda: ranks.broadcast(lambda: 1)):
+    for exchange in (lambda: ranks.sum(th.ones(1)), lambda: ranks.gather(1), lambda: ranks.broadcast(1)):
         with pytest.raises(RuntimeError) as raised:
             exchange()
         if error in OTHER_CAUSES:
@@ -285,12 +283,12 @@ def test_processes_of_torchrun_that_train_apart_are_warned(monkeypatch, tmp_path
 def test_alone_nothing_is_sent_or_copied():
     tensor, value = th.ones(3), object()
     assert SINGLE_PROCESS.sum(tensor) is tensor
-    assert SINGLE_PROCESS.broadcast(lambda: value) is value
-    assert SINGLE_PROCESS.gather(lambda: value) == [value]
+    assert SINGLE_PROCESS.broadcast(value) is value
+    assert SINGLE_PROCESS.gather(value) == [value]
     assert SINGLE_PROCESS.share(7) == 7
-    numbers = np.ones(3)
-    assert Partition().own(tensor) is tensor
-    assert Partition().of(numbers) is numbers
+    partition, numbers = single_partition(np.array([1, 2])), np.ones(3)
+    assert partition.local_steps(tensor) is tensor
+    assert partition.local_numbers(numbers).base is numbers
 
 
 @given(st.integers(0, 1000), st.integers(1, 50))
@@ -306,16 +304,16 @@ def test_every_chosen_step_belongs_to_one_rank(data):
     n_steps = sum(lengths)
     bounds = [0, *sorted(data.draw(st.lists(st.integers(0, n_steps), max_size=3))), n_steps]
     start, stop = data.draw(st.integers(0, n_steps)), data.draw(st.integers(0, n_steps))
-    chosen = slice(start, max(start, stop), data.draw(st.integers(1, 5)))
+    chosen = slice(start, max(start, stop))
     indices = th.as_tensor(np.arange(n_steps)[chosen], dtype=th.int64)
     everything = np.arange(n_steps)
     found, found_by_index = [], []
     for first, last in itertools.pairwise(bounds):
-        part = Partition(SINGLE_PROCESS, np.array(lengths), first, last)
-        own = part.of(everything)
-        found += own[part.own(chosen)].tolist()
-        found_by_index += own[part.own(indices).numpy()].tolist()
-        assert count_steps(part.own(chosen), len(own)) == len(part.own(indices))
+        part = Partition(np.array(lengths), first, last)
+        own = part.local_numbers(everything)
+        found += own[part.local_steps(chosen)].tolist()
+        found_by_index += own[part.local_steps(indices).numpy()].tolist()
+        assert count_steps(part.local_steps(chosen)) == len(part.local_steps(indices))
     assert found == found_by_index == everything[chosen].tolist()
 
 
@@ -341,14 +339,12 @@ def test_increments_are_what_was_added(n_before, n_more, seed):
 
 
 def test_arguments_are_described_alike_in_every_process():
-    assert in_words(lambda progress_remaining: 2.0 * progress_remaining) == "[2.0, 1.0, 0.0]"
-    assert in_words(lambda: None) == in_words(lambda: None)
-    assert in_words({"net_arch": [4]}) == "{'net_arch': [4]}"
-
-
-def test_what_is_saved_during_a_rollout_can_be_loaded():
-    noting = NotingDeque(deque([1, 2], maxlen=3))
-    noting.append(3)
-    for copied in (pickle.loads(pickle.dumps(noting)), copy.deepcopy(noting)):
-        assert type(copied) is deque
-        assert copied == deque([1, 2, 3]) and copied.maxlen == 3
+    described = [
+        describe_model(REINFORCE("MlpPolicy", "CartPole-v1", lambda _: 0.1, policy_kwargs={"net_arch": {"pi": [width]}}))
+        for width in (4, 4, 5)
+    ]
+    assert described[0] == described[1]
+    assert {name for name in described[0] if described[0][name] != described[2][name]} == {
+        "policy_kwargs",
+        "shapes of the parameters",
+    }

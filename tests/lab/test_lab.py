@@ -43,8 +43,9 @@ from sb3_reinforce.lab.measurement import (
     prepare,
 )
 from sb3_reinforce.lab.report import make_sections, write_report
-from sb3_reinforce.rollout.batch import EpisodeBatch
-from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
+from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step
+from sb3_reinforce.update import make_evaluator
+from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 DIAMOND_HILL = "sb3_reinforce/DiamondHill-v0"
 GAMMA = 0.9
@@ -77,7 +78,7 @@ def as_batch(paths):
         episode_lengths=np.array([len(path.actions) for path in paths]),
         cut_steps=np.zeros(0, dtype=np.int64),
         final_observations=None,
-        locate=lambda step: (0, step),
+        episode_starts=np.array([(0, sum(len(path.actions) for path in paths[:i])) for i in range(len(paths))]),
     )
 
 
@@ -234,7 +235,7 @@ def check_against_train(model, paths):
     reader = PolicyEvaluator(model.policy, 4)
     own = prepare(Episodes(model, reader, batch, batch.rewards), [make_estimators(model, model.gamma)[OWN]], [], 0)[0]
     step_weights = own.targets(np.arange(len(batch.rewards)), batch.episode_lengths)
-    rows = np.stack([step_weights.weights / step_weights.n_averaged] * 2), [own.ent_coef / step_weights.n_averaged] * 2
+    rows = np.stack([step_weights.score_weights / step_weights.n_averaged] * 2), [own.ent_coef / step_weights.n_averaged] * 2
     weight_and_bias = ScoreGradients(reader)(batch, *rows)
     for row in weight_and_bias:
         matrix = np.concatenate([row[:4].reshape(2, 2), row[4:][:, None]], axis=1)
@@ -358,7 +359,7 @@ def test_taken_episodes_keep_their_cuts():
         first = end - length
         assert taken.episode_lengths[index] == length
         assert th.equal(taken.observations[first:end], batch.observations[starts[own] : starts[own] + length])
-        assert taken.locate(first) == batch.locate(starts[own])
+        assert locate_step(taken, first) == locate_step(batch, starts[own])
     assert sorted(taken.cut_steps) == sorted(np.cumsum(taken.episode_lengths) - 1)
     for step, final in zip(taken.cut_steps, taken.final_observations, strict=True):
         # Observations are [time, episode], and the final one belongs to the same episode
@@ -776,7 +777,9 @@ def test_a_step_with_the_best_constant_is_tried_out_with_it():
     lengths = episodes.batch.episode_lengths
     assert (constant.values > 1.0).all()
     steps = np.arange(lengths.sum())
-    difference = laboratory.prepared["to-go"].targets(steps, lengths).weights - constant.targets(steps, lengths).weights
+    difference = (
+        laboratory.prepared["to-go"].targets(steps, lengths).score_weights - constant.targets(steps, lengths).score_weights
+    )
     np.testing.assert_allclose(difference, constant.values, atol=1e-6)
 
 
@@ -841,11 +844,11 @@ def test_the_natural_step_that_is_tried_out_is_the_one_that_training_takes():
     episodes = collect(model, make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [60]}), 20)
     batch = episodes.batch
     assert len(batch.actions) > sb3_reinforce.lab.gradients.MICRO_BATCH_SIZE
-    weights = unit_weights(batch)._replace(weights=np.random.default_rng(0).normal(size=len(batch.actions)))
+    weights = unit_weights(batch)._replace(score_weights=np.random.default_rng(0).normal(size=len(batch.actions)))
     tried = divergence_of_step(episodes, batch, weights, 0.0)
     model.set_logger(Logger(None, []))
     model.rollout_buffer.reset()
-    for step, reward in enumerate(weights.weights):
+    for step, reward in enumerate(weights.score_weights):
         model.rollout_buffer.add(batch.observations[step : step + 1].numpy(), batch.actions[step].numpy(), np.array([reward]))
         if step % 60 == 59:
             model.rollout_buffer.finish_episode(0)

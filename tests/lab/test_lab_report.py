@@ -268,7 +268,9 @@ def made_up(ratios: dict[str, tuple[float, float, float]], batch_size: int = 16)
 def test_a_difference_is_claimed_only_where_intervals_are_apart():
     apart = made_up({"to-go": (0.02, 0.01, 0.03), "to-go-critic": (0.1, 0.05, 0.2), "own": (0.1, 0.05, 0.2)})
     text = " ".join(describe(apart))
-    assert "With this model's critic 10 [5.0, 20] episodes are enough, with reward-to-go alone 50 [33, 100] are needed." in text
+    assert (
+        "With this model's critic 10 [5.0, 20] episodes are enough, with reward-to-go alone 50 [33, 100] are needed." in text
+    )
     overlapping = made_up({"to-go": (0.02, 0.01, 0.06), "to-go-critic": (0.1, 0.05, 0.2), "own": (0.1, 0.05, 0.2)})
     text = " ".join(describe(overlapping))
     assert "No difference between this model's critic and reward-to-go alone is claimed" in text

@@ -36,13 +36,14 @@ from stable_baselines3.common.vec_env import (
 from sb3_reinforce import REINFORCE, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.policies.actor_critic import OptionalCriticMixin
 from sb3_reinforce.policies.masked_distribution import action_dims_of, use_action_masks
+from sb3_reinforce.rollout import make_action_sampler
 from sb3_reinforce.rollout.action_masks import (
     ActionMaskInObservation,
     ActionMaskReader,
     find_mask_source,
     sample_valid_actions,
 )
-from sb3_reinforce.rollout.samplers import DistributionSampler, ParameterSampler, make_action_sampler
+from sb3_reinforce.rollout.samplers import DistributionSampler, ParameterSampler
 from sb3_reinforce.vec_env import GymnasiumVecEnv, make_envpool_vec_env
 
 ACTION_SPACES = {

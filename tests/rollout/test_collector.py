@@ -25,9 +25,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_reinforce import REINFORCE, MlpPolicy
 from sb3_reinforce.rollout import budget as collection
-from sb3_reinforce.rollout.budget import EpisodeQuota, default_max_steps, find_time_limit
+from sb3_reinforce.rollout import make_action_sampler
+from sb3_reinforce.rollout.batch import locate_step
+from sb3_reinforce.rollout.budget import EpisodeQuota, find_bound, find_time_limit
 from sb3_reinforce.rollout.buffers import EpisodeRolloutBuffer
-from sb3_reinforce.rollout.samplers import ParameterSampler, make_action_sampler
+from sb3_reinforce.rollout.samplers import ParameterSampler
 from sb3_reinforce.vec_env import make_gymnasium_vec_env
 
 
@@ -37,7 +39,8 @@ class SpyBuffer(EpisodeRolloutBuffer):
     def whole_episodes(self):
         batch = super().whole_episodes()
         batch = batch._replace(observations=batch.observations.clone())
-        self.batches = [*getattr(self, "batches", []), batch]
+        if self.outputs is not None:
+            self.batches = [*getattr(self, "batches", []), batch]
         return batch
 
 
@@ -66,9 +69,9 @@ def test_short_episodes_are_not_over_counted(n_envs, budget, total_timesteps):
 
 def test_quota_counts_starts():
     by_episodes = EpisodeQuota(n_steps=0, n_episodes=2)
-    assert [by_episodes.admits(start_step) for start_step in (0, 0, 5)] == [True, True, False]
+    assert [by_episodes.accepts(start_step) for start_step in (0, 0, 5)] == [True, True, False]
     by_steps = EpisodeQuota(n_steps=10)
-    assert [by_steps.admits(start_step) for start_step in (0, 9, 10)] == [True, True, False]
+    assert [by_steps.accepts(start_step) for start_step in (0, 9, 10)] == [True, True, False]
 
 
 def test_episodes_that_start_within_n_steps_are_finished():
@@ -91,7 +94,7 @@ def test_episodes_count_in_the_order_of_their_starts():
     assert model.num_timesteps == 18
     assert model.logger.name_to_value["rollout/discarded_fraction"] == pytest.approx(3 / 18)
     assert model.logger.name_to_value["rollout/episodes"] == 4
-    assert [batch.locate(index) for index in (0, 8, 9, 14)] == [(0, 0), (0, 8), (1, 0), (1, 5)]
+    assert [locate_step(batch, index) for index in (0, 8, 9, 14)] == [(0, 0), (0, 8), (1, 0), (1, 5)]
 
 
 @pytest.mark.filterwarnings("ignore:n_episodes=2 is below")
@@ -219,12 +222,12 @@ def test_the_warning_says_how_a_return_was_closed(n_updates, closing):
 
 
 def test_the_default_bound():
-    assert default_max_steps(1_000_000, n_episodes=None, n_envs=1) == 1_050_000
-    assert default_max_steps(100, n_episodes=None, n_envs=8) == 50_100
+    assert find_bound(None, None, 1_000_000, n_episodes=None, n_envs=1) == 1_050_000
+    assert find_bound(None, None, 100, n_episodes=None, n_envs=8) == 50_100
     # Episodes per environment, rounded up
-    assert default_max_steps(None, n_episodes=8, n_envs=1) == 58_000
-    assert default_max_steps(None, n_episodes=9, n_envs=4) == 53_000
-    assert default_max_steps(None, n_episodes=1, n_envs=4) == 51_000
+    assert find_bound(None, None, None, n_episodes=8, n_envs=1) == 58_000
+    assert find_bound(None, None, None, n_episodes=9, n_envs=4) == 53_000
+    assert find_bound(None, None, None, n_episodes=1, n_envs=4) == 51_000
 
 
 class EndlessEnv(FixedLengthEnv):
@@ -610,7 +613,7 @@ def test_changes_of_small_and_of_large_layers_are_noticed(policy, n_units):
         with th.no_grad():
             parameter += 0.5
         sample.refresh()
-        sample.forget(np.ones(2, bool))
+        sample.reset_states(np.ones(2, bool))
         fresh = make_action_sampler(model.policy, 2, np.random.default_rng(0)).actor(observations)
         np.testing.assert_array_equal(sample.actor(observations), fresh)
 

@@ -298,6 +298,15 @@ def error_of(model, function):
     return {"error": None}
 
 
+def on_process_0(happens):
+    return happens() if distributed.get_rank() == 0 else None
+
+
+def broadcast_together(ranks, make):
+    with ranks.failing_together():
+        ranks.broadcast(make())
+
+
 def update_of_corrupted(**kwargs):
     model = make_model(BOX, GAUSSIAN, 1, distributed=True, **kwargs)
     model.learn(0)
@@ -326,11 +335,8 @@ def faults():
     model = make_short(wrap=Unpicklable)
     results["unpicklable"] = error_of(model, functools.partial(model.learn, 1000))
     ranks = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
-    for name, exchange in (
-        ("unpicklable value", lambda: ranks.broadcast(lambda: lambda: 0)),
-        ("value that fails", lambda: ranks.broadcast(raise_error)),
-    ):
-        results[name] = error_of(model, exchange)
+    for name, make in (("unpicklable value", lambda: lambda: 0), ("value that fails", lambda: on_process_0(raise_error))):
+        results[name] = error_of(model, functools.partial(broadcast_together, ranks, make))
     model = make_short()
     model.learn(1000, callback=OnStep(lambda callback: callback.n_calls < 13))
     results["stopped"] = {"n_steps": model.num_timesteps, "checksum": checksum(model), "n_updates": model._n_updates}

@@ -26,9 +26,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_recorded import DictWorld
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.distributed.partition import single_partition
 from sb3_reinforce.envs.diamond_hill import DECISION_STATES, enumerate_paths
-from sb3_reinforce.update import policy_step
-from sb3_reinforce.update.evaluator import PolicyEvaluator, make_evaluator
+from sb3_reinforce.update import make_evaluator, policy_step
+from sb3_reinforce.update.evaluator import PolicyEvaluator
 from sb3_reinforce.update.policy_step import KL_TOLERANCE, MAX_SHORTENINGS, SHORTENING
 
 PATHS = enumerate_paths(ACTION_PROBABILITIES)
@@ -91,7 +92,8 @@ def test_the_models_fisher_matrix_is_the_enumerated_one(micro_batch_size):
     store(model, PATHS)
     batch, reader = model.rollout_buffer.whole_episodes(), PolicyEvaluator(model.policy, micro_batch_size)
     net = model.policy.action_net
-    divergence = policy_step.Divergence(reader, batch, slice(0, len(batch.actions)))
+    partition = single_partition(batch.episode_lengths)
+    divergence = policy_step.Divergence(reader, batch, slice(0, len(batch.actions)), partition)
     product = divergence.fisher_product([net.weight, net.bias])
     matrix = np.stack([product(row).numpy() for row in th.eye(6)])
     order = [0, 1, 4, 2, 3, 5]  # weights and bias of each logit beside each other
@@ -185,7 +187,7 @@ def test_both_of_two_alternating_contexts_are_behind_the_fisher_matrix():
     store_periodic(model, 2, [2] * 100, 1.0)
     rng = np.random.default_rng(0)
     batch = model.rollout_buffer.whole_episodes()
-    chosen = PolicyEvaluator(model.policy).subsample(batch, 100, rng)
+    chosen = PolicyEvaluator(model.policy).subsample(batch.episode_lengths, 100, rng)
     assert len(set(chosen.tolist())) == 100
     share = float(batch.observations[chosen, 0].mean())
     assert 0.3 < share < 0.7
