@@ -1,5 +1,6 @@
 """What the arguments may be: the numbers in one table, schedules, spaces; and what is said if they are not."""
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+from sb3_reinforce.functional.estimator import Estimator
 
 
 def is_number(value: Any) -> bool:
@@ -123,7 +126,7 @@ def check_budget(
 
     :param n_steps: Of each environment.
     :param n_episodes: Of all environments of all processes.
-    :param n_envs: Environments of each process; None where a model has none.
+    :param n_envs: Environments of all processes; None where a model has none.
     :param n_processes: Processes that train together.
     :param comparing_baseline: The baseline, if it compares episodes with each other.
     :return: A warning about steps that will not be used; None if all is well.
@@ -138,19 +141,18 @@ def check_budget(
         raise ValueError(
             f"n_episodes={n_episodes} is below the number of processes, {n_processes}: raise it, or start fewer processes"
         )
-    n_all_envs = None if n_envs is None else n_envs * n_processes
-    if comparing_baseline is not None and (n_episodes == 1 or (n_steps == 1 and n_all_envs == 1)):
+    if comparing_baseline is not None and (n_episodes == 1 or (n_steps == 1 and n_envs == 1)):
         raise ValueError(
             f"baseline={comparing_baseline!r} compares episodes with each other, but an update has only one: "
             "raise n_episodes or n_steps, or choose another baseline"
         )
-    if n_episodes is None or n_all_envs is None or n_episodes >= n_all_envs:
+    if n_episodes is None or n_envs is None or n_episodes >= n_envs:
         return None
-    unused = n_all_envs - n_episodes
+    unused = n_envs - n_episodes
     return (
-        f"n_episodes={n_episodes} is below the number of environments, {n_all_envs}: in every rollout at least "
-        f"{unused} of {n_all_envs} steps ({unused / n_all_envs:.0%}) are not used. Raise n_episodes to "
-        f"{n_all_envs}, or use fewer environments."
+        f"n_episodes={n_episodes} is below the number of environments, {n_envs}: in every rollout at least "
+        f"{unused} of {n_envs} steps ({unused / n_envs:.0%}) are not used. Raise n_episodes to "
+        f"{n_envs}, or use fewer environments."
     )
 
 
@@ -169,6 +171,41 @@ def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:
     if not changed or arguments["natural_gradient"]:
         return None
     return f"{', '.join(changed)}: no effect without natural_gradient=True"
+
+
+def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processes: int) -> list[str]:
+    """
+    Check the arguments of the algorithm.
+
+    :param arguments: By their names, or as SB3 keeps some, with an underscore before.
+    :param n_envs: Environments of all processes; None where a model has none.
+    :param n_processes: Those that train together.
+    :return: Warnings.
+    :raises ValueError: If an argument is out of its range or two contradict each other; the message names them.
+    """
+    check_numbers({name: arguments.get(name, arguments.get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
+    check_switches({name: arguments[name] for name in SWITCHES})
+    estimator = Estimator(**{field.name: arguments[field.name] for field in dataclasses.fields(Estimator)})
+    ent_coef = make_schedule(arguments["ent_coef"], "ent_coef")
+    if arguments["critic_learning_rate"] is not None:
+        make_schedule(arguments["critic_learning_rate"], "critic_learning_rate")
+    if make_schedule(arguments["target_kl"], "target_kl")(1.0) <= 0.0:
+        raise ValueError(f"target_kl must be above 0, not {arguments['target_kl']}: a step that changes nothing is none")
+    baseline = estimator.baseline
+    compared = baseline if estimator.compares_episodes else None
+    warnings = [
+        check_budget(arguments["n_steps"], arguments["n_episodes"], n_envs, n_processes, compared),
+        explain_ignored_settings(arguments),
+    ]
+    if estimator.return_type == "episode" and baseline == "value":
+        warnings.append(
+            "return_type='episode' with baseline='value' subtracts the value of what is still to come from the return of "
+            "the whole episode: unbiased, but noisy. return_type='reward_to_go' with discounted_weighting=True has the "
+            "same expected gradient and less noise"
+        )
+    if arguments["entropy_in_return"] and ent_coef(1.0) == ent_coef(0.0) == 0.0:
+        warnings.append("entropy_in_return has no effect with ent_coef=0: set ent_coef above 0")
+    return [warning for warning in warnings if warning is not None]
 
 
 def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str | None:

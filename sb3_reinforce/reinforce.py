@@ -18,15 +18,10 @@ from stable_baselines3.common.utils import explained_variance, update_learning_r
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.arguments import (
-    NUMERIC_ARGUMENTS,
-    SWITCHES,
-    check_budget,
+    check_arguments,
     check_env_type,
-    check_numbers,
     check_spaces,
-    check_switches,
     explain_few_updates,
-    explain_ignored_settings,
     make_schedule,
 )
 from sb3_reinforce.checkpoints import atomic_write, check_model_file, model_path
@@ -292,37 +287,16 @@ class REINFORCE(OnPolicyAlgorithm):
         check_policy_class(self.policy_class)
         check_spaces(self.observation_space, self.action_space)
         self._setup_lr_schedule()
-        # What cannot be read is said before anything is collected
-        _ = self.ent_coef_schedule, self.critic_lr_schedule
-        if self.target_kl_schedule(1.0) <= 0.0:
-            raise ValueError(f"target_kl must be above 0, not {self.target_kl}: a step that changes nothing is none")
-        if self.entropy_in_return and self.ent_coef_schedule(1.0) == self.ent_coef_schedule(0.0) == 0.0:
-            warnings.warn("entropy_in_return has no effect with ent_coef=0: set ent_coef above 0", UserWarning, stacklevel=3)
         self.set_random_seed(self.seed)
         self._setup_rollout_buffer()
         self._setup_policy()
         self._maybe_recommend_cpu(MlpPolicy.__name__)
 
     def _check_arguments(self) -> None:
-        # SB3 keeps some arguments as private attributes
-        check_numbers({name: vars(self).get(name, vars(self).get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
-        check_switches({name: getattr(self, name) for name in SWITCHES})
-        n_envs = None if self.env is None else self.n_envs
-        comparing = self.baseline if self.estimator.compares_episodes else None
-        if (
-            warning := check_budget(self.n_steps, self.n_episodes, n_envs, self._synchronization.processes.size, comparing)
-        ) is not None:
-            self._warn_once("few episodes", warning)
-        if self.return_type == "episode" and self.baseline == "value":
-            warnings.warn(
-                "return_type='episode' with baseline='value' subtracts the value of what is still to come from the return of "
-                "the whole episode: unbiased, but noisy. return_type='reward_to_go' with discounted_weighting=True has the "
-                "same expected gradient and less noise",
-                UserWarning,
-                stacklevel=4,
-            )
-        if (warning := explain_ignored_settings(vars(self))) is not None:
-            warnings.warn(warning, UserWarning, stacklevel=4)
+        n_processes = self._synchronization.processes.size
+        n_envs = None if self.env is None else self.n_envs * n_processes
+        for warning in check_arguments({**vars(self), "n_steps": self.n_steps}, n_envs, n_processes):
+            self._warn_once(warning, warning)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
@@ -391,8 +365,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.policy = make_policy(self.policy_class, *arguments).to(self.device)  # type: ignore[arg-type]
         # Refuses a policy that cannot be evaluated, before anything is collected
         make_evaluator(self.policy)
-        if (warning := explain_overridden_features(self.policy)) is not None:
-            self._warn_once("extract_features", warning)
+        self._warn_once("extract_features", explain_overridden_features(self.policy))
         if self.policy_averaging is not None:
             self.policy_average = make_averaged_policy(self.policy, self.policy_averaging)
 
@@ -493,8 +466,8 @@ class REINFORCE(OnPolicyAlgorithm):
     def _ent_coef_in_return(self) -> float:
         return self.ent_coef_schedule(self._current_progress_remaining) if self.entropy_in_return else 0.0
 
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
+    def _warn_once(self, key: str, message: str | None) -> None:
+        if message is not None and key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, UserWarning, stacklevel=3)
 
@@ -507,18 +480,15 @@ class REINFORCE(OnPolicyAlgorithm):
         action_masks: Any = None,
     ) -> tuple[Array, tuple[Array, ...] | None]:
         """
-        Get the policy action from an observation: that of ``averaged_policy``. ``model.policy.predict`` asks the acting one.
+        Choose actions, with ``averaged_policy``; ``model.policy.predict`` asks the policy that acts in training.
 
-        :param observation: the input observation
-        :param state: The last hidden states (can be None, used in recurrent policies)
-        :param episode_start: The last masks (can be None, used in recurrent policies)
-            this correspond to beginning of episodes,
-            where the hidden states of the RNN must be reset.
-        :param deterministic: Whether or not to return deterministic actions.
+        :param observation: One, or one of each environment.
+        :param state: Hidden states of a recurrent policy; None at the start of an episode.
+        :param episode_start: Where an episode starts, and the hidden state is reset.
+        :param deterministic: Whether to take the most probable action or the mean, instead of a sample.
         :param action_masks: What is allowed, shape ``(n_options,)``, or ``(n_envs, n_options)`` for several observations. With
             ``use_masking``, an observation that carries its mask needs none.
-        :return: the model's action and the next hidden state
-            (used in recurrent policies)
+        :return: The actions, and the next hidden states.
         :raises ValueError: If a mask has the wrong shape or type, or allows no action.
         """
         policy = self.averaged_policy
@@ -564,7 +534,8 @@ class REINFORCE(OnPolicyAlgorithm):
             # Filled by hand
             self._evaluate_rollout(self.rollout_buffer)
         batch, evaluator = self.rollout_buffer.whole_episodes(), make_evaluator(self.policy, self.micro_batch_size)
-        self._check_micro_batches(evaluator, batch)
+        if self.micro_batch_size is not None:
+            self._warn_once("micro_batch_size", evaluator.explain_long_episode(batch.episode_lengths))
 
         processes = self._synchronization.processes
         advantages = compute_advantages(batch, self.estimator, self._ent_coef_in_return, processes)
@@ -589,17 +560,6 @@ class REINFORCE(OnPolicyAlgorithm):
         self.logger.record("train/ent_coef", ent_coef)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-
-    def _check_micro_batches(self, evaluator: PolicyEvaluator, batch: EpisodeBatch) -> None:
-        micro_batches = evaluator.micro_batches(batch.episode_lengths)
-        largest = max((steps.stop - steps.start for steps in micro_batches), default=0)
-        if self.micro_batch_size is not None and largest > self.micro_batch_size:
-            self._warn_once(
-                "micro_batch_size",
-                f"A recurrent policy is evaluated on whole episodes, and one of {largest} steps is longer than "
-                f"micro_batch_size={self.micro_batch_size}: it was evaluated at once. Raise micro_batch_size if the memory "
-                "allows it.",
-            )
 
     def _policy_step(
         self, evaluator: PolicyEvaluator, batch: EpisodeBatch, gradient: PolicyGradient, partition: Partition
@@ -668,16 +628,16 @@ class REINFORCE(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
         """
-        Return a trained model.
+        Train, as ``BaseAlgorithm.learn`` does.
 
-        :param total_timesteps: The total number of samples (env steps) to train on. As in SB3, a rollout that has begun is
-            finished: the last one may take more steps, however few are left.
-        :param callback: callback(s) called at every step with state of the algorithm.
+        :param total_timesteps: Steps of all environments. As in SB3, a rollout that has begun is finished: the last one may
+            take more steps, however few are left.
+        :param callback: Called at every step.
         :param log_interval: Number of updates between logs.
-        :param tb_log_name: the name of the run for TensorBoard logging
-        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
-        :param progress_bar: Display a progress bar using tqdm and rich.
-        :return: the trained model
+        :param tb_log_name: Name of the run for TensorBoard.
+        :param reset_num_timesteps: Whether to count from 0; False to go on with a training.
+        :param progress_bar: Whether to show one, with tqdm and rich.
+        :return: The model.
         :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite; or if processes differ.
         :raises ProcessError: If anything fails in any of several processes, or one of them is gone.
         """
@@ -714,15 +674,14 @@ class REINFORCE(OnPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save all the attributes of the object and the model parameters in a zip-file.
+        Save the model, as ``BaseAlgorithm.save`` does.
 
         The file is written beside its destination and then put in its place, so that whatever happens in between, the
-        destination holds either the old model or the new one. Symbolic links are followed, and an old file's mode stays. Of
-        several processes only process 0 writes.
+        destination holds either the old model or the new one. Of several processes only process 0 writes.
 
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
+        :param path: Of the file, to which ``.zip`` is added, or a file-like object.
+        :param exclude: Names of attributes that are left out, beside those that always are.
+        :param include: Names of attributes that are saved all the same.
         """
         if self._synchronization.processes.rank > 0:
             return
@@ -744,16 +703,8 @@ class REINFORCE(OnPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfREINFORCE:
         """
-        Load a model from a zip-file, as ``BaseAlgorithm.load`` does.
+        Load a model, as ``BaseAlgorithm.load`` does, with the same arguments.
 
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on (can be None if you only need prediction)
-        :param device: Device on which the code should run.
-        :param custom_objects: Objects that replace what was saved under their names
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training
-        :param kwargs: arguments of the model to replace
-        :return: new model instance with loaded parameters
         :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
         """
         replaced = {**(custom_objects or {}), **kwargs}
@@ -770,11 +721,8 @@ class REINFORCE(OnPolicyAlgorithm):
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters from a zip-file or a dictionary, as ``BaseAlgorithm.set_parameters`` does.
+        Load parameters from a file or a dictionary, as ``BaseAlgorithm.set_parameters`` does, with the same arguments.
 
-        :param load_path_or_dict: Location of a saved model, or what ``get_parameters`` returns
-        :param exact_match: Whether all parameters must be there, and no others
-        :param device: Device on which the code should run.
         :raises ValueError: If the file holds a model of another algorithm, or one with more or less than this model.
         """
         if exact_match and not isinstance(load_path_or_dict, dict):

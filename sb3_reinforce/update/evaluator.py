@@ -58,6 +58,15 @@ class PolicyEvaluator:
             return [slice(steps.start + cut.start, steps.start + cut.stop) for cut in cuts]
         return [steps[cut] for cut in cuts]
 
+    def explain_long_episode(self, episode_lengths: IntArray) -> str | None:
+        """
+        Say that an episode is longer than a micro-batch.
+
+        :param episode_lengths: Steps of each episode of a batch, shape ``(n_episodes,)``.
+        :return: A warning; None if all is well, as it always is unless whole episodes are needed.
+        """
+        return None
+
     def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
         """Where the micro-batches are among the chosen steps."""
         return self._slices(count_steps(steps))

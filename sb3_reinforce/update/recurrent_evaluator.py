@@ -39,6 +39,16 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
 
     policy: RecurrentActorCriticPolicy
 
+    def explain_long_episode(self, episode_lengths: IntArray) -> str | None:
+        """See ``PolicyEvaluator``."""
+        longest = int(episode_lengths.max(initial=0))
+        if longest <= self.micro_batch_size:
+            return None
+        return (
+            f"A recurrent policy is evaluated on whole episodes, and one of {longest} steps is longer than micro_batch_size="
+            f"{self.micro_batch_size}: it was evaluated at once. Raise micro_batch_size if the memory allows it."
+        )
+
     def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
         """Whole episodes. Longer than ``micro_batch_size`` is only a single one."""
         lengths = selected_episode_lengths(episode_lengths, steps)
