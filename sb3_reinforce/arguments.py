@@ -157,7 +157,7 @@ def check_budget(
 
 
 #: Settings of the natural step, which have no effect without it, and their defaults.
-NATURAL_STEP_DEFAULTS = {"target_kl": 0.02, "cg_max_steps": 10, "cg_damping": 0.1, "fisher_max_steps": 2_000}
+NATURAL_STEP_DEFAULTS = {"target_kl": 0.01, "cg_max_steps": 10, "cg_damping": 0.1, "fisher_max_steps": 2_000}
 
 
 def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:

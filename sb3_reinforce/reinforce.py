@@ -123,13 +123,14 @@ class REINFORCE(OnPolicyAlgorithm):
         the policy by ``target_kl``, instead of leaving its length to the optimizer. Neither surrogate, importance ratio nor
         second pass over the data, as TRPO has them. ``learning_rate`` and ``max_grad_norm`` then rule only the critic.
         Every step has the same length, however large its gradient is, which biases the expected step.
-    :param target_kl: With ``natural_gradient``, the mean KL divergence that a step shall make (its quadratic estimate, in
-        nats), in any form that ``ent_coef`` takes. The tuned entries have 0.012 to 0.06; longer steps learn faster, shorter
-        ones are steadier. The exact divergence is bounded by 1.5 times this.
+    :param target_kl: With ``natural_gradient``, the KL divergence that a step shall make (its quadratic estimate, in nats), in
+        any form that ``ent_coef`` takes. As in sb3-contrib's TRPO it is a mean over steps and over the dimensions of a Box or
+        MultiBinary action. Longer steps learn faster, shorter ones are steadier. The exact divergence stays below 1.5 times
+        this.
     :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as
         in TRPO (Schulman et al. 2015, appendix C).
-    :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix; 0.1 as in TRPO. It turns the
-        direction towards that of the gradient, and does not change the length of the step.
+    :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix of that divergence; 0.1 as in
+        TRPO. It turns the direction towards that of the gradient, and unlike in TRPO it does not change the step's length.
     :param fisher_max_steps: With ``natural_gradient``, the Fisher matrix is estimated from a random subset of at most so many
         steps (with memory: of whole episodes), since its products are what the step costs. The divergence of the step is
         computed over all steps. None for all.
@@ -201,7 +202,7 @@ class REINFORCE(OnPolicyAlgorithm):
         critic_batch_size: int | None = None,
         critic_learning_rate: float | str | Schedule | None = None,
         natural_gradient: bool = False,
-        target_kl: float | str | Schedule = 0.02,
+        target_kl: float | str | Schedule = 0.01,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
         fisher_max_steps: int | None = 2_000,

@@ -1,8 +1,8 @@
 """
 The parameters after a few updates are those that were recorded, whatever is moved or renamed in between.
 
-``python tests/test_recorded.py`` records the cases that the file lacks; ``--only NAME...`` records these again, which is
-right only where their results are meant to change. ``--compare [NAME...]`` says which are the same to the last bit. Processors
+``PYTHONPATH=tests/support python tests/test_recorded.py`` records the cases that the file lacks; ``--only NAME...`` records
+these again, which is right only where their results are meant to change. ``--compare [NAME...]`` says which are the same to the last bit. Processors
 round differently, so compare with a file that was recorded on the same machine: ``--file PATH``.
 """
 
@@ -172,7 +172,13 @@ CASES |= {
         "MlpPolicy",
         lambda: gym.wrappers.FlattenObservation(IdentityEnvMultiBinary(3, ep_length=10)),
         2,
-        {**NATURAL, "target_kl": "lin_0.05", "baseline": "time_step", "loss_reduction": "episode"},
+        {
+            **NATURAL,
+            "target_kl": f"lin_{0.05 / 3}",
+            "cg_damping": 0.1 / 3,
+            "baseline": "time_step",
+            "loss_reduction": "episode",
+        },
     ),
     "natural, micro-batches": Case(
         "MlpPolicy", "CartPole-v1", 2, {**NATURAL, "fisher_max_steps": None, "micro_batch_size": 150, "critic_batch_size": 64}
@@ -255,7 +261,9 @@ def trained(case: Case) -> np.ndarray:
     return th.cat([th.nn.utils.parameters_to_vector(policy.parameters()).detach() for policy in policies]).numpy()
 
 
-@pytest.mark.filterwarnings("ignore:A rollout reached max_rollout_steps", "ignore:A policy with memory reads whole episodes")
+@pytest.mark.filterwarnings(
+    "ignore:A rollout reached max_rollout_steps", "ignore:A recurrent policy is evaluated on whole episodes"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_those_that_were_recorded(name):
     # Processors round differently, by far less than a changed line would

@@ -140,7 +140,7 @@ def natural_step(
     :param evaluator: Of the policy, whose parameters are changed.
     :param batch: The episodes.
     :param gradient: Of the pseudo-loss.
-    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, in nats.
+    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, see ``mean_divergence``.
     :param cg_max_steps: Conjugate gradients' steps.
     :param cg_damping: Added to the diagonal of F for the direction, and not for the length.
     :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
@@ -246,7 +246,10 @@ class Divergence:
 
 def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
-    Average KL(old || new) over steps.
+    Average KL(old || new) over steps, and over the dimensions of a Box or MultiBinary action, as sb3-contrib's TRPO does.
+
+    The divergence of the whole action is that times the number of dimensions. Over the parts of a MultiDiscrete action it is
+    a sum.
 
     Squashing changes both distributions alike, so that the divergence is that of the Gaussians below; with gSDE it is that of
     the Gaussians whose noise is drawn anew at every step.
@@ -255,9 +258,8 @@ def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     :param new: Of the same class and steps.
     :return: Scalar, in nats.
     """
-    divergences = kl_divergence(old, new)
-    # Normal and Bernoulli have one for each dimension of the action, and dimensions are independent
-    return divergences.reshape(len(divergences), -1).sum(dim=1).mean()
+    # Normal and Bernoulli have one for each dimension of the action
+    return kl_divergence(old, new).mean()
 
 
 @contextmanager

@@ -84,26 +84,27 @@ def discrete_fisher(head):
     return total / N_STEPS
 
 
+#: Distribution, its Fisher matrix, and over how many dimensions of an action the divergence is a mean
 HEADS = {
-    "Gaussian": (lambda: DiagGaussianDistribution(2), gaussian_fisher),
-    "squashed": (lambda: SquashedDiagGaussianDistribution(2), gaussian_fisher),
-    "gSDE": (lambda: StateDependentNoiseDistribution(2, learn_features=True), gaussian_fisher),
-    "Categorical": (lambda: CategoricalDistribution(4), discrete_fisher),
-    "MultiCategorical": (lambda: MultiCategoricalDistribution([2, 3]), discrete_fisher),
-    "Bernoulli": (lambda: BernoulliDistribution(3), discrete_fisher),
+    "Gaussian": (lambda: DiagGaussianDistribution(2), gaussian_fisher, 2),
+    "squashed": (lambda: SquashedDiagGaussianDistribution(2), gaussian_fisher, 2),
+    "gSDE": (lambda: StateDependentNoiseDistribution(2, learn_features=True), gaussian_fisher, 2),
+    "Categorical": (lambda: CategoricalDistribution(4), discrete_fisher, 1),
+    "MultiCategorical": (lambda: MultiCategoricalDistribution([2, 3]), discrete_fisher, 1),
+    "Bernoulli": (lambda: BernoulliDistribution(3), discrete_fisher, 3),
 }
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_fisher_products_are_those_of_the_fisher_matrix(name):
-    make_distribution, explicit_fisher = HEADS[name]
+    make_distribution, explicit_fisher, n_dims = HEADS[name]
     th.manual_seed(1)
     head = Head(make_distribution())
     with th.no_grad():
         now = copy.copy(head())
     product = fisher_product(mean_divergence(now, head()), head.parameters)
     n = sum(parameter.numel() for parameter in head.parameters)
-    expected = explicit_fisher(head)
+    expected = explicit_fisher(head) / n_dims
     assert expected.abs().max() > 0.01
     th.testing.assert_close(dense(product, n), expected, atol=1e-10, rtol=0.0)
 
@@ -119,10 +120,10 @@ def test_every_action_space_has_a_known_fisher_matrix():
         assert type(make_proba_distribution(space)) is type(HEADS[name][0]())
 
 
-def test_divergences_sum_over_dimensions_and_average_over_steps():
+def test_divergences_are_means_over_dimensions_and_steps():
     old = DiagGaussianDistribution(2).proba_distribution(th.zeros(3, 2), th.zeros(2))
     new = DiagGaussianDistribution(2).proba_distribution(th.tensor([[1.0, 2.0], [0.0, 0.0], [3.0, 0.0]]), th.zeros(2))
-    assert mean_divergence(old, new).item() == pytest.approx((0.5 * (1 + 4) + 0 + 0.5 * 9) / 3)
+    assert mean_divergence(old, new).item() == pytest.approx((0.5 * (1 + 4) + 0 + 0.5 * 9) / 6)
 
 
 def symmetric_positive_definite(seed, n):

@@ -19,10 +19,12 @@ from helpers import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvMultiBinary
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from test_recorded import DictWorld
 
 from sb3_reinforce import REINFORCE
@@ -253,10 +255,10 @@ def bandit_step(scale=1.0, probability=0.5, pays=0, reward=1.0, **kwargs):
 @example(exponent=-3.0)
 def test_the_scale_of_the_observations_does_not_matter_to_the_step(exponent):
     step, _ = bandit_step()
-    assert abs(step[0] - step[1]) == pytest.approx(np.sqrt(8 * 0.02), rel=1e-4)  # F is a quarter
+    assert abs(step[0] - step[1]) == pytest.approx(np.sqrt(8 * 0.01), rel=1e-4)  # F is a quarter
     scaled, logged = bandit_step(scale=10.0**exponent)
     np.testing.assert_allclose(scaled, step, rtol=1e-3)
-    assert logged["train/kl"] == pytest.approx(0.02, rel=0.1)
+    assert logged["train/kl"] == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("reward", [1e-30, 1e-12, 1e12, -1e-30])
@@ -271,7 +273,7 @@ def test_the_size_of_the_rewards_does_not_matter_to_the_step(reward):
 def test_a_nearly_deterministic_policy_moves_by_about_as_much(probability, pays):
     _, logged = bandit_step(probability=probability, pays=pays)
     # Where an action grows rarer still, less is left of the divergence than its quadratic estimate says
-    assert 0.1 * 0.02 < logged["train/kl"] <= 1.5 * 0.02
+    assert 0.1 * 0.01 < logged["train/kl"] <= 1.5 * 0.01
 
 
 def test_what_no_step_behind_the_fisher_matrix_saw_still_moves(monkeypatch):
@@ -508,3 +510,36 @@ def test_gradient_recorder_is_not_asked_for_the_policys_step():
         assert {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None} <= {
             name for name in names if "value" in name
         }
+
+
+@pytest.mark.parametrize("action_space", [spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.MultiBinary(3)], ids=str)
+def test_the_divergence_is_a_mean_over_the_dimensions_of_an_action(action_space, monkeypatch):
+    """As in sb3-contrib's TRPO. The step is that of the sum with three times the target and the damping."""
+
+    def update(**kwargs):
+        env = DummyVecEnv([lambda: SilentEnv(spaces.Box(-1.0, 1.0, (2,), np.float32), action_space)])
+        model = REINFORCE("MlpPolicy", env, natural_gradient=True, n_steps=64, seed=0, device="cpu", **kwargs)
+        buffer = model.rollout_buffer
+        rng = np.random.default_rng(0)
+        action_space.seed(0)
+        for _ in range(64):
+            buffer.add(rng.normal(size=(1, 2)), action_space.sample()[None], rng.normal(size=1))
+        buffer.finish_episode(0)
+        before = model.policy.parameters_to_vector()
+        model.set_logger(Logger(None, []))
+        model.train()
+        return model.policy.parameters_to_vector() - before, model.logger.name_to_value["train/kl"]
+
+    step, kl = update(target_kl=0.01, cg_damping=0.1)
+    mean_divergence = policy_step.mean_divergence
+    monkeypatch.setattr(policy_step, "mean_divergence", lambda old, new: 3.0 * mean_divergence(old, new))
+    of_the_sum, kl_of_the_sum = update(target_kl=0.03, cg_damping=0.3)
+    np.testing.assert_allclose(step, of_the_sum, atol=1e-6)
+    assert kl_of_the_sum == pytest.approx(3.0 * kl, rel=1e-4)
+
+
+def test_the_mean_divergence_is_that_of_sb3_contribs_trpo():
+    old = DiagGaussianDistribution(2).proba_distribution(th.zeros(5, 2), th.zeros(2))
+    new = DiagGaussianDistribution(2).proba_distribution(th.tensor([[0.2, 0.4]]).expand(5, 2), th.zeros(2))
+    # m^2 / 2 for a mean that moves by m at a standard deviation of 1
+    assert float(policy_step.mean_divergence(old, new)) == pytest.approx((0.02 + 0.08) / 2)
