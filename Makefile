@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train test check coverage clean
+.PHONY: help install train test check coverage docs clean
 
 help:
 	@echo "make train   train REINFORCE on CartPole-v1, evaluate it and say where the model is"
 	@echo "make test    run the tests"
 	@echo "make check   lint, format and type checks"
 	@echo "make coverage   run the tests and report the coverage"
+	@echo "make docs    build the site in docs/_build/html; make docs DOCS_STEPS=256 with short trainings"
 	@echo "make clean   remove the environment and what tools left behind"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -18,6 +19,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	# PyTorch first: asked for by its exact version, it is taken from wherever pip finds that very build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Sphinx 9 needs Python 3.11
+$(INSTALLED)-docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 install: $(INSTALLED)
@@ -36,5 +42,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)-docs
+	DOCS_STEPS=$(DOCS_STEPS) $(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf docs/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
