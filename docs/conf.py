@@ -2,8 +2,9 @@
 
 import os
 import re
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 import sb3_reinforce
 
@@ -29,11 +30,12 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 # Markdown: equations, links to headings as on GitHub
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 4
-# CONTRIBUTING.md and CHANGELOG.md begin below the title of the page that includes them
-suppress_warnings = ["myst.header"]
+# SB3 imports some types for checkers alone
+suppress_warnings = ["sphinx_autodoc_typehints.forward_reference"]
 
 # Notebooks are executed; an error in a cell fails the build
 nb_execution_mode = "cache"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
@@ -48,7 +50,12 @@ always_use_bars_union = True
 
 # Every reference inside the package must lead somewhere; those of other packages need their inventories, from the network
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!sb3_reinforce).*")]
+# What is not public has no page
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!sb3_reinforce).*"),
+    ("py:.*", r".*\._\w+"),
+    ("py:.*", r"sb3_reinforce\.lab\.lineup\..*"),
+]
 if os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {

@@ -17,6 +17,7 @@ MAX_GRAD_NORM = 0.5
 
 
 def make_network(n_inputs, n_outputs):
+    """Two hidden layers, as SB3's MlpPolicy has for the policy and for the critic."""
     return nn.Sequential(nn.Linear(n_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, n_outputs))
 
 
@@ -45,6 +46,7 @@ def rewards_to_go(rewards):
 
 
 def step(optimizer, parameters, loss):
+    """Take one clipped gradient step."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
