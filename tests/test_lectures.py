@@ -7,31 +7,23 @@ followed by a block of text. Trainings are shortened, by the constants of SHORTE
 
 import importlib
 import itertools
-import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from comparison_in_process import compare_in_this_process
+from doc_blocks import LECTURES, REPOSITORY, blocks_of, prose_of
 
 from sb3_reinforce.zoo.cli import main as run_command
-from sb3_reinforce.zoo.compare import cli, run
-from sb3_reinforce.zoo.compare.plan import RANDOM, list_tasks
+from sb3_reinforce.zoo.compare import cli
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = sorted((REPOSITORY / "docs" / "lectures").glob("*.md"))
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SHORTENED = {"STEPS": 256}
 SHORTER_CLONING = ["--seeds", "0", "--n-timesteps", "256", "--episodes", "2"]
 SHORTER_COMPARISON = "--seeds 1 -n 64 --n-evaluations 1 --eval-episodes 1 --final-episodes 1 --jobs 1".split()
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-
-def blocks(page):
-    """Language and content of each block of code, in their order."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def shorten(source):
@@ -40,12 +32,12 @@ def shorten(source):
     return source
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LECTURES, ids=lambda page: page.stem)
 def test_python_prints_what_the_page_says(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
-    found = blocks(page)
-    assert {language for language, _ in found} <= {"python", "text", "sh"}
+    found = blocks_of(page)
+    assert {language for language, _ in found} <= {"python", "text", "sh", "{toctree}"}
     for (language, source), (next_language, printed) in itertools.pairwise([*found, ("", "")]):
         if language == "python":
             exec(compile(shorten(source), page.name, "exec"), namespace)
@@ -58,8 +50,8 @@ def test_python_prints_what_the_page_says(page, capsys, tmp_path, monkeypatch):
 def commands():
     return [
         pytest.param(line, id=f"{page.stem}: {line}")
-        for page in PAGES
-        for language, source in blocks(page)
+        for page in LECTURES
+        for language, source in blocks_of(page)
         if language == "sh"
         for line in source.splitlines()
     ]
@@ -72,7 +64,7 @@ def test_commands_run(command, tmp_path, monkeypatch):
         importlib.import_module("cloning").main(["--results-dir", str(tmp_path), *SHORTER_CLONING])
         assert (tmp_path / "cloning.md").exists()
         return
-    monkeypatch.setattr(cli, "train", train_in_this_process)
+    compare_in_this_process(monkeypatch)
     if words[:4] == ["python", "benchmarks/compare.py", "lectures", "--part"]:
         monkeypatch.setattr(cli, "write_report", lambda folder, *_: (folder / "report.md").write_text("#\n\nThe report"))
         folders = ["--results-dir", str(tmp_path), "--folder", str(tmp_path / "runs")]
@@ -86,30 +78,12 @@ def test_commands_run(command, tmp_path, monkeypatch):
         assert list(runs["contender"].unique()) == ["reinforce", "dqn", "ars"]
 
 
-def train_in_this_process(folder, settings, pool):
-    """Four processes would spend most of their time on imports."""
-    for task in list_tasks(settings):
-        own = folder / task.folder
-        own.mkdir(parents=True)
-        is_random = task.contender == RANDOM
-        result = run.score_random(settings, task, own) if is_random else run.train(settings, task, own, lambda spent: None)
-        names = {"env": task.env_id, "contender": task.contender, "seed": task.seed}
-        (own / run.RESULT_FILE).write_text(json.dumps({**names, **result, "versions": run.describe_system()}))
-    return {}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LECTURES, ids=lambda page: page.stem)
 def test_tables_are_those_of_the_results(page):
     known = {line for name in ("lectures", "cloning") for line in (RESULTS / f"{name}.md").read_text().splitlines()}
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    prose = prose_of(page)
     tables = [line for line in prose.splitlines() if line.startswith("|")]
     if page.stem == "README":
         assert not re.search(r"\d\.\d{2}", prose.replace("2.636", ""))
         return
     assert not [line for line in tables if line not in known]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target

@@ -1,0 +1,21 @@
+"""``compare`` in the process of a test: each of its child processes would spend most of its time on imports."""
+
+import json
+
+from sb3_reinforce.zoo.compare import cli, run
+from sb3_reinforce.zoo.compare.plan import RANDOM, list_tasks
+
+
+def compare_in_this_process(monkeypatch):
+    monkeypatch.setattr(cli, "train", train_in_this_process)
+
+
+def train_in_this_process(folder, settings, pool):
+    for task in list_tasks(settings):
+        own = folder / task.folder
+        own.mkdir(parents=True)
+        is_random = task.contender == RANDOM
+        result = run.score_random(settings, task, own) if is_random else run.train(settings, task, own, lambda spent: None)
+        names = {"env": task.env_id, "contender": task.contender, "seed": task.seed}
+        (own / run.RESULT_FILE).write_text(json.dumps({**names, **result, "versions": run.describe_system()}))
+    return {}
