@@ -54,7 +54,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!sb3_reinforce).*"),
     ("py:.*", r".*\._\w+"),
-    ("py:.*", r"sb3_reinforce\.lab\.lineup\..*"),
+    ("py:.*", r"sb3_reinforce\.lab\.(estimators|lineup)\..*"),
 ]
 if os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")
