@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train test check coverage docs clean
+.PHONY: help install train test test-fast check coverage docs clean
 
 help:
 	@echo "make train   train REINFORCE on CartPole-v1, evaluate it and say where the model is"
 	@echo "make test    run the tests"
+	@echo "make test-fast   run the tests of the core, without processes, commands and the laboratory"
 	@echo "make check   lint, format and type checks"
 	@echo "make coverage   run the tests and report the coverage"
 	@echo "make docs    build the site in docs/_build/html; make docs DOCS_STEPS=256 with short trainings"
@@ -33,6 +34,9 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not (processes or commands or laboratory or documents)"
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term

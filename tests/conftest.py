@@ -1,5 +1,8 @@
 """Shared set-up of all tests."""
 
+from pathlib import Path
+
+import pytest
 import torch as th
 from hypothesis import settings
 
@@ -9,3 +12,21 @@ th.set_num_threads(1)
 # Nor do tests depend on how busy the machine is
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
+
+#: Markers of the tests that start processes, commands or browsers, or measure and train for long, by folder or file.
+MARKERS = {
+    "distributed": "processes",
+    "zoo": "commands",
+    "lab": "laboratory",
+    "test_benchmarks.py": "commands",
+    "test_lectures.py": "documents",
+    "test_docs.py": "documents",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what ``make test-fast`` leaves out."""
+    for item in items:
+        first = Path(item.path).relative_to(Path(__file__).parent).parts[0]
+        if first in MARKERS:
+            item.add_marker(MARKERS[first])

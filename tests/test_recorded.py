@@ -2,8 +2,8 @@
 The parameters after a few updates are those that were recorded, whatever is moved or renamed in between.
 
 ``PYTHONPATH=tests/support python tests/test_recorded.py`` records the cases that the file lacks; ``--only NAME...`` records
-these again, which is right only where their results are meant to change. ``--compare [NAME...]`` says which are the same to the last bit. Processors
-round differently, so compare with a file that was recorded on the same machine: ``--file PATH``.
+these again, which is right only where their results are meant to change. ``--compare [NAME...]`` says which are the same to
+the last bit. Processors round differently, so compare with a file that was recorded on the same machine: ``--file PATH``.
 """
 
 import argparse

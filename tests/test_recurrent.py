@@ -816,6 +816,7 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.processes
 def test_sb3_contrib_is_imported_for_policies_with_memory_only():
     code = (
         "import sys; from sb3_reinforce import REINFORCE; REINFORCE('MlpPolicy', 'CartPole-v1').learn(60);"

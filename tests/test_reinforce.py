@@ -339,6 +339,7 @@ def test_eval_callback_vec_normalize_and_frame_stack(tmp_path):
     evaluate_policy(best, eval_env, n_eval_episodes=2)
 
 
+@pytest.mark.processes
 def test_processes_and_images():
     REINFORCE("MlpPolicy", SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2), n_steps=20).learn(100)
     REINFORCE("CnnPolicy", FakeImageEnv(screen_height=40, screen_width=40, n_channels=1), n_steps=11).learn(30)
@@ -522,6 +523,7 @@ def test_log_probability_that_is_not_finite_names_the_step(monkeypatch):
         model.learn(1)
 
 
+@pytest.mark.processes
 def test_import_needs_neither_the_zoo_nor_matplotlib():
     heavy = ("rl_zoo3", "matplotlib", "optuna", "envpool", "seaborn", "pandas")
     code = f"import sys, sb3_reinforce; print(*[module for module in {heavy} if module in sys.modules])"

@@ -128,6 +128,7 @@ def test_without_an_environment_it_predicts(tmp_path):
     )
 
 
+@pytest.mark.processes
 def test_another_process_can_load(tmp_path):
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0, ent_coef=lambda progress: 0.1 * progress).learn(300)
     model.save(tmp_path / "model")
@@ -180,6 +181,7 @@ def test_a_failure_while_saving_leaves_the_old_model(tmp_path, monkeypatch):
     assert_equal_models(old, REINFORCE.load(tmp_path / "model"))
 
 
+@pytest.mark.processes
 def test_a_crash_while_saving_leaves_the_old_model(tmp_path):
     REINFORCE("MlpPolicy", "CartPole-v1", seed=0).save(tmp_path / "model")
     before = (tmp_path / "model.zip").read_bytes()

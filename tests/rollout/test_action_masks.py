@@ -426,6 +426,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_keeps_to_the_masks(source):
     env = SOURCES[source]()
@@ -928,6 +929,7 @@ def test_envpool_gets_the_combination_that_the_mask_allows():
 # RL Zoo
 
 
+@pytest.mark.commands
 def test_rl_zoo_evaluates_and_enjoys_with_masks(tmp_path, monkeypatch, capsys):
     from sb3_reinforce.zoo.cli import main
 

@@ -581,6 +581,7 @@ def test_reinforce_names_the_adapter_of_an_engine(make_engine: Callable[[], Any]
             call()
 
 
+@pytest.mark.processes
 def test_import_does_not_need_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, sb3_reinforce.vec_env; sys.exit('envpool' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
