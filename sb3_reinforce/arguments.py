@@ -129,7 +129,7 @@ def check_budget(
     :param n_envs: Environments of all processes; None where a model has none.
     :param n_processes: Processes that train together.
     :param comparing_baseline: The baseline, if it compares episodes with each other.
-    :return: A warning about steps that will not be used; None if all is well.
+    :return: A warning about environments that will not be used; None if all is well.
     :raises ValueError: If there are two budgets, fewer episodes than processes, or none to compare an episode with.
     """
     if n_steps is not None and n_episodes is not None:
@@ -150,9 +150,8 @@ def check_budget(
         return None
     unused = n_envs - n_episodes
     return (
-        f"n_episodes={n_episodes} is below the number of environments, {n_envs}: in every rollout at least "
-        f"{unused} of {n_envs} steps ({unused / n_envs:.0%}) are not used. Raise n_episodes to "
-        f"{n_envs}, or use fewer environments."
+        f"n_episodes={n_episodes} is below the number of environments, {n_envs}: in every rollout {unused} of them have "
+        f"no episode that counts. Raise n_episodes to {n_envs}, or use fewer environments."
     )
 
 

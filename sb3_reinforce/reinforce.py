@@ -84,8 +84,9 @@ class REINFORCE(OnPolicyAlgorithm):
     :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. Ten times PPO's default or more is
         usual: there is one gradient step per rollout.
     :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are
-        finished. Their number is random, which biases the mean over episodes by O(1 / number), and with a baseline that
-        compares episodes their sum as well. 256 if neither ``n_steps`` nor ``n_episodes`` is given.
+        finished, and an environment that is done waits for the others. Their number is random, which biases the mean over
+        episodes by O(1 / number), and with a baseline that compares episodes their sum as well. 256 if neither ``n_steps``
+        nor ``n_episodes`` is given.
     :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start
         (at the same step: in the order of the environments).
     :param gamma: Discount factor inside the return, in [0, 1].
@@ -402,8 +403,10 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Collect whole episodes with the current policy: those that start while the budget is open.
 
-        While the last of them are finished, the other environments are stepped too, since a ``VecEnv`` steps all; those
-        steps count in ``num_timesteps``, but are not used.
+        While the last of them are finished, the other environments stand still: they are neither stepped nor counted, and
+        their rows of ``rewards``, ``dones`` and ``infos`` say that nothing happened; a callback finds which in the local
+        ``is_idle``. Where a ``VecEnv`` can only step all (another than a ``DummyVecEnv`` or ``SubprocVecEnv`` in SB3's own
+        wrappers), these steps are made, counted in ``num_timesteps`` and not used.
 
         :param env: The training environment
         :param callback: Callback that will be called at each step
@@ -450,8 +453,7 @@ class REINFORCE(OnPolicyAlgorithm):
             has_value = self.baseline == "value" and self._n_updates > 0
             self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, has_value))
         self.logger.record("rollout/episodes", rollout.n_episodes)
-        used_steps, all_steps = rollout_buffer.n_counted_steps, rollout.n_steps * env.num_envs
-        self.logger.record("rollout/discarded_fraction", 1.0 - used_steps / all_steps)
+        self.logger.record("rollout/discarded_fraction", 1.0 - rollout_buffer.n_counted_steps / rollout.n_steps)
         if self._total_timesteps > 0:
             # As learn will do: a callback finds the entropy coefficient of the update in the returns
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)

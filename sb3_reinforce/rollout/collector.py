@@ -17,13 +17,14 @@ from sb3_reinforce.rollout.action_masks import ActionMaskReader
 from sb3_reinforce.rollout.batch import NumpyArray, map_observation
 from sb3_reinforce.rollout.budget import EpisodeQuota
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.rollout.idle_environments import IdleEnvironments
 
 
 class Rollout(NamedTuple):
     """
     What was collected.
 
-    :param n_steps: Steps of each environment.
+    :param n_steps: Steps that were made, those of all environments together.
     :param n_episodes: Counted episodes, the cut ones among them.
     :param n_cut: Counted episodes that the bound cut.
     :param infos: Of the environment, at the ends of the other counted episodes.
@@ -83,6 +84,18 @@ def is_of_libraries(callback: Any) -> bool:
     return is_known and all(child is None or is_of_libraries(child) for child in children)
 
 
+def start_episodes(model: OnPolicyAlgorithm, env: VecEnv) -> None:
+    """
+    Reset the environments, unless all of them are at the start of an episode.
+
+    :param model: Keeps the last observations.
+    :param env: The training environment.
+    """
+    if not np.all(model._last_episode_starts):
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+
+
 def collect_episodes(
     model: OnPolicyAlgorithm,
     env: VecEnv,
@@ -97,12 +110,13 @@ def collect_episodes(
     """
     Step the environments until every counted episode is finished.
 
-    While the last of them are finished, the other environments are stepped too, since a ``VecEnv`` steps all; those
-    steps count in ``num_timesteps``, but are not used.
+    An environment whose episodes no longer count stands still until the next rollout (``IdleEnvironments``). Where the
+    ``VecEnv`` can only step all environments, its steps count in ``num_timesteps``, but are not used.
 
     :param model: Acts with its policy, counts the steps and keeps the last observations.
     :param env: The training environment.
-    :param callback: Called at the start and at every step; it finds the locals of this function.
+    :param callback: Called at the start and at every step; it finds the locals of this function, among them ``is_idle``: where
+        no step was made, shape ``(n_envs,)``.
     :param rollout_buffer: Filled with the steps.
     :param quota: Decides which episodes count.
     :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
@@ -113,9 +127,7 @@ def collect_episodes(
     :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
         environment and the step. Or if there are no masks where there should be.
     """
-    if not np.all(model._last_episode_starts):
-        model._last_obs = env.reset()  # type: ignore[assignment]
-        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    start_episodes(model, env)
     rollout_buffer.reset()
     if model.use_sde:
         model.policy.reset_noise(env.num_envs)
@@ -126,6 +138,8 @@ def collect_episodes(
     action_masks: Any = None
     infos: list[dict[str, Any]] = [{}] * env.num_envs
     finished_infos: list[dict[str, Any]] = []
+    dones: NumpyArray = np.zeros(env.num_envs, dtype=bool)
+    steps_before = model.num_timesteps
     # Looking for changes of the policy, and a tensor of the observations, take half the time of a step of CartPole
     is_watched = not is_of_libraries(callback)
     obs_tensor: Any = None
@@ -133,57 +147,72 @@ def collect_episodes(
     callback.on_rollout_start()
     sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
 
-    while n_running > 0 and n_steps < max_steps:
-        if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-            model.policy.reset_noise(env.num_envs)
-        elif model.use_sde and n_steps > 0 and np.any(model._last_episode_starts):
-            reset_noise_of(model.policy, model._last_episode_starts)  # type: ignore[arg-type]
+    environments = IdleEnvironments(env)
+    try:
+        environments.set_idle(np.flatnonzero(np.logical_not(counts)))
+        while n_running > 0 and n_steps < max_steps:
+            if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+                model.policy.reset_noise(env.num_envs)
+            elif model.use_sde and np.any(dones):
+                reset_noise_of(model.policy, dones)
 
-        observations: Any = model._last_obs
-        if read_masks is not None:
-            action_masks = read_masks(observations, infos, model._last_episode_starts, n_steps)  # type: ignore[arg-type]
-            observations, _ = split_observation(observations)
-        try:
-            actions = sample_actions(observations, action_masks)
-        except ValueError:
-            # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
-            rollout_buffer.add(model._last_obs, np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs))  # type: ignore[arg-type]
-            rollout_buffer.check_finite()
-            raise
-        if is_watched:
-            # As in SB3's loop, for callbacks that evaluate the policy or a network of their own on it
-            obs_tensor = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]
-        clipped_actions = to_env_actions(actions)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
+            observations: Any = model._last_obs
+            if read_masks is not None:
+                action_masks = read_masks(observations, infos, model._last_episode_starts, n_steps)  # type: ignore[arg-type]
+                observations, _ = split_observation(observations)
+            try:
+                actions = sample_actions(observations, action_masks)
+            except ValueError:
+                # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
+                no_actions, no_rewards = np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs)
+                rollout_buffer.add(model._last_obs, no_actions, no_rewards)  # type: ignore[arg-type]
+                rollout_buffer.check_finite()
+                raise
+            if is_watched:
+                # As in SB3's loop, for callbacks that evaluate the policy or a network of their own on it
+                obs_tensor = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]
+            clipped_actions = to_env_actions(actions)
+            is_idle = environments.is_idle
+            new_obs, rewards, dones, infos = environments.step(clipped_actions, model._last_obs)
 
-        model.num_timesteps += env.num_envs
+            model.num_timesteps += env.num_envs - environments.n_idle
 
-        # Give access to local variables
-        callback.update_locals(locals())
-        if not callback.on_step():
-            model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-            return None
-        if is_watched:
-            sample_actions.refresh()
-        n_steps += 1
+            # An idle environment waits at the start of an episode
+            episode_starts = np.logical_or(dones, is_idle)
 
-        rollout_buffer.add(model._last_obs, actions, rewards, action_masks)  # type: ignore[arg-type]
-        model._last_obs, model._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                model._last_obs, model._last_episode_starts = new_obs, episode_starts  # type: ignore[assignment]
+                return None
+            if is_watched:
+                sample_actions.refresh()
+            n_steps += 1
 
-        # A quarter of the time of dones.any() on a few environments
-        if np.count_nonzero(dones):
-            sample_actions.reset_states(dones)
-            for env_idx in np.flatnonzero(dones).tolist():
-                if counts[env_idx]:
-                    info = infos[env_idx]
-                    goes_on = bootstraps and info.get("TimeLimit.truncated", False)
-                    rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
-                    model._update_info_buffer([info], dones[env_idx : env_idx + 1])
-                    finished_infos.append(info)
-                    n_episodes += 1
-                    # At the bound no episode can start any more
-                    counts[env_idx] = n_steps < max_steps and quota.accepts(start_step=n_steps)
-                    n_running += counts[env_idx] - 1
+            rollout_buffer.add(model._last_obs, actions, rewards, action_masks)  # type: ignore[arg-type]
+            model._last_obs, model._last_episode_starts = new_obs, episode_starts  # type: ignore[assignment]
+
+            # A quarter of the time of dones.any() on a few environments
+            if np.count_nonzero(dones):
+                sample_actions.reset_states(dones)
+                for env_idx in np.flatnonzero(dones).tolist():
+                    if counts[env_idx]:
+                        info = infos[env_idx]
+                        goes_on = bootstraps and info.get("TimeLimit.truncated", False)
+                        rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
+                        model._update_info_buffer([info], dones[env_idx : env_idx + 1])
+                        finished_infos.append(info)
+                        n_episodes += 1
+                        # At the bound no episode can start any more
+                        counts[env_idx] = n_steps < max_steps and quota.accepts(start_step=n_steps)
+                        n_running += counts[env_idx] - 1
+                environments.set_idle(np.flatnonzero(np.logical_and(dones, np.logical_not(counts))))
+    except BaseException:
+        # Whatever was going on, the next rollout begins with a reset
+        model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
+        raise
+    finally:
+        environments.resume()
 
     for env_idx in np.flatnonzero(counts).tolist():
         final_observation = map_observation(lambda observations: observations[env_idx], model._last_obs)  # noqa: B023
@@ -191,4 +220,4 @@ def collect_episodes(
     rollout_buffer.check_finite()
     callback.update_locals(locals())
     rollout_buffer.finish_rollout()
-    return Rollout(n_steps, n_episodes + n_running, n_running, finished_infos)
+    return Rollout(model.num_timesteps - steps_before, n_episodes + n_running, n_running, finished_infos)

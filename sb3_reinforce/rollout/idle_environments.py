@@ -1,0 +1,221 @@
+"""Environments that are done with their part of a rollout stand still while the others finish theirs."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_reinforce.rollout.batch import NumpyArray
+
+#: What these store for each environment is known. Any other, also a subclass, might be confused by a row that stands still.
+KNOWN_WRAPPERS = (
+    VecCheckNan,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
+
+
+class IdleEnvironments:
+    """
+    Steps a ``VecEnv`` without those of its environments that are idle.
+
+    An idle environment is not stepped. In what a step returns, its row has the last observation, reward 0, not done, and an
+    info without an episode. ``VecMonitor`` and ``VecFrameStack`` leave its row as it is, ``VecNormalize`` updates its
+    statistics from the other rows. Methods and attributes of an idle environment can be used as ever.
+
+    :param env: Only a ``DummyVecEnv`` or a ``SubprocVecEnv`` within SB3's own wrappers can leave environments out; any other
+        steps all of them, and none is ever idle.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+        self._wrappers: list[VecEnvWrapper] = []
+        while isinstance(env, VecEnvWrapper):
+            self._wrappers.append(env)
+            env = env.venv
+        self._engine: Any = env
+        self.is_supported = type(env) in (DummyVecEnv, SubprocVecEnv) and all(
+            type(wrapper) in KNOWN_WRAPPERS for wrapper in self._wrappers
+        )
+        #: Which environments are idle, shape ``(n_envs,)``; replaced, not changed, by ``set_idle``.
+        self.is_idle: NumpyArray = np.zeros(env.num_envs, dtype=bool)
+        self.n_idle = 0
+        # Attributes ``step`` that environments of a ``DummyVecEnv`` had of their own, None for the method, by index
+        self._steps: dict[int, Any] = {}
+
+    def set_idle(self, indices: NumpyArray) -> None:
+        """
+        Leave environments out of the following steps, if that is supported.
+
+        :param indices: Of environments at the start of an episode.
+        """
+        if not self.is_supported or len(indices) == 0:
+            return
+        self.is_idle = self.is_idle.copy()
+        self.is_idle[indices] = True
+        self.n_idle = int(np.count_nonzero(self.is_idle))
+        # Nobody sees it: ``step`` puts the one at which the environment waits in its place
+        observation = zeros(self._engine.observation_space)
+        if isinstance(self._engine, SubprocVecEnv):
+            remotes = list(self._engine.remotes)
+            for env_idx in indices:
+                remotes[env_idx] = IdleRemote(remotes[env_idx], observation, self._engine.reset_infos[env_idx])
+            self._engine.remotes = tuple(remotes)
+            return
+        for env_idx in indices:
+            attributes = vars(self._engine.envs[env_idx])
+            self._steps[env_idx] = attributes.get("step")
+            attributes["step"] = lambda action: (observation, 0.0, False, False, {})
+
+    def resume(self) -> None:
+        """Step all environments again."""
+        if self.n_idle == 0:
+            return
+        for env_idx, step in self._steps.items():
+            attributes = vars(self._engine.envs[env_idx])
+            if step is None:
+                del attributes["step"]
+            else:
+                attributes["step"] = step
+        if isinstance(self._engine, SubprocVecEnv):
+            idle = [remote for remote in self._engine.remotes if isinstance(remote, IdleRemote)]
+            self._engine.remotes = tuple(getattr(remote, "remote", remote) for remote in self._engine.remotes)
+            # A step was interrupted: ``close`` waits for an answer of every process
+            for remote in idle if self._engine.waiting else []:
+                with contextlib.suppress(OSError):
+                    remote.remote.send(("get_spaces", None))
+        self._steps = {}
+        self.is_idle = np.zeros_like(self.is_idle)
+        self.n_idle = 0
+
+    def step(self, actions: NumpyArray, last_obs: Any) -> VecEnvStepReturn:
+        """
+        Step the environments that are not idle.
+
+        :param actions: Shape ``(n_envs, *action_shape)``. Those of idle environments are not used.
+        :param last_obs: What was acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :return: As ``VecEnv.step``.
+        """
+        if self.n_idle == 0:
+            return self.env.step(actions)
+        is_idle = self.is_idle
+        rows = [attributes[name][is_idle] for attributes, name in self._arrays()]
+        with self._counting(~is_idle):
+            observations, rewards, dones, infos = self.env.step(actions)
+        for (attributes, name), values in zip(self._arrays(), rows, strict=True):
+            attributes[name][is_idle] = values
+        if isinstance(observations, dict):
+            for key, part in observations.items():
+                part[is_idle] = last_obs[key][is_idle]
+        else:
+            observations[is_idle] = last_obs[is_idle]  # type: ignore[index]
+        return observations, rewards, dones, infos
+
+    def _arrays(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Find the arrays in which wrappers have a row for each environment: a dictionary that has one, and its key."""
+        for wrapper in self._wrappers:
+            if isinstance(wrapper, VecMonitor):
+                yield vars(wrapper), "episode_returns"
+                yield vars(wrapper), "episode_lengths"
+            elif isinstance(wrapper, VecFrameStack):
+                stacks = getattr(wrapper.stacked_obs, "sub_stacked_observations", {"": wrapper.stacked_obs})
+                for stack in stacks.values():
+                    yield vars(stack), "stacked_obs"
+            elif isinstance(wrapper, VecNormalize):
+                if isinstance(wrapper.old_obs, dict):
+                    yield from ((wrapper.old_obs, key) for key in wrapper.old_obs)
+                else:
+                    yield vars(wrapper), "old_obs"
+
+    @contextlib.contextmanager
+    def _counting(self, is_counted: NumpyArray) -> Iterator[None]:
+        """Let ``VecNormalize`` count these rows only. The discounted return of an idle environment is 0, and stays so."""
+        counters: list[RunningMeanStd] = []
+        for wrapper in self._wrappers:
+            if isinstance(wrapper, VecNormalize):
+                of_observations: Any = getattr(wrapper, "obs_rms", {})
+                counters.append(wrapper.ret_rms)
+                counters += of_observations.values() if isinstance(of_observations, dict) else [of_observations]
+        for counter in counters:
+            vars(counter)["update"] = partial(_update_from_rows, counter, is_counted)
+        try:
+            yield
+        finally:
+            for counter in counters:
+                vars(counter).pop("update", None)
+
+
+def _update_from_rows(counter: RunningMeanStd, is_counted: NumpyArray, values: NumpyArray) -> None:
+    RunningMeanStd.update(counter, values[is_counted])
+
+
+def zeros(space: spaces.Space[Any]) -> Any:
+    """
+    Make an observation of zeros.
+
+    :param space: Of one environment.
+    :return: An array, or a dict of arrays.
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: zeros(part) for key, part in space.items()}
+    return np.zeros(space.shape, dtype=space.dtype)
+
+
+class IdleRemote:
+    """
+    Stands in for the pipe to a process of a ``SubprocVecEnv``: answers a step, and passes everything else on.
+
+    :param remote: The pipe.
+    :param observation: What a step returns.
+    :param reset_info: Of the episode that the environment is at the start of.
+    """
+
+    def __init__(self, remote: Any, observation: Any, reset_info: dict[str, Any]) -> None:
+        self.remote = remote
+        self.observation = observation
+        self.reset_info = reset_info
+        self._is_step = False
+
+    def send(self, message: tuple[str, Any]) -> None:
+        """
+        Send anything but a step.
+
+        :param message: The command and what belongs to it.
+        """
+        self._is_step = message[0] == "step"
+        if not self._is_step:
+            self.remote.send(message)
+
+    def recv(self) -> Any:
+        """
+        Receive the answer to the last message.
+
+        :return: The answer.
+        """
+        return (self.observation, 0.0, False, {}, self.reset_info) if self._is_step else self.remote.recv()
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self.remote.close()
