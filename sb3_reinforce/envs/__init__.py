@@ -8,6 +8,7 @@ from sb3_reinforce.envs.diamond_hill import DiamondHillEnv
 from sb3_reinforce.envs.pixel_copter import PixelCopterEnv
 from sb3_reinforce.envs.rock_paper_scissors import RockPaperScissorsEnv
 from sb3_reinforce.envs.t_maze import TMazeEnv
+from sb3_reinforce.envs.travelling_salesman import TravellingSalesmanEnv
 
 gym.register(id="sb3_reinforce/DiamondHill-v0", entry_point="sb3_reinforce.envs.diamond_hill:DiamondHillEnv")
 gym.register(
@@ -29,5 +30,15 @@ gym.register(
     entry_point="sb3_reinforce.envs.pixel_copter:PixelCopterEnv",
     max_episode_steps=pixel_copter.TIME_LIMIT,
 )
+gym.register(
+    id="sb3_reinforce/TravellingSalesman-v0", entry_point="sb3_reinforce.envs.travelling_salesman:TravellingSalesmanEnv"
+)
 
-__all__ = ["AliasedGridworldEnv", "DiamondHillEnv", "PixelCopterEnv", "RockPaperScissorsEnv", "TMazeEnv"]
+__all__ = [
+    "AliasedGridworldEnv",
+    "DiamondHillEnv",
+    "PixelCopterEnv",
+    "RockPaperScissorsEnv",
+    "TMazeEnv",
+    "TravellingSalesmanEnv",
+]
