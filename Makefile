@@ -10,7 +10,7 @@ help:
 	@echo "make train   train REINFORCE on CartPole-v1, evaluate it and say where the model is"
 	@echo "make test    run the tests"
 	@echo "make test-fast   run the tests of the core, without processes, commands and the laboratory"
-	@echo "make check   lint, format and type checks"
+	@echo "make check   lint, format, type and spelling checks"
 	@echo "make coverage   run the tests and report the coverage"
 	@echo "make docs    build the site in docs/_build/html; make docs DOCS_STEPS=256 with short trainings"
 	@echo "make clean   remove the environment and what tools left behind"
@@ -45,6 +45,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 docs: $(INSTALLED)-docs
 	DOCS_STEPS=$(DOCS_STEPS) $(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html

@@ -79,7 +79,7 @@ class REINFORCE(OnPolicyAlgorithm):
     gradient of no objective. ``docs/exactness.md`` lists every bias with its size.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class;
-        with memory: MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy, which need sb3-contrib)
+        recurrent: MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy, which need sb3-contrib)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. Ten times PPO's default or more is
         usual: there is one gradient step per rollout.
@@ -133,14 +133,14 @@ class REINFORCE(OnPolicyAlgorithm):
     :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix of that divergence; 0.1 as in
         TRPO. It turns the direction towards that of the gradient, and unlike in TRPO it does not change the step's length.
     :param fisher_max_steps: With ``natural_gradient``, the Fisher matrix is estimated from a random subset of at most so many
-        steps (with memory: of whole episodes), since its products are what the step costs. The divergence of the step is
-        computed over all steps. None for all.
+        steps (of a recurrent policy: whole episodes), since its products are what the step costs. The divergence of the
+        step is computed over all steps. None for all.
     :param policy_averaging: Decay in (0, 1) of an exponential moving average of the policy's parameters over updates (Polyak
         & Juditsky 1992): ``predict`` answers with ``averaged_policy``, while ``policy`` acts and learns. 0.8 averages over
         the last five updates or so. None: they are the same.
-    :param micro_batch_size: Compute gradients in pieces of so many steps and add them up: the same gradient in bounded
-        memory. None for one piece, unless there are so many actions that their logits take more than 32 MiB. With memory the
-        pieces are made of whole episodes, and a longer episode is one piece.
+    :param micro_batch_size: Compute the gradient as a sum over micro-batches of so many steps: the same gradient in bounded
+        memory. None for a single one, unless there are so many actions that their logits take more than 32 MiB. Of a recurrent
+        policy they are made of whole episodes, and a longer episode is a micro-batch of its own.
     :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
         with a warning, and their returns closed with the critic's value, once it was fitted, whatever
         ``bootstrap_at_time_limit`` says of time limits. Cut episodes bias the gradient. None for no bound if all environments
@@ -332,7 +332,7 @@ class REINFORCE(OnPolicyAlgorithm):
 
     @property
     def estimator(self) -> Estimator:
-        """The switches that decide what each step of an episode weighs in the gradient, as one value."""
+        """The arguments that turn the rewards of an episode into the weights of its steps, as one value."""
         return Estimator(
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,

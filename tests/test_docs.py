@@ -1,9 +1,11 @@
 """README and docs: every block of code runs with what the lines before it install; links and names lead somewhere."""
 
+import ast
 import contextlib
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import io
 import os
 import re
@@ -25,6 +27,7 @@ from packaging.requirements import Requirement
 from stable_baselines3 import A2C, PPO
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.reinforce import DEFAULT_N_STEPS
 from sb3_reinforce.zoo.cli import COMMANDS
 from sb3_reinforce.zoo.cli import main as run_command
 
@@ -291,3 +294,13 @@ def test_the_readme_is_short_and_its_images_are_absolute():
     readme = (REPOSITORY / "README.md").read_text()
     assert len(readme.splitlines()) <= 130
     assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)\s]+)\)", readme))
+
+
+def test_the_defaults_in_the_readme_are_those_of_the_class():
+    readme = (REPOSITORY / "README.md").read_text()
+    defaults = {name: parameter.default for name, parameter in inspect.signature(REINFORCE).parameters.items()}
+    for name in ("learning_rate", "natural_gradient", "baseline", "normalize_advantage"):
+        (written,) = re.findall(rf"^\| `{name}` \| `?([^|`]+)`? \|", readme, re.MULTILINE)
+        assert ast.literal_eval(written) == defaults[name]
+    assert f"`target_kl` ({defaults['target_kl']})" in readme
+    assert DEFAULT_N_STEPS == 256 and "256 steps per environment" in readme

@@ -47,9 +47,9 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
     A helicopter in a winding passage, with blocks in its way; it rises while it thrusts, and sinks slowly while it does not.
 
     The game is Pixelcopter (48 by 48 pixels, 30 frames a second) of the PyGame Learning Environment (Norman Tasfi, 2016,
-    MIT licence), with the same rules, rewards and observations, to the last digit, written anew. Actions are 0 (nothing) and
-    1 (thrust). Each block that was passed is +1, and so is each piece of terrain (4 pixels) that leaves on the left; touching
-    a block or leaving the passage is -5 and the end. Whoever does not crash earns about 0.175 per step.
+    MIT licence), with the same rules, rewards and observations, to the last digit. Actions are 0 (nothing) and
+    1 (thrust). Each block that was passed is +1, and so is each strip of terrain (4 pixels) that leaves on the left; touching
+    a block or leaving the passage is -5 and the end. Without a crash it earns about 0.175 per step.
 
     The observation has the seven entries of ``OBSERVATION_NAMES``: height (0 is the top) and vertical velocity, the
     distances to the ceiling and the floor of the passage, the distance to the next block, and the block's place. What the

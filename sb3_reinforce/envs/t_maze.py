@@ -1,4 +1,4 @@
-"""TMaze: the first observation alone tells which way to turn at the end, so that only a policy with memory can know it."""
+"""TMaze: the first observation alone tells which way to turn at the end, so that only a recurrent policy can know it."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -29,13 +29,13 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
     -1, and both end the episode; every other step is 0. The idea is Bakker's (*Reinforcement learning with long short-term
     memory*, NeurIPS 2001).
 
-    The first step goes forward whatever the action is. Otherwise a policy without memory could use the cue after all, by
+    The first step goes forward whatever the action is. Otherwise a memoryless policy could use the cue after all, by
     dawdling at the start to let the time run out when it shows the way that the policy does not take. As it is, every
-    policy without memory earns exactly 0.
+    memoryless policy earns exactly 0.
 
     Without masks, turning in the corridor and going on at the junction do nothing, and after ``4 * (length + 1)`` steps the
     episode is truncated: the uniform policy needs three steps for each cell, and nearly always arrives. With masks, such
-    moves (at the start too) are not allowed, and who makes one all the same gets -1 and the end. Then a policy with memory
+    moves (at the start too) are not allowed, and who makes one all the same gets -1 and the end. Then a recurrent policy
     that neither obeys nor sees the masks hardly ever lives to see the junction while it explores.
 
     :param length: Number of steps forward from the start to the junction.
@@ -152,10 +152,10 @@ def best_return(length: int = 10, gamma: float = 1.0) -> float:
 
 def best_memoryless_return() -> float:
     """
-    Give the exact expected discounted return of the best policy without memory, whatever the length and the discount.
+    Give the exact expected discounted return of the best memoryless policy, whatever the length and the discount.
 
     At the junction it turns as often to the left for one cue as for the other, and one of the two is wrong: without masks
-    every such policy earns exactly this. With masks, those that make no forbidden move do, and the others earn no more.
+    every such policy earns exactly this. With masks, those that make no masked move do, and the others earn no more.
 
     :return: 0.
     """

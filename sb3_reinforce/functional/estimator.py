@@ -3,7 +3,7 @@ The estimator of the policy gradient as one value: from the rewards of whole epi
 
 The gradient estimate is ``sum(weights * scores) / n_averaged`` over the steps, where the score of a step is the gradient of
 its log-probability. Which weights those are is all that the switches of the estimator decide, so that the algorithm and
-whoever studies it share this code. The layout of the arrays is that of ``returns``.
+the laboratory share this code. The layout of the arrays is that of ``returns``.
 """
 
 from dataclasses import dataclass

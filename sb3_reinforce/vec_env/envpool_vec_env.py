@@ -27,7 +27,7 @@ class EnvPoolVecEnv(EngineVecEnv):
     EnvPool resets an environment on the step after the last one of an episode. Here, the environments whose episodes have
     ended are reset right away by a call of their own, which steps no other environment.
 
-    EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool anew. An environment's own infos
+    EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool again. An environment's own infos
     are given on the last step of an episode only; they cost too much on every step.
 
     Actions of several parts, which EnvPool describes as an integer Box, are MultiDiscrete. Where the action mask of a task

@@ -7,7 +7,7 @@ Importing this package imports nothing of RL Zoo; its functions do.
 from pathlib import Path
 
 ALGORITHM = "reinforce"
-#: The same class with hyperparameters of its own, whose policies have memory.
+#: The same class with hyperparameters of its own, whose policies are recurrent.
 RECURRENT_ALGORITHM = "reinforce_lstm"
 ALGORITHMS = (ALGORITHM, RECURRENT_ALGORITHM)
 
