@@ -1,5 +1,6 @@
 """Travelling salesman: every episode has its own cities, and how good a tour is can be told only by their shortest tour."""
 
+import itertools
 import math
 from typing import Any, TypeAlias
 
@@ -32,15 +33,17 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
     with the same start (Kool et al. 2019; Kwon et al. 2020).
 
     :param n_cities: Number of cities, at least 3.
+    :param render_mode: ``"rgb_array"``, or None.
     :raises ValueError: If ``n_cities`` is not a whole number of at least 3.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (gymnasium's own declaration)
 
-    def __init__(self, n_cities: int = 10) -> None:
+    def __init__(self, n_cities: int = 10, render_mode: str | None = None) -> None:
         if n_cities < 3 or n_cities != int(n_cities):
             raise ValueError(f"n_cities must be a whole number of at least 3, not {n_cities}")
         self.n_cities = int(n_cities)
+        self.render_mode = render_mode
         self.action_space = spaces.Discrete(self.n_cities)
         row = np.array([1.0, 1.0, math.sqrt(2.0), 1.0], dtype=np.float32)
         low = np.array([-1.0, -1.0, 0.0, 0.0], dtype=np.float32)
@@ -90,6 +93,24 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         if len(self.tour) < self.n_cities:
             mask[self.tour] = False
         return mask
+
+    def render(self) -> npt.NDArray[np.uint8] | None:
+        """
+        Draw the cities (those that are left in grey) and the way so far.
+
+        :return: Image of shape ``(300, 300, 3)``; None without ``render_mode="rgb_array"``.
+        """
+        if self.render_mode is None:
+            return None
+        image = np.full((300, 300, 3), 255, dtype=np.uint8)
+        columns, rows = (10 + 280 * self.cities.T).astype(int)
+        tour = [*self.tour, 0] if len(self.tour) == self.n_cities else self.tour
+        for a, b in itertools.pairwise(tour):
+            image[np.linspace(rows[a], rows[b], 400).astype(int), np.linspace(columns[a], columns[b], 400).astype(int)] = 0
+        for city in range(self.n_cities):
+            colour = (60, 170, 80) if city == self.tour[-1] else 0 if city in self.tour else 160
+            image[rows[city] - 4 : rows[city] + 5, columns[city] - 4 : columns[city] + 5] = colour
+        return image
 
     def _observation(self) -> Observation:
         relative = self.cities - self.cities[self.tour[-1]]

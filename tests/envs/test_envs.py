@@ -20,7 +20,7 @@ from sb3_reinforce.envs.diamond_hill import (
     expected_return_gradient,
 )
 
-WORLDS = [
+ENVIRONMENTS = [
     ("DiamondHill-v0", {}),
     ("AliasedGridworld-v0", {}),
     ("RockPaperScissors-v0", {}),
@@ -28,17 +28,18 @@ WORLDS = [
     ("TMaze-v0", {"masks": "method"}),
     ("TMaze-v0", {"masks": "observation"}),
     ("PixelCopter-v0", {}),
+    ("TravellingSalesman-v0", {}),
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments"), WORLDS)
+@pytest.mark.parametrize(("name", "arguments"), ENVIRONMENTS)
 def test_checkers(name, arguments):
     env = gym.make(f"sb3_reinforce/{name}", **arguments)
     check_gymnasium_env(env.unwrapped)
     check_sb3_env(env.unwrapped)
 
 
-@pytest.mark.parametrize(("name", "arguments"), WORLDS)
+@pytest.mark.parametrize(("name", "arguments"), ENVIRONMENTS)
 def test_render_shows_what_happens(name, arguments):
     env = gym.make(f"sb3_reinforce/{name}", render_mode="rgb_array", **arguments)
     env.reset(seed=0)

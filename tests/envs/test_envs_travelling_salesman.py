@@ -80,7 +80,7 @@ def test_a_city_that_was_visited_ends_the_episode_and_never_pays():
 
 
 def test_it_is_an_environment_and_can_be_learned_with_masks():
-    check_env(gym.make(ENV_ID).unwrapped, skip_render_check=True)
+    check_env(gym.make(ENV_ID).unwrapped)
     model = REINFORCE("MlpPolicy", ENV_ID, n_episodes=8, use_masking=True, seed=0, device="cpu").learn(200)
     assert all(info["l"] == 9 for info in model.ep_info_buffer)
 
