@@ -1,4 +1,4 @@
-"""Files of saved models: written whole or not at all, and asked what they hold before they are loaded."""
+"""Files of saved models: written whole or not at all, and checked before they are loaded."""
 
 import contextlib
 import io
@@ -74,19 +74,16 @@ def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
 
 def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Mapping[str, Any]) -> None:
     """
-    Refuse a file that would load with errors about keys of a state dict, or as something that it is not.
+    Refuse a file of another algorithm, or of a model with more or fewer parameters than the arguments ask for.
 
     :param path: Of a saved model, as ``load`` takes it.
     :param arguments: Those that the loaded model is to have instead of its own.
     :raises ValueError: Says what the file holds, and what to do.
     """
-    saved = saved_attributes(path)
+    saved = read_attributes(path)
     name = path if isinstance(path, str | pathlib.Path) else "The file"
-    if (algorithm := algorithm_of(saved)) != "REINFORCE":
-        loader = f"{algorithm}.load" if algorithm.isidentifier() else "the class that saved it"
-        raise ValueError(
-            f"{name} holds no model of REINFORCE but one of {algorithm}: load it with {loader}, or train a new model"
-        )
+    if not is_reinforce(saved):
+        raise ValueError(f"{name} holds no model of REINFORCE: load it with the class that saved it, or train a new model")
     for argument, kept, has_parameters in (
         ("baseline", "critic", lambda value: value == "value"),
         ("policy_averaging", "moving average of the policy", lambda value: value is not None),
@@ -101,7 +98,7 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
             )
 
 
-def saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
+def read_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
     """
     Read the attributes of a saved model as JSON: what was pickled stays closed.
 
@@ -121,24 +118,11 @@ def saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[st
     return attributes
 
 
-def algorithm_of(saved: Mapping[str, Any]) -> str:
+def is_reinforce(saved: Mapping[str, Any]) -> bool:
     """
-    Guess what trained a model. SB3 does not save the name; on-policy algorithms share their policies, the others give their
-    name to a module.
+    Tell whether a model is one of REINFORCE. SB3 does not save the name of the class.
 
     :param saved: Attributes of a saved model.
-    :return: The name of the class.
+    :return: Whether they hold an argument that no algorithm of SB3 or sb3-contrib has.
     """
-    module: str = saved.get("policy_class", {}).get("__module__", "")
-    library, _, rest = module.partition(".")
-    # Attributes that no other algorithm has
-    telltales = {"return_type": "REINFORCE", "clip_range": "PPO", "line_search_shrinking_factor": "TRPO"}
-    if "gae_lambda" in saved:
-        algorithm = next((algorithm for attribute, algorithm in telltales.items() if attribute in saved), "A2C")
-        kinds = {"common.recurrent.policies": "Recurrent", "common.maskable.policies": "Maskable"}
-        return kinds.get(rest, "") + algorithm if algorithm == "PPO" else algorithm
-    if library not in ("stable_baselines3", "sb3_contrib"):
-        return "another algorithm"
-    family = rest.split(".")[0]
-    # DDPG has the policies of TD3
-    return {"td3": "TD3 or DDPG", "crossq": "CrossQ"}.get(family, family.upper())
+    return "return_type" in saved

@@ -13,16 +13,13 @@ PROGRAM = "sb3-reinforce"
 
 
 class Command(NamedTuple):
-    """
-    An entry of the table of commands.
+    """An entry of the table of commands."""
 
-    :param entry_point: ``module:function``, imported when the command is called; takes the rest of the command line.
-    :param summary: One line for the list of commands.
-    :param note: What differs from RL Zoo, for the command's own help.
-    """
-
+    #: ``module:function``, imported when the command is called; takes the rest of the command line.
     entry_point: str
+    #: One line for the list of commands.
     summary: str
+    #: What differs from RL Zoo, for the command's own help.
     note: str = ""
 
 
@@ -48,11 +45,6 @@ COMMANDS = {
     ),
     "enjoy": Command("sb3_reinforce.zoo.commands:enjoy", "run a trained agent", DEFAULT_ALGO_NOTE),
     "record-video": Command("sb3_reinforce.zoo.commands:record_video", "record a trained agent", DEFAULT_ALGO_NOTE),
-    "record-training": Command(
-        "sb3_reinforce.zoo.commands:record_training",
-        "record an agent at all its checkpoints (train with --save-freq)",
-        DEFAULT_ALGO_NOTE,
-    ),
     "plot-train": Command("sb3_reinforce.zoo.commands:plot_train", "plot training curves"),
     "all-plots": Command(
         "sb3_reinforce.zoo.commands:all_plots",
@@ -70,35 +62,11 @@ COMMANDS = {
         "sb3_reinforce.zoo.gradients:main",
         "measure what the gradients of a model are worth, and write a report",
     ),
-    "benchmark": Command(
-        "sb3_reinforce.zoo.commands:benchmark",
-        "evaluate all trained agents of a folder",
-        "For agents of your own: --log-dir logs --no-hub.",
-    ),
     "push-to-hub": Command("sb3_reinforce.zoo.commands:push_to_hub", "upload a trained agent to the Hugging Face Hub"),
     "load-from-hub": Command("sb3_reinforce.zoo.commands:load_from_hub", "download a trained agent"),
     "list": Command("sb3_reinforce.zoo.commands:list_environments", "list the environments with hyperparameters"),
 }
 
-#: What `pip install "sb3-reinforce[zoo]"` brings along.
-EXTRA_MODULES = {
-    *("rl_zoo3", "sb3_contrib", "optuna", "yaml", "huggingface_hub", "huggingface_sb3", "requests", "pytablewriter"),
-    *(
-        "matplotlib",
-        "pandas",
-        "rliable",
-        "scipy",
-        "seaborn",
-        "moviepy",
-        "imageio_ffmpeg",
-        "pygame",
-        "tensorboard",
-        "jinja2",
-        "filelock",
-        "dask",
-        "distributed",
-    ),
-}
 #: What this package and RL Zoo raise to tell the user something.
 EXPLAINED = (AssertionError, FileNotFoundError, ModuleNotFoundError, ValueError)
 
@@ -131,13 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, args: list[str]) -> None:
-    """
-    Look a command up in the table and call it.
-
-    :param name: The command.
-    :param args: The rest of the command line.
-    :raises UsageError: If there is no such command.
-    """
+    """Look a command up in the table and call it."""
     if name not in COMMANDS:
         similar = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(COMMANDS)}"
@@ -153,14 +115,8 @@ def run_command(name: str, args: list[str]) -> None:
     getattr(importlib.import_module(module), function)(args)
 
 
-def explain(error: Exception) -> str | None:
-    """
-    Turn an error into the one line that the user needs.
-
-    :param error: Any error.
-    :return: None if its traceback is needed: it was raised in an environment, a callback or a policy of the user, or may be a
-        bug.
-    """
+def explain(error: BaseException) -> str | None:
+    """Turn an error into one line, unless it needs its traceback: it is a bug, or comes from code of the user."""
     from gymnasium.error import DependencyNotInstalled
 
     from sb3_reinforce.distributed.process_group import ProcessError
@@ -168,22 +124,21 @@ def explain(error: Exception) -> str | None:
     message = " ".join(str(error).split())
     if isinstance(error, UserError):
         return message
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA_MODULES:
-        return f'{message}: pip install "sb3-reinforce[zoo]"'
+    if type(error).__module__.startswith("huggingface_hub."):
+        return f"the Hugging Face Hub did not deliver: {message}"
     if isinstance(error, ImportError | DependencyNotInstalled) and "pip install" in message:
         return message
     if isinstance(error, ProcessError):
         # What failed on this rank may be a bug, of which the tracebacks of the others tell nothing
-        return message if error.__cause__ is None or explain(error.__cause__) else None  # type: ignore[arg-type]
-    return message if isinstance(error, EXPLAINED) and is_about_request(error, ["importlib"]) else None
+        return message if error.__cause__ is None or explain(error.__cause__) else None
+    if not isinstance(error, EXPLAINED) or not is_about_request(error, ["importlib"]):
+        return None
+    # All that the user names is imported elsewhere
+    return f'{message}: pip install "sb3-reinforce[zoo]"' if isinstance(error, ModuleNotFoundError) else message
 
 
 def describe_commands() -> str:
-    """
-    Write the help of the program.
-
-    :return: Several lines.
-    """
+    """Write the help of the program."""
     width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         (

@@ -1,16 +1,11 @@
-"""Checks a configuration before RL Zoo hands it on, where a mistake would show late, and far from its place."""
+"""Checks a configuration before RL Zoo hands it on: it runs no code, and every key has a meaning."""
 
 import ast
 import difflib
 import importlib
-import importlib.util
 import inspect
-import math
 import operator
-import os
-import re
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,14 +14,13 @@ import rl_zoo3.exp_manager
 import sb3_contrib
 import stable_baselines3
 import torch
-import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import sb3_reinforce
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.arguments import COUNT, COUNT_OR_NONE, Numbers, is_number, make_schedule
+from sb3_reinforce.arguments import is_number, make_schedule
 from sb3_reinforce.zoo.errors import UserError, is_about_request
 
 SET_BY_FLAGS = {
@@ -35,17 +29,14 @@ SET_BY_FLAGS = {
     "seed": "--seed",
     "verbose": "--verbose",
     "device": "--device",
+    "distributed": "--distributed",
 }
-#: What RL Zoo evaluates as Python if it is text, and what it must be then.
-EXPRESSIONS: dict[str, tuple[str, Any]] = {
-    "policy_kwargs": ("a mapping", dict | None),
-    "normalize": ("true, false or a mapping", bool | dict),
-    "monitor_kwargs": ("a mapping", dict),
-    "replay_buffer_class": ("a class", type | None),
-    "replay_buffer_kwargs": ("a mapping", dict | None),
-}
+#: What RL Zoo evaluates as Python if it is text.
+EXPRESSIONS = ("policy_kwargs", "normalize", "monitor_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 #: What RL Zoo imports by its name and calls, and what it must derive from.
 IMPORTED = {"policy": BasePolicy, "env_wrapper": gym.Wrapper, "vec_env_wrapper": VecEnvWrapper, "callback": BaseCallback}
+#: What else RL Zoo takes out of an entry for itself.
+ZOO_KEYS = ("n_timesteps", "n_envs", "frame_stack", "env_kwargs", "normalize", "monitor_kwargs", *IMPORTED)
 #: Whose classes an expression may name: by the names that RL Zoo's own evaluation knows, and by full ones.
 KNOWN_PACKAGES = ("torch.nn.", "torch.optim.", "stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
 NAMES = vars(rl_zoo3.exp_manager) | {
@@ -59,13 +50,6 @@ OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-}
-#: What else RL Zoo takes out of an entry for itself.
-ZOO_KEYS = {
-    "n_timesteps": Numbers("a number of at least 1", lambda value: is_number(value) and 1 <= value < math.inf),
-    "n_envs": COUNT,
-    "frame_stack": COUNT_OR_NONE,
-    "env_kwargs": Numbers("a mapping", lambda value: isinstance(value, dict)),
 }
 SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate", "target_kl")
 #: Arguments of A2C, PPO and TRPO that REINFORCE does not have.
@@ -81,7 +65,6 @@ ELSEWHERE = {
     "line_search_shrinking_factor": "leave it out, since it is fixed",
     "line_search_max_iter": "leave it out, since it is fixed",
 }
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
     for name, parameter in inspect.signature(REINFORCE).parameters.items()
@@ -89,82 +72,27 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def check_file(file: str, env_id: str, is_atari: bool) -> None:
-    """
-    Check that a configuration file has an entry for an environment.
-
-    :param file: Path of a yml file, as RL Zoo takes it.
-    :param env_id: The environment.
-    :param is_atari: Whether RL Zoo would look for the entry ``atari``.
-    :raises UserError: If there is no such file or no such entry.
-    """
-    try:
-        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML: {error}") from error
-    if not isinstance(entries, dict):
-        raise UserError(f"{file} must hold a mapping from environments to hyperparameters")
-    fallback = "atari" if is_atari else "default"
-    entry = entries.get(env_id, entries.get(fallback))
-    if not isinstance(entry, dict):
-        raise UserError(f"{file} must hold a mapping of hyperparameters for {env_id!r} or {fallback!r}")
-
-
-def find_missing_package(env_id: str) -> str | None:
-    """
-    Say what must be installed for an environment.
-
-    :param env_id: An environment, registered or not.
-    :return: None if it is registered, or nothing is known to be missing.
-    """
-    is_atari = re.fullmatch(r"ALE/.+|.+(NoFrameskip|Deterministic)-v\d+", env_id) is not None
-    if env_id in gym.registry or not is_atari or importlib.util.find_spec("ale_py") is not None:
-        return None
-    return f'{env_id} is an Atari environment, which needs two more packages: pip install "sb3-reinforce[atari]"'
-
-
-def check_module(name: str, short_names: Collection[str]) -> None:
-    """
-    Check that a configuration that is no yml file is what RL Zoo would import instead.
-
-    :param name: Path of a Python file, or name of a module.
-    :param short_names: What it could have been beside these, for the message.
-    :raises UserError: If it is neither.
-    """
-    try:
-        exists = os.path.isfile(name) if name.endswith(".py") else importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        exists = False
-    if not exists:
-        shipped = f", and the files of this package are called {', '.join(short_names)}" if short_names else ""
-        raise UserError(f"--conf-file {name}: neither a .yml file nor a .py file nor a module that can be imported{shipped}")
-
-
-def evaluate_entry(entry: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> dict[str, Any]:
+def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     Evaluate the expressions in an entry of any algorithm, and check the classes that it names, so that RL Zoo runs no code.
 
     :param entry: The entry as RL Zoo read it, with the overrides of the command line.
-    :param file: Where the entry comes from.
-    :param env_id: The environment that it was chosen for.
-    :param overrides: Keys that come from the command line instead.
+    :param source: File and environment, for messages.
     :return: A copy with values for expressions.
     :raises UserError: If an expression is more than literals, arithmetic and classes, or a class is not what its key needs.
     """
     evaluated = dict(entry)
-    for key in entry:
+    for key, value in entry.items():
         try:
             if key in IMPORTED:
-                check_classes(key, entry[key])
-            elif key in EXPRESSIONS:
-                words, kind = EXPRESSIONS[key]
-                evaluated[key] = evaluate(entry[key]) if isinstance(entry[key], str) else entry[key]
-                if not isinstance(evaluated[key], kind):
-                    raise UserError(f"must be {words}, not {entry[key]!r}")
+                check_classes(key, value)
+            elif key in EXPRESSIONS and isinstance(value, str):
+                evaluated[key] = evaluate(value)
+                if isinstance(evaluated[key], str):
+                    # RL Zoo would evaluate it once more
+                    raise UserError(f"{value!r} is text in text")
         except UserError as error:
-            raise UserError(f"{'--hyperparams' if key in overrides else file}, {env_id}, {key}: {error}") from error
+            raise UserError(f"{source}, {key}: {error}") from error
     return evaluated
 
 
@@ -215,12 +143,7 @@ def _value_of(node: ast.expr) -> Any:
 
 
 def find_class(path: str) -> type | None:
-    """
-    Find a class that an expression may name.
-
-    :param path: Such as ``nn.ReLU``, ``RMSpropTFLike`` or ``stable_baselines3.common.torch_layers.NatureCNN``.
-    :return: None if there is none, or it is of no known package.
-    """
+    """Find a class of a known package, such as ``nn.ReLU`` or ``stable_baselines3.common.torch_layers.NatureCNN``."""
     name, *attributes = path.split(".")
     value = NAMES.get(name)
     for attribute in attributes:
@@ -259,24 +182,23 @@ def check_classes(key: str, value: Any) -> None:
             raise UserError(f"{path} is no class derived from {base.__module__}.{base.__name__}{hint}")
 
 
-def check_hyperparameters(entry: Mapping[str, Any], file: str, env_id: str, overrides: Collection[str] = ()) -> None:
+def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
     """
-    Check an entry of REINFORCE: its keys, what RL Zoo takes for itself, and the rest by the constructor's own checks.
+    Check an entry of REINFORCE: its keys, and the values of the constructor's arguments by the constructor's own checks.
 
-    :param entry: The entry with the overrides of the command line.
-    :param file: Where the entry comes from.
-    :param env_id: The environment that it was chosen for.
-    :param overrides: Keys that come from the command line instead.
-    :raises UserError: If a key is missing, unknown or forbidden, or a value has the wrong type or is out of range; names
-        file and environment, and all such keys at once.
+    :param entry: The entry with the overrides of the command line, with values for expressions.
+    :param source: File and environment, for messages.
+    :raises UserError: If a value is out of range, or keys are missing, unknown or forbidden, all at once.
     """
-    problems = {key: problem for key, value in entry.items() if (problem := find_problem(key, value)) is not None}
-    problems |= {key: "missing" for key in ("policy", "n_timesteps") if key not in entry}
-    source = f"{file} with --hyperparams" if overrides else file
+    known = (*DEFAULTS, *ZOO_KEYS)
+    problems = [f"{key}: missing" for key in ("policy", "n_timesteps") if key not in entry]
+    for key in entry:
+        if key in SET_BY_FLAGS:
+            problems.append(f"{key}: is set by the flag {SET_BY_FLAGS[key]}, not by the file")
+        elif key not in known:
+            problems.append(f"{key}: unknown key{f', {ELSEWHERE[key]}' if key in ELSEWHERE else suggest(key, known)}")
     if problems:
-        sources = {"--hyperparams" if key in overrides else file for key in problems}
-        problem = "; ".join(f"{key}: {problem}" for key, problem in problems.items())
-        raise UserError(f"{source if len(sources) > 1 else sources.pop()}, {env_id}, {problem}")
+        raise UserError(f"{source}, {'; '.join(problems)}")
     arguments = {key: value for key, value in entry.items() if key in DEFAULTS and key not in (*EXPRESSIONS, "policy")}
     try:
         for key in SCHEDULES:
@@ -284,27 +206,7 @@ def check_hyperparameters(entry: Mapping[str, Any], file: str, env_id: str, over
                 make_schedule(arguments[key], key)
         REINFORCE("MlpPolicy", env=None, _init_setup_model=False, **arguments)._check_arguments()  # type: ignore[arg-type]
     except ValueError as error:
-        raise UserError(f"{source}, {env_id}: {error}") from error
-
-
-def find_problem(key: str, value: Any) -> str | None:
-    """
-    Say what is wrong with a hyperparameter, before the constructor sees it.
-
-    :param key: Its name.
-    :param value: Its value.
-    :return: None if nothing is wrong.
-    """
-    known = [*DEFAULTS, *ZOO_KEYS, *IMPORTED, "normalize", "monitor_kwargs"]
-    if key in SET_BY_FLAGS:
-        return f"cannot stand in the file: use the flag {SET_BY_FLAGS[key]}"
-    if key not in known:
-        return f"unknown key{f', {ELSEWHERE[key]}' if key in ELSEWHERE else suggest(key, known)}"
-    if isinstance(value, str) and NUMBER.fullmatch(value):
-        return f"{value!r} is text: write {int(value) if value.isdigit() else float(value)!r}"
-    if key in ZOO_KEYS and not ZOO_KEYS[key].contains(value):
-        return f"must be {ZOO_KEYS[key].words}, not {value!r}"
-    return None
+        raise UserError(f"{source}: {error}") from error
 
 
 def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -336,12 +238,6 @@ def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """
-    Guess what was meant by an unknown name.
-
-    :param name: The name.
-    :param known: The names that there are.
-    :return: A question to be put behind a message, empty without any guess.
-    """
+    """Ask for the name that was meant, behind a message; empty without any guess."""
     similar = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {similar[0]}?" if similar else ""

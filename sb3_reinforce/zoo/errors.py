@@ -6,7 +6,7 @@ from collections.abc import Collection
 #: Packages whose errors are about what the user asked for.
 OWN = ("sb3_reinforce", "rl_zoo3", "huggingface_sb3")
 #: Packages that check what these hand on to them.
-LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "envpool", "importlib")
+LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "envpool", "yaml", "importlib")
 
 
 class UserError(Exception):
@@ -21,9 +21,7 @@ def is_about_request(error: BaseException, libraries: Collection[str] = ()) -> b
     """
     Tell whether an error is about what the user asked for, and not from an environment, a callback or a policy of the user.
 
-    :param error: An error that was caught.
-    :param libraries: Packages that may have raised it too, if nobody else's code lies between them and this package or RL Zoo.
-    :return: Whether the innermost frame, but for those of the libraries, is of this package or RL Zoo.
+    The innermost frame is then of this package or RL Zoo, or of libraries that these called without anybody else between.
     """
     packages = _packages(error)
     if packages[-1] in libraries and error.__cause__ is not None:

@@ -23,6 +23,7 @@ import sqlalchemy.exc
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -32,15 +33,18 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
 from sb3_reinforce.zoo import ALGORITHMS, hyperparams_path, shipped_configurations
-from sb3_reinforce.zoo.config import check_file, check_hyperparameters, check_module, evaluate_entry, find_idle
+from sb3_reinforce.zoo.config import check_hyperparameters, evaluate_entry, find_idle
 from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
 
-#: Steps after which an evaluation episode ends in an environment that would let it go on for ever.
+#: Steps after which an evaluation episode ends in an environment without a time limit.
 MAX_EPISODE_STEPS = 10_000
 #: Arguments that bound an episode: those of gymnasium and of the Arcade Learning Environment.
 TIME_LIMITS = ("max_episode_steps", "max_num_frames_per_episode")
-#: What environments, wrappers and algorithms raise if they are given arguments that they do not have or cannot use.
-CONFIGURATION_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, gym.error.Error)
+#: What a configuration, environments, wrappers and algorithms raise if they are given what they do not have or cannot use.
+CONFIGURATION_ERRORS = (
+    *(AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(gym.error.Error, yaml.YAMLError),
+)
 
 
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
@@ -48,23 +52,31 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     RL Zoo's experiment manager, which finds and checks the hyperparameters of REINFORCE.
 
     In addition, for all algorithms: no two runs share a folder, even if they start at the same time; a search writes its
-    best trial as a configuration file; a trial may be trained with several seeds; ``vec_env_type`` may be ``"envpool"``; and
-    where an environment has no time limit, evaluations have one, since an untrained policy may never end an episode.
+    best trial as a configuration file; a trial may be trained with several seeds; and where an environment has no time limit,
+    evaluations have one, since an untrained policy may never end an episode.
 
     :param args: As in RL Zoo.
     :param max_episode_steps: Steps after which an evaluation episode ends in an environment without a time limit, by default
         ``MAX_EPISODE_STEPS``. Must not be given for one that has its own.
     :param seeds_per_trial: Trainings of each trial of a search, whose mean is its value. The first has the seed ``seed``, the
         next one more, and so on; a single one is not seeded apart from its environments, as in RL Zoo.
+    :param use_envpool: Whether the environments are EnvPool's.
     :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and may be the
-        short name of another that comes with this package, such as ``"adam"``; ``vec_env_type`` may be ``"envpool"``.
+        short name of another that comes with this package, such as ``"adam"``.
     """
 
-    def __init__(self, *args: Any, max_episode_steps: int | None = None, seeds_per_trial: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        max_episode_steps: int | None = None,
+        seeds_per_trial: int = 1,
+        use_envpool: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.max_episode_steps = max_episode_steps
         self.seeds_per_trial = seeds_per_trial
-        self.use_envpool = kwargs.get("vec_env_type") == "envpool"
-        super().__init__(*args, **{**kwargs, "vec_env_type": "dummy"} if self.use_envpool else kwargs)
+        self.use_envpool = use_envpool
+        super().__init__(*args, **kwargs)
         config = kwargs.get("config")
         if config is None and self.algo in ALGORITHMS:
             self.config = str(hyperparams_path(self.algo))
@@ -72,14 +84,14 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self.config = str(shipped[config])
         # What is saved with the run, where enjoy looks for the first
         self.args.__dict__.setdefault("env_kwargs", None)
-        if self.use_envpool:
+        if use_envpool:
             self.args.vec_env = "envpool"
         self._made_folder = False
         #: Arguments of environments that were given a time limit.
-        self._limited: set[str] = set()
+        self._limited: tuple[str, ...] = ()
         #: The limit, once it has ended an episode; copies of the manager share the list.
         self._noted: list[int] = []
-        self._vec_env_class = self.vec_env_class
+        self._zoo_vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
         #: Why the last trial failed, if it did.
         self._trial_error: BaseException | None = None
@@ -102,18 +114,13 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 f"--max-episode-steps: {self.env_name.gym_id} has a time limit of its own; another one for evaluations is "
                 "--eval-env-kwargs max_episode_steps:N"
             )
-        counts = {
-            "--n-trials": self.n_trials,
-            "--n-evaluations": self.n_evaluations,
-            "--seeds-per-trial": self.seeds_per_trial,
-        }
-        for flag, count in counts.items():
-            if self.optimize_hyperparameters and count is not None and count < 1:
-                raise UserError(f"{flag}: must be at least 1, not {count}")
-        if self.seeds_per_trial != 1 and not self.optimize_hyperparameters:
-            raise UserError("--seeds-per-trial: has a meaning in a search only, that is for optimize")
         if self.optimize_hyperparameters:
+            for flag, count in {"--n-trials": self.n_trials, "--n-evaluations": self.n_evaluations}.items():
+                if count is not None and count < 1:
+                    raise UserError(f"{flag}: must be at least 1, not {count}")
             self._prepare_storage()
+        elif self.seeds_per_trial != 1:
+            raise UserError("--seeds-per-trial: has a meaning in a search only, that is for optimize")
         try:
             return super().setup_experiment()
         except BaseException as error:
@@ -125,13 +132,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """
-        Train a model.
-
-        :param model: As ``setup_experiment`` returned it.
-        :raises Exception: What the training raised. If nothing was learned and saved before, the folder of the run is gone, as
-            in ``setup_experiment``.
-        """
+        """Train; a training that fails before it learned or saved anything leaves no folder."""
         n_updates = model._n_updates
         try:
             super().learn(model)
@@ -145,22 +146,17 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         Read the entry of the environment, evaluate its expressions, and if the algorithm is REINFORCE, check it whole.
 
         :return: The entry, and a copy to be saved with the run, with expressions as they stand in the file.
-        :raises UserError: If something is wrong with it; names file, environment and key. In a search, also if the study has
-            trials of another environment or algorithm.
+        :raises UserError: If something is wrong with it. In a search, also if the study has trials of another environment or
+            algorithm.
         """
         env_id = self.env_name.gym_id
-        if not self.config.endswith((".yml", ".yaml")):
-            check_module(self.config, shipped_configurations(self.algo))
-        if self.algo in ALGORITHMS and self.config.endswith((".yml", ".yaml")):
-            check_file(self.config, env_id, self._is_atari)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         overrides = self.custom_hyperparams or {}
-        if "distributed" in hyperparams:
-            raise UserError(f"{self.config}, {env_id}, distributed: is for the command line, train --distributed")
-        hyperparams = evaluate_entry(hyperparams, self.config, env_id, overrides)
+        source = f"{self.config}{' with --hyperparams' if overrides else ''}, {env_id}"
+        hyperparams = evaluate_entry(hyperparams, source)
         idle = {}
         if self.algo in ALGORITHMS:
-            check_hyperparameters(hyperparams, self.config, env_id, overrides)
+            check_hyperparameters(hyperparams, source)
             idle = find_idle(hyperparams)
         if self.continue_training:
             idle |= dict.fromkeys(("policy", "policy_kwargs"), "the loaded agent keeps its policy")
@@ -175,11 +171,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return hyperparams, saved_hyperparams
 
     def create_log_folder(self) -> None:
-        """
-        Make a folder that no other run has, and name a search such that ``enjoy`` does not take it for a run.
-
-        :raises UserError: If it cannot be made.
-        """
+        """Make a folder that no other run has, and name a search such that ``enjoy`` does not take it for a run."""
         stem, number, folder = str(self.env_name), get_latest_run_id(self.log_path, self.env_name), self.save_path
         if self.optimize_hyperparameters:
             stem, number = f"{stem}_optimize", 1
@@ -197,19 +189,11 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().create_log_folder()  # type: ignore[no-untyped-call]
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """
-        Create the environments, in EnvPool if that was chosen, and with a time limit if they are for evaluation.
-
-        :param n_envs: Number of environments.
-        :param eval_env: Whether they are for evaluation.
-        :param no_log: Whether to write no monitor file.
-        :return: The environments with all wrappers.
-        :raises UserError: If EnvPool was chosen, but the entry has a wrapper for single environments.
-        """
+        """Create the environments, in EnvPool if that was chosen, and with a time limit if they are for evaluation."""
         # ARS trains by evaluating its candidates
         is_evaluated = eval_env or self.algo == "ars"
         is_limited = is_evaluated and self._limit_episodes("eval_env_kwargs" if eval_env else "env_kwargs")
-        self.vec_env_class = self._vec_env_class
+        self.vec_env_class = self._zoo_vec_env_class
         # Some of EnvPool's environments take a limit, and go on
         if self.use_envpool and not is_limited:
             if self.env_wrapper is not None:
@@ -251,7 +235,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             if import_envpool(env_id).make_spec(env_id).config.max_episode_steps < np.iinfo(np.int32).max:
                 return False
         setattr(self, name, {**env_kwargs, "max_episode_steps": self.max_episode_steps or MAX_EPISODE_STEPS})
-        self._limited.add(name)
+        self._limited += (name,)
         return True
 
     def _make_envpool(
@@ -286,8 +270,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def _average_over_seeds(self, trial: optuna.Trial) -> float:
         trial.set_user_attr("seeds", self.seeds)
-        # On this manager: its copies share what was done, but not what it was done to
-        self._limit_episodes("eval_env_kwargs")
         values: list[float] = []
         for seed in self.seeds:
             set_random_seed(seed)
@@ -314,33 +296,32 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         is_file = storage is not None and storage.endswith(".log")
         if storage is None or self.study_name is None or (is_file and not os.path.exists(storage)):
             return None
-        if is_file:
-            storage = JournalStorage(JournalFileBackend(storage))
         try:
-            return optuna.load_study(study_name=self.study_name, storage=storage)
+            return optuna.load_study(
+                study_name=self.study_name, storage=JournalStorage(JournalFileBackend(storage)) if is_file else storage
+            )
         except KeyError:
             return None
 
     def _check_trials(self, before: int = 0) -> None:
         """Refuse a study with finished trials, or earlier ones that still run, whose values say nothing about this search."""
-        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.RUNNING)
-        for other in [] if self._study is None else self._study.get_trials(deepcopy=False, states=states):
-            is_running = other.state == optuna.trial.TrialState.RUNNING
+        if self._study is None:
+            return
+        for other in self._study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        ):
+            is_running = other.state == TrialState.RUNNING
             if is_running and (other.number >= before or "task" not in other.user_attrs):
                 continue
-            assert self._study is not None
-            name = self._study.study_name
             task = other.user_attrs.get("task", "a task that another program did not note")
-            if task != self._task:
-                raise UserError(
-                    f"--study-name {name}: the study has trials of {task}, not of {self._task}. Choose another --study-name"
-                )
             count = len(other.user_attrs.get("seeds", [self.seed]))
-            if count != self.seeds_per_trial and not is_running:
-                raise UserError(
-                    f"--seeds-per-trial {self.seeds_per_trial}: the study {name} has trials with {count}, "
-                    "and values over other numbers of seeds cannot be compared. Choose another --study-name"
-                )
+            if task != self._task:
+                problem = f"the study has trials of {task}, not of {self._task}"
+            elif count != self.seeds_per_trial and not is_running:
+                problem = f"the study has trials with {count} seeds, not {self.seeds_per_trial} (--seeds-per-trial)"
+            else:
+                continue
+            raise UserError(f"--study-name {self._study.study_name}: {problem}. Choose another --study-name")
 
     def hyperparameters_optimization(self) -> None:
         """
@@ -354,52 +335,45 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
-            if self._study is None or any(trial.state == optuna.trial.TrialState.COMPLETE for trial in self._study.trials):
+            if self._study is None or any(trial.state == TrialState.COMPLETE for trial in self._study.trials):
                 raise
             if self._trial_error is not None and not is_about_request(self._trial_error, LIBRARIES):
                 raise self._trial_error from None
-            raise UserError("No trial was completed, so there is no best one: give the search more trials") from error
+            reason = f" ({self._trial_error})" if self._trial_error is not None else ""
+            raise UserError(f"no trial was completed{reason}, so there is no best one: give the search more trials") from error
         self._write_best_trial()
 
     def _prepare_storage(self) -> None:
-        """
-        Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail.
-
-        :raises UserError: If there is no such database, or no driver for it.
-        """
+        """Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail."""
         if self.storage is None:
             return
-        if self.storage.endswith(".log"):
-            try:
-                Path(self.storage).parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"--storage {self.storage}: {error.strerror}") from error
-            return
-        form = f"--storage {self.storage}: must be like sqlite:///FILE.db or FILE.log"
         for pause in (0.5, 1.0, 2.0, None):
             try:
-                optuna.storages.RDBStorage(self.storage)
+                if self.storage.endswith(".log"):
+                    Path(self.storage).parent.mkdir(parents=True, exist_ok=True)
+                else:
+                    optuna.storages.RDBStorage(self.storage)
                 return
-            except sqlalchemy.exc.ArgumentError as error:
-                raise UserError(form) from error
-            except ImportError as error:
-                problem = f"{error.__cause__ or error}, the driver of this database"
-                raise UserError(f"--storage {self.storage}: {problem}") from error
-            except sqlalchemy.exc.DatabaseError as error:
-                if pause is None:
-                    raise UserError(f"{form}, and the database says: {error.orig}") from error
+            except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.DatabaseError, ImportError, OSError) as error:
+                if pause is None or not isinstance(error, sqlalchemy.exc.DatabaseError):
+                    reason = getattr(error, "orig", None) or error.__cause__ or error
+                    raise UserError(
+                        f"--storage {self.storage}: must be FILE.log or a database such as sqlite:///FILE.db ({reason})"
+                    ) from error
                 time.sleep(pause)
 
     def _write_best_trial(self) -> None:
         assert self._study is not None
         # Another search may have begun on the same new study at the same moment
         self._check_trials()
-        params = self._study.best_params
         env_id = self.env_name.gym_id
         path = os.path.join(self.save_path, f"{self.algo}.yml")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(f"# Best trial of a search in which a trial lasted {self.n_timesteps} steps\n")
-            yaml.safe_dump({env_id: merge_trial(self._entry, HYPERPARAMS_CONVERTER[self.algo](params))}, file, width=1000)
+        entry = merge_trial(self._entry, HYPERPARAMS_CONVERTER[self.algo](self._study.best_params))
+        Path(path).write_text(
+            f"# Best trial of a search in which a trial lasted {self.n_timesteps} steps\n"
+            + yaml.safe_dump({env_id: entry}, width=1000),
+            encoding="utf-8",
+        )
         print(f"Best trial written to {path}")
         command = ["sb3-reinforce", "train", "--algo", self.algo, "--env", env_id, *self._task_options(), "--conf-file", path]
         print(f"Train with it: {shlex.join(command)}")
@@ -417,13 +391,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
 
 def lacks_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
-    """
-    Tell whether an episode may go on for ever.
-
-    :param env_id: The environment.
-    :param env_kwargs: Arguments it is made with.
-    :return: Whether neither its registration nor these arguments bound an episode. It may still end by itself.
-    """
+    """Tell whether neither the registration of an environment nor its arguments bound an episode: it may end by itself."""
     spec = gym.spec(env_id)
     arguments = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs, **env_kwargs}
     # -1 is gymnasium's word for no limit
@@ -431,13 +399,7 @@ def lacks_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
 
 
 def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
-    """
-    Say that evaluations have a time limit that the environment does not have.
-
-    :param env_id: The environment.
-    :param max_episode_steps: The limit.
-    :return: A line.
-    """
+    """Say that evaluations have a time limit that the environment does not have."""
     return (
         f"{env_id} is registered without a time limit: evaluation episodes end after {max_episode_steps:,} steps at the "
         "latest (--max-episode-steps)"
@@ -445,15 +407,7 @@ def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
 
 
 def describe_task(algo: str, env_id: str, env_kwargs: Mapping[str, Any], eval_env_kwargs: Mapping[str, Any]) -> str:
-    """
-    Say what the trials of a search are trained on, so that trials with other words cannot be compared.
-
-    :param algo: The algorithm.
-    :param env_id: The environment.
-    :param env_kwargs: Arguments it is made with.
-    :param eval_env_kwargs: Those for evaluations.
-    :return: Such as ``reinforce on CartPole-v1``.
-    """
+    """Say what the trials of a search are trained on, so that trials with other words cannot be compared."""
     text = f"{algo} on {env_id}"
     for words, kwargs in (("with", env_kwargs), ("evaluated with", eval_env_kwargs if eval_env_kwargs != env_kwargs else {})):
         if kwargs:
@@ -483,25 +437,14 @@ class SeedTrial:
         return getattr(self._trial, name)
 
     def report(self, value: float, step: int) -> None:
-        """
-        Report an evaluation.
-
-        :param value: Its mean reward.
-        :param step: Its number among those of this seed, from 1.
-        """
+        """Report the mean reward of an evaluation, which has a number among those of this seed, from 1."""
         # Whole episodes overshoot the budget, and may bring one more, whose step is the first of the next seed
         if step <= self._n_evaluations:
             self._trial.report(float(np.mean([*self._earlier, value])), len(self._earlier) * self._n_evaluations + step)
 
 
 def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
-    """
-    Put the result of a search into an entry, as RL Zoo combined them during the search.
-
-    :param entry: The entry that the search started from.
-    :param sampled: The constructor arguments of the trial.
-    :return: The entry to be written.
-    """
+    """Put the result of a search into an entry, as RL Zoo combined them during the search."""
     merged = {**entry, **sampled}
     if merged.get("noise_type", "") is None:
         # RL Zoo reads a missing type as no noise, but hands null on to the constructor
@@ -512,12 +455,7 @@ def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any
 
 
 def to_source(value: Any) -> str:
-    """
-    Write a value as an expression that RL Zoo can evaluate.
-
-    :param value: Dicts with names as keys, lists, PyTorch's modules, and what ``repr`` can write.
-    :return: Source code.
-    """
+    """Write dicts with names as keys, PyTorch's modules, and what ``repr`` can write, as RL Zoo evaluates it."""
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={to_source(item)}' for key, item in value.items())})"
     if isinstance(value, type) and issubclass(value, nn.Module):

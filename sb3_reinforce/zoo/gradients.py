@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import rl_zoo3.import_envs  # noqa: F401 (registers the environments that RL Zoo knows)
@@ -28,27 +28,17 @@ from sb3_reinforce.lab.collect import as_vec_env, check_model
 from sb3_reinforce.lab.estimators import choose_estimators, make_estimators
 from sb3_reinforce.lab.measurement import check_batch_size, measure
 from sb3_reinforce.zoo import ALGORITHM, register
-from sb3_reinforce.zoo.commands import add_environment_options, check_agent, import_gym_packages
+from sb3_reinforce.zoo.command_line import add_environment_options, check_agent, import_gym_packages, positive_int
 from sb3_reinforce.zoo.errors import LIBRARIES, UsageError, UserError, is_about_request
 
 NAME = "gradients"
 N_ENVS = 8
 UNTRAINED = "untrained"
-#: How SB3's CheckpointCallback calls a model, and its statistics with save_vecnormalize.
-CHECKPOINT, CHECKPOINT_STATISTICS = re.compile(r"(.*)_(\d+)_steps"), "{}_vecnormalize_{}_steps.pkl"
-#: How ``sb3-reinforce compare`` calls those of its best checkpoint.
-STATISTICS = "{}_vecnormalize.pkl"
 RUN_STATISTICS = "vecnormalize.pkl"
 
 
 class Stage(NamedTuple):
-    """
-    A model to be measured.
-
-    :param label: What it is called.
-    :param model: The model.
-    :param env: An environment of its own, wrapped as in its training.
-    """
+    """A model to be measured, and an environment wrapped as in its training."""
 
     label: str
     model: OnPolicyAlgorithm
@@ -56,17 +46,9 @@ class Stage(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """
-    Measure what the gradients of a model are worth, and write a report.
-
-    :param arguments: Command line.
-    :raises UserError: If a model or an environment cannot be had, before episodes are collected.
-    :raises ValueError: If an argument is out of its range, or a model cannot be measured.
-    """
+    """Measure what the gradients of a model are worth, and write a report."""
     register()
     options = make_parser().parse_args(arguments)
-    if options.algo not in ALGOS:
-        raise UsageError(f"unknown algorithm {options.algo!r}, choose from {', '.join(sorted(ALGOS))}")
     if options.gamma is not None and not 0.0 <= options.gamma <= 1.0:
         raise UsageError(f"--gamma {options.gamma}: must be in [0, 1]")
     import_gym_packages(options.gym_packages)
@@ -88,21 +70,10 @@ def main(arguments: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"-o {folder}: {error.strerror}") from error
     measurements = []
-    for stage in stages:
-        measurements.append(
-            measure(
-                stage.model,
-                stage.env,
-                options.episodes,
-                options.batch,
-                options.estimators,
-                options.gamma,
-                options.seed,
-                stage.label,
-                progress_bar=True,
-            )
-        )
-        stage.env.close()
+    for label, model, env in stages:
+        estimators = (options.episodes, options.batch, options.estimators, options.gamma, options.seed)
+        measurements.append(measure(model, env, *estimators, label, progress_bar=True))
+        env.close()
     # Once the gradients are out of memory
     from sb3_reinforce.lab.report import write_report
 
@@ -114,76 +85,38 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """
-    Make the parser.
-
-    :return: The parser.
-    """
+    """Make the parser."""
     parser = argparse.ArgumentParser(
         "sb3-reinforce gradients",
         description="Collect episodes of a model once, and show what the gradient of each estimator is worth on them. Several "
         "models, such as the checkpoints of a training (train --save-freq), come into one report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--env", required=True, metavar="ID", help="environment")
+    add = parser.add_argument
+    add("--env", required=True, metavar="ID", help="environment")
     add_environment_options(parser)
-    parser.add_argument("--algo", default=ALGORITHM, help="algorithm of the models, such as reinforce_lstm, a2c or ppo")
+    add("--algo", default=ALGORITHM, choices=sorted(ALGOS), metavar="ALGO", help="algorithm of the models")
     models = parser.add_mutually_exclusive_group()
     models.add_argument(
-        "-f",
-        "--folder",
-        type=Path,
-        metavar="LOGS",
-        help="measure the latest agent in this folder of runs (logs, if nothing is said)",
+        "-f", "--folder", type=Path, metavar="LOGS", help="measure the latest agent in this folder of runs (logs by default)"
     )
     models.add_argument(
         "--model", type=Path, nargs="+", default=[], metavar="FILE", help="measure these models, in the order of their steps"
     )
-    parser.add_argument(
-        "--vec-normalize",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="statistics of VecNormalize, one file for each --model; by default those in its run folder or beside it",
-    )
-    parser.add_argument(
-        "--untrained", action="store_true", help="measure a model before its training too, or alone if no other is asked for"
-    )
-    parser.add_argument("--episodes", type=positive_int, default=500, help="episodes to collect of each model, at least 20")
-    parser.add_argument(
-        "--batch", type=positive_int, metavar="N", help="episodes of an update; by default what the model does"
-    )
-    parser.add_argument(
-        "--estimators", nargs="+", default=["lecture"], metavar="NAME", help="lecture, all, or names (docs/laboratory.md)"
-    )
-    parser.add_argument("--gamma", type=float, help="discount factor of the estimators; by default that of the model")
-    parser.add_argument("--seed", type=int, default=0, help="seed of environments, actions and resampling")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=f"folder of the report; by default logs/{NAME}/ID")
+    statistics_help = "statistics of VecNormalize, one file for each --model; by default those in its run folder or beside it"
+    add("--vec-normalize", type=Path, nargs="+", default=[], metavar="FILE", help=statistics_help)
+    add("--untrained", action="store_true", help="measure a model before its training too, or alone if no other is asked for")
+    add("--episodes", type=positive_int, default=500, help="episodes to collect of each model, at least 20")
+    add("--batch", type=positive_int, metavar="N", help="episodes of an update; by default what the model does")
+    add("--estimators", nargs="+", default=["lecture"], metavar="NAME", help="lecture, all, or names (docs/laboratory.md)")
+    add("--gamma", type=float, help="discount factor of the estimators; by default that of the model")
+    add("--seed", type=int, default=0, help="seed of environments, actions and resampling")
+    add("-o", "--output", type=Path, metavar="DIR", help=f"folder of the report; by default logs/{NAME}/ID")
     return parser
 
 
-def positive_int(text: str) -> int:
-    """
-    Read a number from the command line.
-
-    :param text: Such as ``500``.
-    :return: The number.
-    :raises argparse.ArgumentTypeError: If it is no integer above 0.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer above 0, not {text}")
-    return int(text)
-
-
 def make_stages(options: argparse.Namespace) -> list[Stage]:
-    """
-    Load or make the models that are asked for.
-
-    :param options: Command line.
-    :return: The models in the order of the report.
-    :raises UserError: If one cannot be had.
-    """
+    """Load or make the models that are asked for, in the order of the report."""
     paths = list(options.model)
     statistics: list[Path | None] = list(options.vec_normalize) or [None] * len(paths)
     if len(statistics) != len(paths):
@@ -198,15 +131,7 @@ def make_stages(options: argparse.Namespace) -> list[Stage]:
 
 
 def find_agent(folder: Path, algo: str, env_id: str) -> Path:
-    """
-    Find the latest agent in RL Zoo's folders.
-
-    :param folder: Folder of runs.
-    :param algo: The algorithm.
-    :param env_id: The environment.
-    :return: Path of the model.
-    :raises UserError: If there is none.
-    """
+    """Find the latest agent in RL Zoo's folders."""
     name = env_id.replace("/", "-")
     run_id = get_latest_run_id(str(folder / algo), name)
     path = folder / algo / f"{name}_{run_id}" / f"{name}.zip"
@@ -216,63 +141,48 @@ def find_agent(folder: Path, algo: str, env_id: str) -> Path:
 
 
 def load_stage(path: Path, statistics: Path | None, options: argparse.Namespace) -> Stage:
-    """
-    Load a model, and make an environment as that of its training.
-
-    :param path: The model.
-    :param statistics: The statistics of its observations, None to look for them.
-    :param options: Command line.
-    :return: The model and its environment.
-    :raises UserError: If there is no such model of the algorithm, or no such environment.
-    """
+    """Load a model, and make an environment as that of its training."""
     if not path.is_file():
         raise UserError(f"--model {path}: there is no such file")
     check_agent(path, options.algo, "--model")
     model = ALGOS[options.algo].load(path, device="cpu")
     # What SB3 itself adds to the environments of a model, and RL Zoo to those of images in training only
-    env = model._wrap_env(create_env(options.env, path, statistics, options.seed, dict(options.env_kwargs)))
+    env = model._wrap_env(create_env(path, statistics, options))
     label = f"{model.num_timesteps:,} steps" if model.num_timesteps else UNTRAINED
     return Stage(label, model, env)  # type: ignore[arg-type]
 
 
-def create_env(env_id: str, path: Path, statistics: Path | None, seed: int, env_kwargs: dict[str, Any]) -> VecEnv:
+def create_env(path: Path, statistics: Path | None, options: argparse.Namespace) -> VecEnv:
     """
     Make an environment as RL Zoo does for an agent: with its wrappers, arguments and statistics.
 
-    :param env_id: The environment.
     :param path: The model.
     :param statistics: The statistics of its observations, None to look for them.
-    :param seed: Its seed.
-    :param env_kwargs: Arguments of the environment that rule over those of the training.
+    :param options: Command line, whose ``--env-kwargs`` rule over those of the training.
     :return: The environment; rewards are normalised as in the training, for the critic was fitted on such.
-    :raises UserError: If it cannot be made.
     """
-    name = env_id.replace("/", "-")
-    folder = path.parent / name
+    folder = path.parent / options.env.replace("/", "-")
     hyperparams, stats_path = get_saved_hyperparams(str(folder))
-    arguments = (
-        yaml.load((folder / "args.yml").read_text(), Loader=yaml.UnsafeLoader) if (folder / "args.yml").is_file() else {}
-    )
+    args_file = folder / "args.yml"
+    arguments = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader) if args_file.is_file() else {}
     is_normalized = bool(hyperparams.get("normalize"))
-    if statistics is None and is_normalized:
-        statistics = find_statistics(path, folder / RUN_STATISTICS)
-    elif statistics is None and not hyperparams and statistics_beside(path).is_file():
-        # Of a checkpoint that is no run of RL Zoo
-        statistics = statistics_beside(path)
+    if statistics is None:
+        statistics = find_statistics(path, folder / RUN_STATISTICS if is_normalized else None)
     normalize = None if statistics is None else read_statistics(statistics)
+    env_kwargs = [hyperparams.get("env_kwargs"), arguments.get("env_kwargs"), options.env_kwargs]
     try:
-        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as own:
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as scratch:
             if is_normalized:
                 # RL Zoo looks for them under this name only, which those of the end of the run have
-                stats_path = os.path.dirname(shutil.copy(statistics, Path(own, RUN_STATISTICS)))  # type: ignore[arg-type]
+                stats_path = os.path.dirname(shutil.copy(statistics, Path(scratch, RUN_STATISTICS)))  # type: ignore[arg-type]
             env = create_test_env(
-                env_id,
+                options.env,
                 N_ENVS,
                 stats_path,
-                seed,
+                options.seed,
                 should_render=False,
                 hyperparams=copy.deepcopy(hyperparams),
-                env_kwargs={**(hyperparams.get("env_kwargs") or {}), **(arguments.get("env_kwargs") or {}), **env_kwargs},
+                env_kwargs={key: value for kwargs in env_kwargs for key, value in dict(kwargs or {}).items()},
                 vec_env_cls=DummyVecEnv,
             )
             if statistics is not None and not is_normalized:
@@ -281,71 +191,47 @@ def create_env(env_id: str, path: Path, statistics: Path | None, seed: int, env_
     except (gym.error.Error, AssertionError, ModuleNotFoundError, TypeError, ValueError) as error:
         if not is_about_request(error, LIBRARIES):
             raise
-        raise UserError(f"--env {env_id}: cannot be made as for {path}: {error}") from error
+        raise UserError(f"--env {options.env}: cannot be made as for {path}: {error}") from error
     if normalize is not None:
         unwrap_vec_normalize(env).norm_reward = normalize.norm_reward  # type: ignore[union-attr]
     return env
 
 
 def read_statistics(path: Path) -> VecNormalize:
-    """
-    Read what ``VecNormalize.save`` wrote.
-
-    :param path: The file.
-    :return: The wrapper, without environments.
-    :raises UserError: If it did not write this file.
-    """
+    """Read what ``VecNormalize.save`` wrote: the wrapper, without environments."""
     try:
         normalize = pickle.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"--vec-normalize {path}: {error.strerror}") from error
     except Exception as error:
-        raise UserError(f"{path}: is no file of VecNormalize: {error}") from error
+        raise UserError(f"--vec-normalize {path}: is no file of VecNormalize: {error}") from error
     if not isinstance(normalize, VecNormalize):
-        raise UserError(f"{path}: is no file of VecNormalize, but of {type(normalize).__name__}")
+        raise UserError(f"--vec-normalize {path}: is no file of VecNormalize, but of {type(normalize).__name__}")
     return normalize
 
 
-def statistics_beside(path: Path) -> Path:
+def find_statistics(path: Path, run_statistics: Path | None) -> Path | None:
     """
-    Say where the statistics are that were saved with a model.
+    Find the statistics that scaled the observations of a model.
 
     :param path: The model.
-    :return: Their path, whether they are there or not.
-    """
-    checkpoint = CHECKPOINT.fullmatch(path.stem)
-    name = STATISTICS.format(path.stem) if checkpoint is None else CHECKPOINT_STATISTICS.format(*checkpoint.groups())
-    return path.with_name(name)
-
-
-def find_statistics(path: Path, of_run: Path) -> Path:
-    """
-    Find the statistics that a model saw the world through.
-
-    :param path: The model.
-    :param of_run: The statistics at the end of its run.
+    :param run_statistics: The statistics at the end of its run, if it had any.
     :return: Path of those that were saved with it, or with a warning of those of the run.
-    :raises UserError: If there are neither.
     """
-    saved_with_it = statistics_beside(path)
-    if saved_with_it.is_file():
-        return saved_with_it
-    if not of_run.is_file():
-        raise UserError(f"--model {path}: neither {saved_with_it} nor {of_run} has the statistics of its observations")
-    if path.stem != of_run.parent.name:
-        note = f"{saved_with_it.name} is missing, so it is measured with the statistics of the end of its run"
+    # As SB3's CheckpointCallback names them, and ``sb3-reinforce compare`` for its best checkpoint
+    checkpoint = re.fullmatch(r"(.*)_(\d+)_steps", path.stem)
+    name = "{}_vecnormalize_{}_steps.pkl".format(*checkpoint.groups()) if checkpoint else f"{path.stem}_{RUN_STATISTICS}"
+    saved = path.with_name(name)
+    if saved.is_file() or run_statistics is None:
+        return saved if saved.is_file() else None
+    if not run_statistics.is_file():
+        raise UserError(f"--model {path}: neither {saved} nor {run_statistics} has the statistics of its observations")
+    if path.stem != run_statistics.parent.name:
+        note = f"{saved.name} is missing, so it is measured with the statistics of the end of its run"
         print(f"{path}: {note}", file=sys.stderr)
-    return of_run
+    return run_statistics
 
 
 def make_untrained(options: argparse.Namespace) -> Stage:
-    """
-    Make a model with RL Zoo's hyperparameters, or this package's for REINFORCE.
-
-    :param options: Command line.
-    :return: The model and its environment.
-    :raises UserError: If there are none, or they cannot be used.
-    """
+    """Make a model with RL Zoo's hyperparameters, or this package's for REINFORCE."""
     # It brings Optuna into memory, which no trained model needs
     from sb3_reinforce.zoo.compare.plan import make_manager
 

@@ -8,7 +8,7 @@ from torch import nn
 from sb3_reinforce.arguments import make_schedule
 
 NET_ARCHS: dict[str, list[int]] = {"small": [64], "medium": [64, 64], "large": [256, 256]}
-#: What the critic of a policy with memory remembers with. Not the actor's LSTM: that needs a shared feature extractor.
+#: Which LSTM the critic of a recurrent policy has. Not the actor's: that needs a shared feature extractor.
 CRITIC_LSTMS: dict[str, dict[str, bool]] = {"own": {}, "none": {"enable_critic_lstm": False}}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -25,9 +25,7 @@ def sample_reinforce_params(
 
     :param trial: The trial of Optuna.
     :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
-    :param n_envs: Not used: ``n_steps`` is a budget per environment.
-    :param additional_args: Not used: about replay buffers.
-    :return: Arguments of ``REINFORCE``.
+    :param n_envs: Not used, since ``n_steps`` is a budget per environment; nor is ``additional_args``, about replay buffers.
     """
     step: dict[str, Any]
     # Written by RL Zoo as text
@@ -64,12 +62,7 @@ def sample_reinforce_params(
 
 
 def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """
-    Turn what Optuna stored of a trial into what stands in a configuration file.
-
-    :param sampled_params: ``trial.params``.
-    :return: Arguments of ``REINFORCE``, with schedules in RL Zoo's notation.
-    """
+    """Turn what Optuna stored of a trial into what stands in a configuration file."""
     kwargs = dict(sampled_params)
     net_arch = NET_ARCHS[kwargs.pop("net_arch")]
     policy_kwargs: dict[str, Any] = {
@@ -98,15 +91,7 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
 def sample_reinforce_lstm_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """
-    Choose the constructor arguments of a trial for policies with memory: those of ``sample_reinforce_params``, and the LSTM.
-
-    :param trial: The trial of Optuna.
-    :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
-    :param n_envs: See ``sample_reinforce_params``.
-    :param additional_args: See ``sample_reinforce_params``.
-    :return: Arguments of ``REINFORCE``.
-    """
+    """Choose the constructor arguments of a trial for recurrent policies: those of ``sample_reinforce_params``, and LSTMs."""
     kwargs = sample_reinforce_params(trial, n_actions, n_envs, additional_args)
     lstm = {
         "lstm_hidden_size_pow": trial.suggest_int("lstm_hidden_size_pow", 4, 8),
@@ -117,12 +102,7 @@ def sample_reinforce_lstm_params(
 
 
 def convert_reinforce_lstm_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """
-    Turn what Optuna stored of a trial into what stands in a configuration file.
-
-    :param sampled_params: ``trial.params``.
-    :return: Arguments of ``REINFORCE``, with schedules in RL Zoo's notation.
-    """
+    """Turn what Optuna stored of a trial into what stands in a configuration file."""
     params = dict(sampled_params)
     lstm = {name: params.pop(name) for name in ("lstm_hidden_size_pow", "critic_lstm")}
     kwargs = convert_reinforce_params(params)

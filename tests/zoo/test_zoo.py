@@ -34,7 +34,6 @@ from sb3_reinforce.zoo.config import (
     ELSEWHERE,
     EXPRESSIONS,
     IMPORTED,
-    check_file,
     check_hyperparameters,
     evaluate,
     evaluate_entry,
@@ -148,7 +147,7 @@ def test_a_file_covers_the_environments(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_entry_is_valid_and_builds_a_model(path, name, tmp_path):
     entry = yaml.safe_load(path.read_text())[name]
-    check_hyperparameters(entry, path.name, name)
+    check_hyperparameters(entry, path.name)
     kwargs, *_ = make_manager(tmp_path)._preprocess_hyperparams(dict(entry))
     model = REINFORCE(env=AnyEnv(entry["policy"], name in DISCRETE), device="cpu", **kwargs)
     if entry["policy"] == "CnnPolicy":
@@ -163,8 +162,8 @@ def test_a_resource_is_found_or_the_error_says_what_to_do():
 
 def check(**entry) -> None:
     """Check an entry as the manager does."""
-    entry = evaluate_entry({"policy": "MlpPolicy", "n_timesteps": 9, **entry}, "mine.yml", "CartPole-v1")
-    check_hyperparameters(entry, "mine.yml", "CartPole-v1")
+    entry = evaluate_entry({"policy": "MlpPolicy", "n_timesteps": 9, **entry}, "mine.yml, CartPole-v1")
+    check_hyperparameters(entry, "mine.yml, CartPole-v1")
 
 
 @pytest.mark.parametrize(
@@ -172,20 +171,11 @@ def check(**entry) -> None:
     [
         ("lerning_rate", 0.1, "unknown key, did you mean learning_rate?"),
         ("xyz", 0.1, "unknown key"),
-        ("seed", 1, "cannot stand in the file: use the flag --seed"),
-        ("device", "cpu", "cannot stand in the file: use the flag --device"),
-        ("n_steps", "64", "'64' is text: write 64"),
-        ("learning_rate", "1e-3", "'1e-3' is text: write 0.001"),
-        ("n_timesteps", "1e6", "'1e6' is text: write 1000000.0"),
-        ("n_timesteps", 0, "must be a number of at least 1, not 0"),
-        ("n_timesteps", float("inf"), "must be a number of at least 1, not inf"),
-        ("n_envs", 2.5, "must be a whole number of at least 1, not 2.5"),
-        ("frame_stack", True, "must be None or a whole number of at least 1, not True"),
-        ("normalize", 1, "must be true, false or a mapping, not 1"),
-        ("monitor_kwargs", [1], "must be a mapping, not [1]"),
-        ("env_kwargs", "gravity", "must be a mapping, not 'gravity'"),
-        ("policy_kwargs", "[64]", "must be a mapping, not '[64]'"),
-        ("policy_kwargs", [64], "must be a mapping, not [64]"),
+        ("seed", 1, "is set by the flag --seed, not by the file"),
+        ("device", "cpu", "is set by the flag --device, not by the file"),
+        ("distributed", True, "is set by the flag --distributed, not by the file"),
+        ("policy_kwargs", "'dict()'", "\"'dict()'\" is text in text"),
+        ("normalize", "'open()'", "\"'open()'\" is text in text"),
     ],
 )
 def test_a_wrong_hyperparameter_is_explained(key, value, problem):
@@ -196,6 +186,8 @@ def test_a_wrong_hyperparameter_is_explained(key, value, problem):
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
+        ("n_steps", "64", "n_steps must be None or a whole number of at least 1, not '64'"),
+        ("learning_rate", "1e-3", "learning_rate must be a number"),
         ("n_steps", 64.0, "n_steps must be None or a whole number of at least 1, not 64.0"),
         ("gamma", True, "gamma must be in [0, 1], not True"),
         ("gamma", 2.0, "gamma must be in [0, 1], not 2.0"),
@@ -272,12 +264,13 @@ def test_every_argument_of_the_neighbours_is_known_or_explained(algo):
     ("text", "message"),
     [
         ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 9, gama: 1.0}", "config.yml, CartPole-v1, gama: unknown key"),
-        ("default: {policy: MlpPolicy, n_timesteps: 9, verbose: 1}", "config.yml, CartPole-v1, verbose: cannot"),
+        ("default: {policy: MlpPolicy, n_timesteps: 9, verbose: 1}", "config.yml, CartPole-v1, verbose: is set by"),
         ("default: {policy: MlpPolicy}", "config.yml, CartPole-v1, n_timesteps: missing$"),
         ("default: {policy: MlpPolicy, n_timesteps: 9, gamma: 2.0}", "config.yml, CartPole-v1: gamma must be in"),
-        ("Acrobot-v1: {policy: MlpPolicy, n_timesteps: 9}", "config.yml must hold a mapping of hyperparameters for 'CartPole"),
-        ("- CartPole-v1", "config.yml must hold a mapping from environments"),
-        ("{", "config.yml is not YAML"),
+        ("Acrobot-v1: {policy: MlpPolicy, n_timesteps: 9}", "config.yml, CartPole-v1: .*Hyperparameters not found"),
+        ("- CartPole-v1", "config.yml, CartPole-v1: cannot be set up as asked: AttributeError"),
+        ("default: 5", "config.yml, CartPole-v1: cannot be set up as asked: TypeError"),
+        ("{", "config.yml, CartPole-v1: cannot be set up as asked: ParserError"),
     ],
 )
 def test_a_wrong_file_stops_before_a_run_folder_is_made(tmp_path, text, message):
@@ -285,11 +278,6 @@ def test_a_wrong_file_stops_before_a_run_folder_is_made(tmp_path, text, message)
     with pytest.raises(UserError, match=message):
         manager.setup_experiment()
     assert not (tmp_path / "logs").exists()
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nothing.yml: No such file"):
-        check_file(str(tmp_path / "nothing.yml"), "CartPole-v1", is_atari=False)
 
 
 def test_a_short_name_is_that_of_a_file_of_this_package(tmp_path):
@@ -300,24 +288,17 @@ def test_a_short_name_is_that_of_a_file_of_this_package(tmp_path):
     # PPO has no such file
     register()
     other = ExperimentManager(argparse.Namespace(), "ppo", "CartPole-v1", str(tmp_path), config="adam")
-    with pytest.raises(UserError, match="--conf-file adam: neither"):
-        other.read_hyperparameters()
+    with pytest.raises(UserError, match=r"adam, CartPole-v1: .*No module named 'adam'"):
+        other.setup_experiment()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"gama": 1.0}, r"^--hyperparams, CartPole-v1, gama: unknown"),
-        ({"policy_kwargs": "a"}, r"^--hyperparams, CartPole-v1, policy_kwargs: 'a' is not"),
-        ({"gama": 1.0, "n_envs": 2}, r"config.yml with --hyperparams, CartPole-v1, lamda: unknown key.*; gama: unknown key"),
-    ],
+    ("overrides", "key"), [({"gama": 1.0}, "gama: unknown"), ({"policy_kwargs": "a"}, "policy_kwargs: 'a' is")]
 )
-def test_an_override_is_not_blamed_on_the_file(tmp_path, overrides, message):
-    text = "CartPole-v1: {policy: MlpPolicy, n_timesteps: 9}"
-    if "n_envs" in overrides:
-        text = text.replace("}", ", lamda: 1.0}")
-    with pytest.raises(UserError, match=message):
-        make_manager(tmp_path, config=write_config(tmp_path, text), hyperparams=overrides).setup_experiment()
+def test_an_override_is_not_blamed_on_the_file_alone(tmp_path, overrides, key):
+    config = write_config(tmp_path, "CartPole-v1: {policy: MlpPolicy, n_timesteps: 9}")
+    with pytest.raises(UserError, match=f"config.yml with --hyperparams, CartPole-v1, {key}"):
+        make_manager(tmp_path, config=config, hyperparams=overrides).setup_experiment()
 
 
 def test_a_value_that_the_constructor_refuses_is_not_blamed_on_the_file_alone(tmp_path):
@@ -473,10 +454,10 @@ def test_all_files_of_rl_zoo_pass():
     paths = [hyperparams_path(), *(Path(rl_zoo3.__file__).parent / "hyperparams").glob("*.yml")]
     assert len(paths) > 10
     for path in paths:
-        for env_id, entry in yaml.safe_load(path.read_text()).items():
+        for entry in yaml.safe_load(path.read_text()).values():
             entry = {key: value for key, value in entry.items() if key not in IMPORTED}
-            evaluated = evaluate_entry(entry, path.name, env_id)
-            for key in EXPRESSIONS & entry.keys():
+            evaluated = evaluate_entry(entry, path.name)
+            for key in set(EXPRESSIONS) & entry.keys():
                 is_text = isinstance(entry[key], str)
                 assert evaluated[key] == (eval(entry[key].strip(), vars(rl_zoo3.exp_manager)) if is_text else entry[key])
 
@@ -505,22 +486,21 @@ def test_all_files_of_rl_zoo_pass():
         ("policy", "builtins.exec", "builtins.exec is no class derived from stable_baselines3.common.policies.BasePolicy"),
         ("policy", None, "None is no class"),
         ("replay_buffer_kwargs", "dict(a=print())", "'print()' is not evaluated"),
-        ("replay_buffer_class", "dict(a=1)", "must be a class, not 'dict(a=1)'"),
     ],
 )
 def test_what_is_imported_is_what_it_should_be(key, value, problem):
     with pytest.raises(UserError, match=re.escape(f"mine.yml, CartPole-v1, {key}: {problem}")):
-        evaluate_entry({key: value}, "mine.yml", "CartPole-v1")
+        evaluate_entry({key: value}, "mine.yml, CartPole-v1")
 
 
 def test_wrappers_and_callbacks_are_accepted():
     callback = {"stable_baselines3.common.callbacks.CheckpointCallback": {"save_freq": 10, "save_path": "x"}}
     wrapper = ["rl_zoo3.wrappers.TimeFeatureWrapper", {"gymnasium.wrappers.FlattenObservation": {}}]
     entry = {"callback": [callback], "env_wrapper": wrapper, "vec_env_wrapper": None, "policy": "MlpPolicy"}
-    assert evaluate_entry(entry, "", "") == entry
+    assert evaluate_entry(entry, "") == entry
     # A configuration in Python holds the things themselves
     for entry in ({"callback": CheckpointCallback(10, "x")}, {"env_wrapper": [FlattenObservation]}, {"policy": MlpPolicy}):
-        assert evaluate_entry(entry, "", "") == entry
+        assert evaluate_entry(entry, "") == entry
 
 
 # Time limits
@@ -555,7 +535,8 @@ def count_steps(env) -> int:
 def test_evaluations_end_where_the_environment_has_no_time_limit(tmp_path, capsys, vec_env_type):
     if vec_env_type == "envpool" and sys.version_info < (3, 11):
         pytest.skip("EnvPool has no wheels for this Python")
-    manager = make_manager(tmp_path, "CliffWalking-v1", vec_env_type=vec_env_type)
+    engine = {"use_envpool": True} if vec_env_type == "envpool" else {"vec_env_type": vec_env_type}
+    manager = make_manager(tmp_path, "CliffWalking-v1", **engine)
     lengths = []
     for _ in range(2):
         env = manager.create_envs(1, eval_env=True)
@@ -615,7 +596,7 @@ def envpool_or_stand_in(monkeypatch):
 
 @pytest.mark.usefixtures("envpool_or_stand_in")
 def test_envpool_steps_the_environments_and_writes_the_monitor_file(tmp_path):
-    manager = make_manager(tmp_path, n_timesteps=400, eval_freq=200, n_eval_episodes=1, vec_env_type="envpool")
+    manager = make_manager(tmp_path, n_timesteps=400, eval_freq=200, n_eval_episodes=1, use_envpool=True)
     model, _ = manager.setup_experiment()
     manager.learn(model)
     assert isinstance(model.env.unwrapped, EngineVecEnv)
@@ -626,9 +607,7 @@ def test_envpool_steps_the_environments_and_writes_the_monitor_file(tmp_path):
 
 
 def test_envpool_refuses_wrappers_of_single_environments(tmp_path):
-    manager = make_manager(
-        tmp_path, vec_env_type="envpool", hyperparams={"env_wrapper": "gymnasium.wrappers.FlattenObservation"}
-    )
+    manager = make_manager(tmp_path, use_envpool=True, hyperparams={"env_wrapper": "gymnasium.wrappers.FlattenObservation"})
     with pytest.raises(UserError, match="CartPole-v1, env_wrapper: EnvPool"):
         manager.setup_experiment()
 
@@ -753,7 +732,7 @@ def test_a_search_without_a_completed_trial_says_so(tmp_path, monkeypatch):
 
     for learn in (diverge, prune):
         monkeypatch.setattr(REINFORCE, "learn", learn)
-        with pytest.raises(UserError, match="No trial was completed"):
+        with pytest.raises(UserError, match="no trial was completed"):
             search(tmp_path, None)
 
 
@@ -911,7 +890,7 @@ class PruneAt(optuna.pruners.BasePruner):
 def test_a_trial_is_pruned_before_its_last_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(ExperimentManager, "_create_pruner", lambda manager, method: PruneAt(3))
     storage = f"{tmp_path}/study.log"
-    with pytest.raises(UserError, match="No trial was completed"):
+    with pytest.raises(UserError, match="no trial was completed"):
         seeded_search(tmp_path, seeds_per_trial=3, storage=storage, study_name="study")
     backend = optuna.storages.journal.JournalFileBackend(storage)
     (trial,) = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend)).trials
@@ -940,7 +919,7 @@ def test_seeds_of_trials_that_run_in_threads(tmp_path, n_jobs):
     assert [trial.user_attrs["seeds"] for trial in study.trials] == [[5, 6]] * 2
     assert all(trial.value == np.mean(trial.user_attrs["values"]) for trial in study.trials)
     assert manager.seed == 5
-    with pytest.raises(UserError, match="--seeds-per-trial 1: the study study has trials with 2"):
+    with pytest.raises(UserError, match="--study-name study: the study has trials with 2 seeds, not 1"):
         seeded_search(tmp_path, seeds_per_trial=1, **options)
 
 
@@ -959,8 +938,8 @@ class LateStorage(optuna.storages.RDBStorage):
 @pytest.mark.parametrize(
     ("storage", "message"),
     [
-        ("postgresql+psycopg2://nowhere/study", "import of psycopg2 halted; .*, the driver of this database"),
-        ("FOLDER/file/study.log", "Not a directory|File exists"),
+        ("postgresql+psycopg2://nowhere/study", "must be .*import of psycopg2 halted;"),
+        ("FOLDER/file/study.log", "must be .*Not a directory|must be .*File exists"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_named(tmp_path, monkeypatch, storage, message):

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import huggingface_sb3
-import matplotlib
 import numpy as np
 import pytest
 import yaml
@@ -118,55 +117,37 @@ def test_figures_are_not_saved_when_they_are_not_wanted(in_folder, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_single_run_is_too_little_for_plot_from_file(in_folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "-k", "success"],
+            "all_plots stopped at KeyErr",
+        ),
+        (["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "logs", "-l", "x"], "all_plots stopped at Index"),
+        # Every algorithm needs two runs
+        (["plot-from-file", "-i", "single"], "plot_from_file stopped at"),
+        (["plot-from-file", "-i", "nothing"], "plot_from_file stopped at FileNotFoundError"),
+    ],
+)
+def test_what_rl_zoo_cannot_plot_is_said_in_one_line(in_folder, tmp_path, monkeypatch, capsys, args, message):
     shutil.copytree(in_folder / "logs/reinforce/CartPole-v1_1", tmp_path / "logs/reinforce/CartPole-v1_1")
     monkeypatch.chdir(tmp_path)
-    assert main(["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "-o", "results"]) == 0
+    if "single" in args:
+        assert main(["all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs", "-o", "single"]) == 0
     capsys.readouterr()
-    assert "at least two runs" in fails(capsys, "plot-from-file", "-i", "results")
-
-
-def test_latex_that_is_missing_is_explained_in_one_line(in_folder, tmp_path, monkeypatch, capsys):
-    results = in_folder / "logs"
-    monkeypatch.chdir(tmp_path)
-    arguments = ["-a", "reinforce", "-e", "CartPole-v1", "-f", str(results), "-max", "600", "-o", "results"]
-    assert main(["all-plots", *arguments]) == 0
-    capsys.readouterr()
-    monkeypatch.setenv("PATH", "")
-    # RL Zoo sets it for the whole process
-    with matplotlib.rc_context():
-        assert "-latex needs LaTeX" in fails(capsys, "plot-from-file", "-i", "results", "-latex")
+    error = fails(capsys, *args)
+    assert f"rl_zoo3.plots.{message}" in error
+    assert "docs/zoo.md" in error
     plt.close("all")
 
 
-def test_children_know_reinforce(in_folder, tmp_path, monkeypatch, capfd):
-    run = tmp_path / "logs/reinforce/CartPole-v1_1"
-    shutil.copytree(in_folder / "logs/reinforce/CartPole-v1_1", run)
-    (run / "best_model.zip").unlink()
-    monkeypatch.chdir(tmp_path)
-    assert main(["record-training", "--env", "CartPole-v1", "-n", "10", "-o", "videos"]) == 0
-    assert (tmp_path / "videos/training.mp4").stat().st_size > 0
-
-    assert main(["benchmark", "--log-dir", "logs", "--no-hub", "-n", "200"]) == 0
-    assert "reinforce" in (tmp_path / "logs/benchmark/benchmark.md").read_text()
-
-
-def test_environments_with_a_slash_are_found(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    env_id = "sb3_reinforce/DiamondHill-v0"
+def test_runs_of_environments_with_a_slash_are_plotted_by_the_names_of_their_folders(tmp_path):
     evaluations = ["--eval-freq", "100", "--eval-episodes", "2"]
-    assert main(["train", "--env", env_id, "-n", "400", *evaluations, "--verbose", "0"]) == 0
-    for given in (["-e", env_id], [f"--env={env_id}"], [f"-e{env_id}"]):
-        assert main(["plot-train", "-a", "reinforce", *given, "-f", "logs", "-w", "2"]) == 0
-    assert main(["all-plots", "-a", "reinforce", "-e", env_id, "-f", "logs"]) == 0
-    assert main(["benchmark", "--log-dir", "logs", "--no-hub", "-n", "20"]) == 0
-    assert "DiamondHill-v0" in (tmp_path / "logs/benchmark/benchmark.md").read_text()
-
-
-def test_benchmark_makes_its_folder(tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert main(["benchmark", "--log-dir", "empty", "--benchmark-dir", "new/folder", "--no-hub"]) == 0
-    assert (tmp_path / "new/folder/benchmark.md").is_file()
+    assert main(["train", "--env", "sb3_reinforce/DiamondHill-v0", "-n", "400", *evaluations, "--verbose", "0"]) == 0
+    runs = ["-a", "reinforce", "-e", "sb3_reinforce-DiamondHill-v0", "-f", "logs"]
+    assert main(["plot-train", *runs, "-w", "2"]) == 0
+    assert main(["all-plots", *runs]) == 0
 
 
 def test_python_m_continues_training_with_normalization(tmp_path):
@@ -249,13 +230,6 @@ def test_an_interrupted_comparison_says_how_to_go_on(tmp_path, monkeypatch, caps
     monkeypatch.setattr(Pool, "run", interrupt)
     assert main(["compare", "--env", "CartPole-v1", "--algos", "a2c"]) == 130
     assert capsys.readouterr().err == ("sb3-reinforce compare: interrupted: the same command goes on from the finished runs\n")
-
-
-def test_a_single_evaluation_episode_is_too_little_for_all_plots(tmp_path, capsys):
-    short = ["--eval-freq", "100", "--eval-episodes", "1", "--verbose", "0"]
-    assert main(["train", "--env", "CartPole-v1", "-n", "200", *short]) == 0
-    capsys.readouterr()
-    assert "two episodes" in fails(capsys, "all-plots", "-a", "reinforce", "-e", "CartPole-v1", "-f", "logs")
 
 
 @pytest.mark.parametrize("algo", ["reinforce", "dqn", "ars"])
@@ -362,12 +336,31 @@ def test_every_command_has_help(name, capsys):
 def test_unknown_names_are_explained_in_one_line(capsys):
     assert "unknown command 'trian', did you mean train?" in fails(capsys, "trian")
     assert "choose from train, optimize" in fails(capsys, "xyz")
-    assert "unknown algorithm 'foo', choose from a2c" in fails(capsys, "train", "--algo", "foo")
-    assert "unknown algorithm 'foo'" in fails(capsys, "enjoy", "--algo=foo")
     assert "you maybe meant CartPole-v1?" in fails(capsys, "train", "--env", "CartPol-v1")
     assert "The logs/reinforce folder was not found" in fails(capsys, "enjoy", "--env", "Acrobot-v1")
-    assert "'rl-trained-agents/'" in fails(capsys, "benchmark", "--no-hub")
-    assert "required: -a/--algos, -f/--exp-folders" in fails(capsys, "all-plots", "-e", "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--algo", "foo"], "argument --algo: invalid choice: 'foo' (choose from "),
+        (["enjoy", "--algo=foo"], "argument --algo: invalid choice: 'foo' (choose from "),
+        (["gradients", "--env", "CartPole-v1", "--algo", "foo"], "argument --algo: invalid choice: 'foo' (choose from "),
+        (["all-plots", "-e", "CartPole-v1"], "the following arguments are required: -a/--algos, -f/--exp-folders"),
+        (["plot-from-file", "-r"], "the following arguments are required: -i/--input"),
+        (["train", "--max-episode-steps"], "argument --max-episode-steps: expected one argument"),
+        (["train", "--max-episode-steps", "0"], "argument --max-episode-steps: must be a number above 0, not 0"),
+        (["train", "--max-episode-steps", "-3"], "argument --max-episode-steps: must be a number above 0, not -3"),
+        (["train", "--max-episode-steps", "many"], "argument --max-episode-steps: must be a number above 0, not many"),
+        (["train", "--max-episode-steps", "1.5"], "argument --max-episode-steps: must be an integer, not 1.5"),
+        (["optimize", "--seeds-per-trial", "0"], "argument --seeds-per-trial: must be a number above 0, not 0"),
+    ],
+)
+def test_a_wrong_command_line_is_explained_in_its_last_line(tmp_path, capsys, args, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(args)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_configuration_is_explained_in_one_line(tmp_path, capsys):
@@ -405,7 +398,7 @@ def test_a_configuration_runs_no_code(tmp_path, capsys, algo, entry, message):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yml"]
 
 
-@pytest.mark.parametrize("command", ["train", "enjoy", "record-video", "record-training", "compare"])
+@pytest.mark.parametrize("command", ["train", "enjoy", "record-video", "compare"])
 def test_what_atari_needs_is_said_in_one_line(monkeypatch, capsys, command):
     monkeypatch.setitem(sys.modules, "ale_py", None)
     for env_id in ("ALE/NoGame-v5", "NoGameNoFrameskip-v4"):
@@ -413,12 +406,6 @@ def test_what_atari_needs_is_said_in_one_line(monkeypatch, capsys, command):
         assert f'{env_id} is an Atari environment, which needs two more packages: pip install "sb3-reinforce[atari]"' in error
     monkeypatch.undo()
     assert "sb3-reinforce[atari]" not in fails(capsys, "train", "--env", "NoGameNoFrameskip-v4")
-
-
-@pytest.mark.parametrize("limit", ["0", "-3", "many", "1.5", None])
-def test_a_time_limit_is_a_number_of_steps(capsys, limit):
-    error = fails(capsys, "train", "--env", "CliffWalking-v1", "--max-episode-steps", *([limit] if limit else []))
-    assert "--max-episode-steps: must be an integer above 0" in error
 
 
 @pytest.mark.parametrize(
@@ -448,29 +435,32 @@ def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, modu
         (["-params", "normalize:dict(norm_obss=True)"], ["TypeError", "norm_obss"]),
         (
             ["-params", "env_wrapper:'gymnasium.wrappers.NoWrapper'"],
-            ["--hyperparams, CartPole-v1, env_wrapper: ", "NoWrapper is no class"],
+            ["with --hyperparams, CartPole-v1, env_wrapper: ", "NoWrapper is no class"],
         ),
         (["-params", "use_sde:True"], ["CartPole-v1", "gSDE"]),
-        (["-params", "n_envs:0"], ["--hyperparams, CartPole-v1, n_envs: must be a whole number of at least 1, not 0"]),
-        (["-params", "n_timesteps:-5"], ["n_timesteps: must be a number of at least 1, not -5"]),
-        (["-params", "baseline:leave_one_out"], ["baseline:leave_one_out: what stands behind the colon must be Python"]),
+        (["-params", "n_envs:0"], ["with --hyperparams, CartPole-v1: cannot be set up as asked: IndexError"]),
+        (["-params", "n_envs:'two'"], ["CartPole-v1: cannot be set up as asked: TypeError"]),
+        (["-params", "baseline:leave_one_out"], ["baseline:leave_one_out: must be KEY:VALUE", "NameError"]),
         (["-params", "learning_rate:lin_0.01"], ["learning_rate:lin_0.01: ", "text needs quotes"]),
-        (["-params", "learning_rate=0.01"], ["learning_rate=0.01: must be KEY:VALUE, such as learning_rate:0.5\n"]),
-        (["-params", "gamma:0.9", "0.01"], [" 0.01: must be KEY:VALUE, such as 0.01:0.5\n"]),
-        (["-params", "learning_rate:", "0.01"], ["learning_rate:: nothing stands behind the colon, where no space may be\n"]),
-        (["-params", "gamma:1/0"], ["gamma:1/0: what stands behind the colon must be Python (division by zero)"]),
-        (["--env-kwargs", "gravity=1"], ["gravity=1: must be KEY:VALUE, such as gravity:0.5\n"]),
-        (["-params", "policy_kwargs:nn.Relu"], ["policy_kwargs:nn.Relu: what stands behind the colon must be Python"]),
+        (["-params", "learning_rate=0.01"], ["learning_rate=0.01: must be KEY:VALUE"]),
+        (["-params", "gamma:0.9", "0.01"], [" 0.01: must be KEY:VALUE"]),
+        (["-params", "learning_rate:", "0.01"], ["learning_rate:: must be KEY:VALUE"]),
+        (["-params", "gamma:1/0"], ["gamma:1/0: must be KEY:VALUE", "(ZeroDivisionError: division by zero)"]),
+        (["--env-kwargs", "gravity=1"], ["gravity=1: must be KEY:VALUE"]),
+        (["-params", "policy_kwargs:nn.Relu"], ["policy_kwargs:nn.Relu: must be KEY:VALUE, where the value is Python"]),
         (["--device", "gpu"], ["RuntimeError"]),
         (["--algo", "ppo", "-params", "foo:1"], ["ppo.yml, CartPole-v1: ", "TypeError", "foo"]),
-        (["--conf-file", "mine"], ["--conf-file mine: neither a .yml file nor a .py file nor a module", "called adam"]),
-        (["--conf-file", "mine.py"], ["--conf-file mine.py: neither"]),
+        (["--conf-file", "mine"], ["mine, CartPole-v1: cannot be set up as asked: ModuleNotFoundError"]),
+        (["--conf-file", "mine.py"], ["mine.py, CartPole-v1: cannot be set up as asked: FileNotFoundError"]),
+        (["--conf-file", "mine.yml"], ["mine.yml, CartPole-v1: cannot be set up as asked: FileNotFoundError"]),
         (["--log-folder", "file"], ["--log-folder: file/reinforce/CartPole-v1_1 cannot be made: Not a directory"]),
         (["-optimize", "--n-trials", "0"], ["--n-trials: must be at least 1, not 0"]),
         (["-optimize", "--n-evaluations", "0"], ["--n-evaluations: must be at least 1, not 0"]),
-        (["-optimize", "--seeds-per-trial", "0"], ["--seeds-per-trial: must be at least 1, not 0"]),
         (["--seeds-per-trial", "2"], ["--seeds-per-trial: has a meaning in a search only"]),
-        (["-optimize", "--storage", "study.db"], ["--storage study.db: must be like sqlite:///FILE.db or FILE.log"]),
+        (
+            ["-optimize", "--storage", "study.db"],
+            ["--storage study.db: must be FILE.log or a database such as sqlite:///FILE.db"],
+        ),
     ],
 )
 def test_what_cannot_be_set_up_leaves_no_folder(tmp_path, capsys, args, parts):
@@ -481,26 +471,12 @@ def test_what_cannot_be_set_up_leaves_no_folder(tmp_path, capsys, args, parts):
     assert list(tmp_path.rglob("CartPole-v1_*")) == []
 
 
-def test_a_folder_of_runs_is_not_overwritten_by_videos(in_folder, capsys):
-    before = sorted(in_folder.rglob("*"))
-    error = fails(capsys, "record-training", "--env", "CartPole-v1", "-f", "logs", "-o", "logs")
-    assert "--output-folder logs: must be a new or empty folder" in error
-    assert sorted(in_folder.rglob("*")) == before
-
-
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["all-plots", "-a", "reinforse", "-e", "CartPole-v1", "-f", "logs"], "no run of reinforse with CartPole-v1 in logs"),
-        (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "log"], "-f/--exp-folders log: there is no such folder"),
-        (["plot-train", "-a", "ppo", "-e", "CartPole-v1", "Typo-v1", "-f", "logs"], "no run of Typo-v1 with ppo in logs"),
-        (["plot-from-file", "-iqm"], "required: -i/--input"),
-        (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "logs", "-k", "success"], "-k/--key success: not in the eval"),
-        (
-            ["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "logs", "logs", "-l", "x"],
-            "one for each of the 2 --exp-folders",
-        ),
-        (["benchmark", "--log-dir", "log", "--no-hub"], "--log-dir log: there is no such folder"),
+        (["all-plots", "-a", "reinforse", "-e", "CartPole-v1", "-f", "logs"], "there is no run of reinforse among logs"),
+        (["all-plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "logs", "log"], "there is no run of log among logs, log"),
+        (["plot-train", "-a", "ppo", "-e", "CartPole-v1", "Typo-v1", "-f", "logs"], "there is no run of Typo-v1 among logs"),
     ],
 )
 def test_what_is_not_there_is_not_plotted(in_folder, capsys, args, message):
@@ -509,49 +485,18 @@ def test_what_is_not_there_is_not_plotted(in_folder, capsys, args, message):
     assert sorted(in_folder.rglob("*")) == before
 
 
-def test_a_missing_ffmpeg_is_explained_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    assert 'pip install "sb3-reinforce[zoo]"' in fails(capsys, "record-training", "--env", "CartPole-v1")
-
-
-def test_what_upstream_broke_is_explained_in_one_line(monkeypatch, capsys):
-    def run_module(*args):
-        raise ImportError("cannot import name 'generate_metadata'")
-
-    monkeypatch.setattr(commands, "run_module", run_module)
-    error = fails(capsys, "push-to-hub", "--env", "CartPole-v1", "-f", "logs", "-orga", "me")
-    assert "generate_metadata" in error
-    assert "hf upload" in error
-
-
 def test_a_download_that_must_be_trusted_is_explained_in_one_line(monkeypatch, capsys):
     monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
     assert "TRUST_REMOTE_CODE" in fails(capsys, "load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs")
 
 
-def test_a_download_brings_an_agent_without_normalization(in_folder, tmp_path, monkeypatch, capsys):
-    run = in_folder / "logs/ppo/CartPole-v1_1"
-    hub = tmp_path / "hub"
-    shutil.copytree(run / "CartPole-v1", hub)
-    shutil.copy(run / "CartPole-v1.zip", hub / "ppo-CartPole-v1.zip")
-    (hub / "env_kwargs.yml").write_text("{}")
-    shutil.make_archive(str(hub / "train_eval_metrics"), "zip", run)
-
+def test_a_failed_download_is_explained_in_one_line(monkeypatch, capsys):
     def download(repo_id, filename):
-        if not (hub / filename).exists():
-            raise RemoteEntryNotFoundError(filename, response=SimpleNamespace(headers={}, request=None))
-        return str(hub / filename)
+        raise RemoteEntryNotFoundError(filename, response=SimpleNamespace(headers={}, request=None))
 
     monkeypatch.setattr(huggingface_sb3, "load_from_hub", download)
-    monkeypatch.chdir(tmp_path)
-    assert main(["load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs"]) == 0
-    assert "No normalization file" in capsys.readouterr().out
-    assert main(["enjoy", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs", "-n", "50"]) == 0
-
-    (hub / "config.yml").unlink()
-    capsys.readouterr()
-    assert "did not deliver: config.yml" in fails(capsys, "load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "x")
+    error = fails(capsys, "load-from-hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", "logs")
+    assert "the Hugging Face Hub did not deliver: config.yml" in error
 
 
 #: A module of a user, with a mistake wherever a name says so.
@@ -646,10 +591,10 @@ def fails_in_my_code(*args: str) -> None:
 
 def test_an_agent_of_another_algorithm_is_refused(in_folder, tmp_path, capsys):
     before = sorted((in_folder / "logs").rglob("*"))
-    for algo, other, name in (("a2c", "reinforce", "REINFORCE"), ("reinforce", "ppo", "PPO"), ("sac", "a2c", "A2C")):
+    for algo, other, found in (("a2c", "reinforce", "a model"), ("reinforce", "ppo", "no model")):
         agent = f"logs/{other}/CartPole-v1_1/CartPole-v1.zip"
         error = fails(capsys, "train", "--algo", algo, "--env", "CartPole-v1", "-i", agent)
-        assert f"--trained-agent {agent}: holds a model of {name}, and --algo is {algo}" in error
+        assert f"--trained-agent {agent}: holds {found} of REINFORCE, and --algo is {algo}" in error
     (tmp_path / "notes.zip").write_text("notes")
     assert "is no model of SB3" in fails(capsys, "train", "--env", "CartPole-v1", "-i", str(tmp_path / "notes.zip"))
     assert "must be a valid path" in fails(capsys, "train", "--env", "CartPole-v1", "-i", "nowhere.zip")

@@ -62,5 +62,5 @@ def test_what_cannot_be_trained_together_is_said_in_one_line(monkeypatch, tmp_pa
 def test_the_flag_is_not_a_hyperparameter(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--env", "CartPole-v1", "-params", "distributed:True"]) == 1
-    assert "distributed: is for the command line, train --distributed" in capsys.readouterr().err
+    assert "distributed: is set by the flag --distributed, not by the file" in capsys.readouterr().err
     assert not (tmp_path / "logs/reinforce").exists()

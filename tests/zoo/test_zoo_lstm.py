@@ -56,7 +56,7 @@ def test_it_is_registered_beside_reinforce():
 @pytest.mark.parametrize("env_id", ENTRIES)
 def test_an_entry_is_valid_and_has_memory(env_id, tmp_path):
     entry = ENTRIES[env_id]
-    check_hyperparameters(entry, "reinforce_lstm.yml", env_id)
+    check_hyperparameters(entry, env_id)
     register()
     manager = ExperimentManager(argparse.Namespace(), "reinforce_lstm", "CartPole-v1", str(tmp_path), verbose=0)
     assert manager.config == str(hyperparams_path("reinforce_lstm"))

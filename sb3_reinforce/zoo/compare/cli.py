@@ -12,7 +12,7 @@ import filelock
 import gymnasium as gym
 
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.commands import add_environment_options, import_gym_packages, key_and_value
+from sb3_reinforce.zoo.command_line import add_environment_options, import_gym_packages, key_and_value
 from sb3_reinforce.zoo.compare.plan import (
     Settings,
     Task,

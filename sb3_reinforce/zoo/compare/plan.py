@@ -17,7 +17,7 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_reinforce.checkpoints import atomic_write
 from sb3_reinforce.zoo import shipped_configurations
-from sb3_reinforce.zoo.config import check_file, find_missing_package
+from sb3_reinforce.zoo.command_line import check_environment
 from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, ExperimentManager, lacks_time_limit
 
@@ -173,11 +173,9 @@ def read_entries(env_ids: Sequence[str], contenders: Sequence[Contender]) -> dic
     :return: Hyperparameters by environment and contender, without contenders that have no such action space.
     :raises UserError: If something is wrong, or a contender cannot act in any environment; names all problems at once.
     """
-    problems = [
-        find_missing_package(env_id) or unknown("environment", env_id, gym.envs.registry)
-        for env_id in env_ids
-        if env_id not in gym.envs.registry
-    ]
+    for env_id in env_ids:
+        check_environment(env_id)
+    problems = [unknown("environment", env_id, gym.registry) for env_id in env_ids if env_id not in gym.registry]
     algorithms = dict.fromkeys(contender.algo for contender in contenders)
     known = [*ALGOS, *(f"{algo}-{short_name}" for algo in ALGOS for short_name in shipped_configurations(algo))]
     problems += [unknown("algorithm", algo, known) for algo in algorithms if algo not in ALGOS]
@@ -281,7 +279,6 @@ def read_entry(env_id: str, contender: Contender) -> dict[str, Any]:
         manager = make_manager(env_id, contender.algo, contender.conf_file, seed=0, overrides=dict(contender.overrides))
         if not manager.config.endswith((".yml", ".yaml")):
             raise UserError(f"{manager.config} must be a yml file")
-        check_file(manager.config, env_id, manager._is_atari)
         kwargs, entry = preprocess(manager)
         env = manager.create_envs(1, no_log=True)
         try:

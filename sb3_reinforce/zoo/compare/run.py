@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, un
 from sb3_reinforce.policies.masked_distribution import split_observation
 from sb3_reinforce.rollout.action_masks import sample_valid_actions
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.commands import import_gym_packages
+from sb3_reinforce.zoo.command_line import import_gym_packages
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
