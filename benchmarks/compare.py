@@ -36,7 +36,7 @@ KEY = ["part", "env", "algorithm"]
 #: Columns of ``results.csv``, and what they are called here.
 COLUMNS = {
     "env": "env",
-    "contender": "algorithm",
+    "algorithm": "algorithm",
     "seed": "seed",
     "steps": "steps",
     "seconds": "seconds",
@@ -76,8 +76,8 @@ def describe_budget(settings: Settings, entry: dict[str, Any]) -> str:
 
 def at_equal_steps(results: Results) -> pd.DataFrame:
     """Read the learning curves where the shortest run of the algorithms of the page ``overall`` ended."""
-    curves = results.curves[results.curves["contender"].isin(OVERALL_ALGORITHMS)]
-    ends = curves.groupby(["env", "contender", "seed"])["steps"].max().groupby("env").min()
+    curves = results.curves[results.curves["algorithm"].isin(OVERALL_ALGORITHMS)]
+    ends = curves.groupby(["env", "algorithm", "seed"])["steps"].max().groupby("env").min()
     rows = [
         {
             "env": env,
@@ -86,7 +86,7 @@ def at_equal_steps(results: Results) -> pd.DataFrame:
             "equal_steps": ends[env],
             "score_at_equal_steps": float(np.interp(ends[env], curve["steps"], curve["score"])),
         }
-        for (env, name, seed), curve in curves.sort_values("steps").groupby(["env", "contender", "seed"])
+        for (env, name, seed), curve in curves.sort_values("steps").groupby(["env", "algorithm", "seed"])
     ]
     return pd.DataFrame(rows, columns=["env", "algorithm", "seed", "equal_steps", "score_at_equal_steps"])
 

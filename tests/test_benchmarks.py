@@ -114,7 +114,7 @@ def train_nothing(folder, settings, pool):
 
     tasks = [task for task in list_tasks(settings) if not (folder / task.folder).exists()]
     for task in tasks:
-        write_result(folder, task, 0.0 if task.contender == RANDOM else {"ppo": 100.0}.get(task.contender, 60.0) + task.seed)
+        write_result(folder, task, 0.0 if task.algorithm == RANDOM else {"ppo": 100.0}.get(task.algorithm, 60.0) + task.seed)
     return {}
 
 

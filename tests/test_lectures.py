@@ -75,7 +75,7 @@ def test_commands_run(command, tmp_path, monkeypatch):
         assert words[:2] == ["sb3-reinforce", "compare"]
         assert run_command([*words[1:], "-f", str(tmp_path), *SHORTER_COMPARISON]) == 0
         runs = pd.read_csv(tmp_path / "results.csv")
-        assert list(runs["contender"].unique()) == ["reinforce", "dqn", "ars"]
+        assert list(runs["algorithm"].unique()) == ["reinforce", "dqn", "ars"]
 
 
 @pytest.mark.parametrize("page", LECTURES, ids=lambda page: page.stem)

@@ -9,8 +9,8 @@ from sb3_reinforce.zoo.compare.plan import RANDOM, Task
 def write_result(folder: Path, task: Task, score: float, speed: float = 100.0) -> None:
     folder = folder / task.folder
     folder.mkdir(parents=True)
-    result = {"env": task.env_id, "contender": task.contender, "seed": task.seed, "versions": {"torch": "1"}}
-    if task.contender == RANDOM:
+    result = {**task._asdict(), "versions": {"torch": "1"}, "longest_episode": 10}
+    if task.algorithm == RANDOM:
         result |= {"final": {"stochastic": [score, score]}}
     else:
         result |= {

@@ -27,8 +27,8 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.compare import plan, run
+from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import Settings, Task
-from sb3_reinforce.zoo.compare.run import RESULT_FILE
 
 SMALL = ["--n-evaluations", "2", "--eval-episodes", "2", "--final-episodes", "3"]
 #: What may differ between two runs of the same command.
@@ -52,13 +52,13 @@ def comparison(tmp_path_factory) -> Path:
 
 def test_report_and_models_are_there(comparison):
     runs = pd.read_csv(comparison / "results.csv")
-    assert set(runs["contender"]) == {"reinforce", "reinforce-adam", "a2c", "ppo", "no-baseline"}
+    assert set(runs["algorithm"]) == {"reinforce", "reinforce-adam", "a2c", "ppo", "no-baseline"}
     assert (runs["steps"] >= 600).all()
     assert runs["score"].between(1, 500).all()
     curves = pd.read_csv(comparison / "curves.csv")
     # Before the training, in its middle and after it
-    assert (curves.groupby("contender").size() == 3).all()
-    assert (curves.groupby("contender")["steps"].first() == 0).all()
+    assert (curves.groupby("algorithm").size() == 3).all()
+    assert (curves.groupby("algorithm")["steps"].first() == 0).all()
     assert (comparison / "report.md").read_text().count("One seed says nothing") == 1
     final = comparison / Task("CartPole-v1", "ppo", 0).folder / "ppo/CartPole-v1_1"
     assert PPO.load(final / "CartPole-v1.zip").num_timesteps >= 600
@@ -155,14 +155,16 @@ def test_two_workers_in_two_folders_give_the_same(tmp_path, plain):
 
 def test_a_run_ends_when_nobody_waits_for_it(tmp_path):
     register()
-    entries = plan.read_entries(["CartPole-v1"], [plan.Contender("ppo", "ppo")])
+    entries = plan.read_entries(["CartPole-v1"], [plan.Algorithm("ppo", "ppo")])
     settings = Settings([0], 10_000_000, None, 1, 1, 1, entries, {"ppo": "ppo"})
     command = [sys.executable, "-m", "sb3_reinforce.zoo.compare.run", str(tmp_path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     process.stdin.write(json.dumps(run.describe_job(settings, Task("CartPole-v1", "ppo", 0), "cpu")) + "\n")
     process.stdin.flush()
-    # Its first line of progress: it trains
-    assert process.stdout.readline()
+    deadline = time.monotonic() + 300
+    # It trains once its best checkpoint is there
+    while not list(tmp_path.rglob("best_model.zip")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert process.poll() is None
     process.stdin.close()
     assert process.wait(timeout=60) == 1
@@ -183,7 +185,7 @@ def test_a_failed_run_does_not_sink_the_others(tmp_path, capsys):
     assert re.search(
         r"\| ppo on CartPole-v1, seed 0 \| exit status 1: TypeError: .* \(runs/CartPole-v1/ppo/seed0/output.log\)", markdown
     )
-    assert list(pd.read_csv(folder / "results.csv")["contender"]) == ["reinforce"]
+    assert list(pd.read_csv(folder / "results.csv")["algorithm"]) == ["reinforce"]
 
 
 def test_all_runs_fail(tmp_path, capsys):
@@ -211,7 +213,7 @@ def test_an_environment_without_a_time_limit(tmp_path, capsys):
     # A step costs 1, one over the cliff 100
     runs = pd.read_csv(folder / "results.csv")
     assert runs["stochastic_score"].between(-20 * 100, -1).all()
-    assert set(runs["contender"]) == {"a2c", "ars"}
+    assert set(runs["algorithm"]) == {"a2c", "ars"}
 
 
 OWN_ENV = """

@@ -26,7 +26,7 @@ def make_settings(env_id: str, entry: dict) -> Settings:
 def train(env_id: str, entry: dict, folder) -> dict:
     folder.mkdir()
     with contextlib.redirect_stdout(io.StringIO()):
-        return run.train(make_settings(env_id, entry), Task(env_id, "reinforce", 0), folder, lambda spent: None)
+        return run.train(make_settings(env_id, entry), Task(env_id, "reinforce", 0), folder)
 
 
 class StubModel:
@@ -60,7 +60,7 @@ def test_evaluations_take_the_statistics_of_the_training_and_leave_them_alone():
         assert rms.count == before.count
 
 
-def test_reported_scores_are_of_the_same_episodes_with_likeliest_and_sampled_actions(monkeypatch):
+def test_reported_scores_are_of_the_same_episodes_with_deterministic_and_sampled_actions(monkeypatch):
     env = make_vec_env("CartPole-v1")
     seeds = []
     original = env.seed

@@ -12,7 +12,14 @@ import filelock
 import gymnasium as gym
 
 from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.command_line import add_environment_options, import_gym_packages, key_and_value
+from sb3_reinforce.zoo.command_line import (
+    add_environment_options,
+    import_gym_packages,
+    key_and_value,
+    positive_float,
+    positive_int,
+)
+from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import (
     Settings,
     Task,
@@ -20,13 +27,13 @@ from sb3_reinforce.zoo.compare.plan import (
     find_untuned,
     limit_episodes,
     list_tasks,
-    make_contenders,
+    make_algorithms,
     read_entries,
 )
 from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
-from sb3_reinforce.zoo.compare.run import PACKAGES, RESULT_FILE, describe_job
+from sb3_reinforce.zoo.compare.run import describe_job
 from sb3_reinforce.zoo.compare.summary import describe_time_limits, describe_untuned
 from sb3_reinforce.zoo.errors import UsageError, UserError
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS
@@ -36,7 +43,7 @@ DEFAULT_ALGORITHMS = ["reinforce", "a2c", "ppo"]
 
 def main(arguments: Sequence[str]) -> None:
     """
-    Train the contenders side by side, and write the report.
+    Train the algorithms side by side, and write the report.
 
     :param arguments: Command line.
     :raises UserError: If something is wrong with the command line, before anything is trained; or if runs failed, after the
@@ -45,28 +52,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     register()
     options = make_parser().parse_args(arguments)
-    variants = [parse_variant(variant) for variant in options.variant]
-    contenders = make_contenders(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
-    if options.env_kwargs:
-        env_kwargs = {"env_kwargs": dict(options.env_kwargs)}
-        contenders = [contender._replace(overrides={**contender.overrides, **env_kwargs}) for contender in contenders]
-    import_gym_packages(options.gym_packages)
     folder: Path = options.folder
+    settings = make_settings(options)
     thresholds = choose_thresholds(options.env, parse_pairs(options.threshold, "--threshold"))
-    entries = read_entries(options.env, contenders)
-    settings = Settings(
-        seeds=list(range(options.seeds)),
-        n_timesteps=options.n_timesteps,
-        seconds=options.seconds,
-        n_evaluations=options.n_evaluations,
-        eval_episodes=options.eval_episodes,
-        final_episodes=options.final_episodes,
-        entries=entries,
-        algorithms={contender.name: contender.algo for contender in contenders},
-        time_limits=limit_episodes(entries, options.max_episode_steps),
-        untuned=find_untuned(entries, contenders),
-        gym_packages=options.gym_packages,
-    )
     if options.report_only and not folder.is_dir():
         raise UserError(f"--report-only: there is no folder {folder}")
     try:
@@ -84,9 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         with filelock.FileLock(folder / ".lock", timeout=0):
             claim_folder(folder, settings)
             if not options.report_only:
-                is_timed = options.seconds is not None
-                jobs = options.jobs or os.cpu_count() or 1
-                pool = Pool(jobs, options.scheduler, options.gpus_per_run, options.retries, PACKAGES, is_timed)
+                pool = Pool(options.jobs or os.cpu_count() or 1, options.scheduler, options.gpus_per_run, options.retries)
                 failures = {str(task): reason for task, reason in train(folder, settings, pool).items()}
             results = read_results(folder, settings, thresholds)
             write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
@@ -102,26 +88,37 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{len(failures)} runs failed, and the same command does them again: {reasons}")
 
 
-def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
-    """
-    Do the runs that are not done.
+def make_settings(options: argparse.Namespace) -> Settings:
+    """Read the hyperparameters of all that is compared, and check them."""
+    variants = [parse_variant(variant) for variant in options.variant]
+    algorithms = make_algorithms(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
+    if options.env_kwargs:
+        overrides = {"env_kwargs": dict(options.env_kwargs)}
+        algorithms = [algorithm._replace(overrides={**algorithm.overrides, **overrides}) for algorithm in algorithms]
+    import_gym_packages(options.gym_packages)
+    entries = read_entries(options.env, algorithms)
+    return Settings(
+        seeds=list(range(options.seeds)),
+        n_timesteps=options.n_timesteps,
+        seconds=options.seconds,
+        n_evaluations=options.n_evaluations,
+        eval_episodes=options.eval_episodes,
+        final_episodes=options.final_episodes,
+        entries=entries,
+        algorithms={algorithm.name: algorithm.algo for algorithm in algorithms},
+        time_limits=limit_episodes(entries, options.max_episode_steps),
+        untuned=find_untuned(entries, algorithms),
+        gym_packages=options.gym_packages,
+    )
 
-    :param folder: Folder of the comparison.
-    :param settings: Its settings.
-    :param pool: Where they are done.
-    :return: Why runs failed, by run. They are done again by the next call.
-    :raises KeyboardInterrupt: If the user interrupts; says what happens next.
-    """
+
+def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
+    """Do the runs that are not done, and return why runs failed. They are done again by the next call."""
     tasks = list_tasks(settings)
     device = "cpu" if pool.gpus_per_run is None else "cuda"
+    command = ("-m", "sb3_reinforce.zoo.compare.run")
     jobs = {
-        Job(
-            str(task),
-            ("-m", "sb3_reinforce.zoo.compare.run"),
-            json.dumps(describe_job(settings, task, device)),
-            folder / task.folder,
-            RESULT_FILE,
-        ): task
+        Job(str(task), command, json.dumps(describe_job(settings, task, device)), folder / task.folder): task
         for task in tasks
         if not (folder / task.folder / RESULT_FILE).exists()
     }
@@ -139,118 +136,48 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """
-    Make the parser.
-
-    :return: The parser.
-    """
+    """Make the parser."""
     parser = argparse.ArgumentParser(
         "sb3-reinforce compare",
         description="Train algorithms on environments through RL Zoo, with its hyperparameters, and write a report. The same "
         "command goes on where it was interrupted, and trains nothing twice.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="environments")
+    add, budget, place = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    add("--env", nargs="+", required=True, metavar="ID", help="environments")
     add_environment_options(parser)
-    parser.add_argument(
-        "--algos",
-        nargs="*",
-        default=DEFAULT_ALGORITHMS,
-        metavar="ALGO",
-        help="algorithms of RL Zoo, or reinforce-adam: the textbook's step; with nothing behind it, only the variants are "
-        "compared. One that has not the actions of an environment is left out there",
-    )
-    parser.add_argument("--seeds", type=positive_int, default=5, help="number of runs of each pair, seeds count from 0")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "-n", "--n-timesteps", type=positive_int, help="environment steps of each run; those of RL Zoo if not given"
-    )
+    algos_help = "algorithms of RL Zoo, or reinforce-adam: the textbook's step; with nothing behind it, only the variants are "
+    algos_help += "compared. One that has not the actions of an environment is left out there"
+    add("--algos", nargs="*", default=DEFAULT_ALGORITHMS, metavar="ALGO", help=algos_help)
+    add("--seeds", type=positive_int, default=5, help="number of runs of each pair, seeds count from 0")
+    n_timesteps_help = "environment steps of each run; those of RL Zoo if not given"
+    budget.add_argument("-n", "--n-timesteps", type=positive_int, help=n_timesteps_help)
     budget.add_argument("--seconds", type=positive_float, help="seconds of training of each run; schedules decay with time")
-    parser.add_argument(
-        "--conf-file",
-        nargs="+",
-        default=[],
-        metavar="ALGO=FILE",
-        help="hyperparameters instead of RL Zoo's or this package's, or adam",
-    )
-    parser.add_argument(
-        "--variant",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "KEY:VALUE"),
-        help="REINFORCE with other hyperparameters as one more contender, such as --variant no-baseline baseline:None; may "
-        "be given several times",
-    )
-    place = parser.add_mutually_exclusive_group()
+    conf_help = "hyperparameters instead of RL Zoo's or this package's, or adam"
+    add("--conf-file", nargs="+", default=[], metavar="ALGO=FILE", help=conf_help)
+    variant_help = "REINFORCE with other hyperparameters, such as no-baseline baseline:None; may be given several times"
+    add("--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY:VALUE"), help=variant_help)
     place.add_argument("--jobs", type=positive_int, help="runs at a time, one thread each; all cores if not given")
     place.add_argument("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster, such as tcp://host:8786")
-    parser.add_argument(
-        "--gpus-per-run", type=gpu_share, metavar="SHARE", help="train on GPUs: 1, or less to let runs share one; else on CPUs"
-    )
-    parser.add_argument(
-        "--retries", type=int, choices=range(10), default=1, metavar="N", help="how often a run that was killed is done again"
-    )
-    parser.add_argument("-f", "--folder", type=Path, default=Path("logs/compare"), help="folder of runs and report")
-    parser.add_argument("--n-evaluations", type=positive_int, default=20, help="evaluations during each run")
-    parser.add_argument("--eval-episodes", type=positive_int, default=10, help="episodes of each of these evaluations")
-    parser.add_argument("--final-episodes", type=positive_int, default=100, help="episodes behind each reported score")
-    parser.add_argument(
-        "--max-episode-steps",
-        type=positive_int,
-        help="steps after which an evaluation episode ends, in environments without a time limit; "
-        f"{MAX_EPISODE_STEPS:,} if not given",
-    )
-    parser.add_argument(
-        "--threshold",
-        nargs="+",
-        default=[],
-        metavar="ID=SCORE",
-        help="score to reach; by default that which the environment was registered with",
-    )
-    parser.add_argument("--report-only", action="store_true", help="train nothing, write the report of the finished runs")
+    gpus_help = "train on GPUs: 1, or less to let runs share one; else on CPUs"
+    add("--gpus-per-run", type=gpu_share, metavar="SHARE", help=gpus_help)
+    retries_help = "how often a run that was killed is done again"
+    add("--retries", type=int, choices=range(10), default=1, metavar="N", help=retries_help)
+    add("-f", "--folder", type=Path, default=Path("logs/compare"), help="folder of runs and report")
+    add("--n-evaluations", type=positive_int, default=20, help="evaluations during each run")
+    add("--eval-episodes", type=positive_int, default=10, help="episodes of each of these evaluations")
+    add("--final-episodes", type=positive_int, default=100, help="episodes behind each reported score")
+    limit_help = "steps after which an evaluation episode ends, in environments without a time limit; "
+    limit_help += f"{MAX_EPISODE_STEPS:,} if not given"
+    add("--max-episode-steps", type=positive_int, help=limit_help)
+    threshold_help = "score to reach; by default that which the environment was registered with"
+    add("--threshold", nargs="+", default=[], metavar="ID=SCORE", help=threshold_help)
+    add("--report-only", action="store_true", help="train nothing, write the report of the finished runs")
     return parser
 
 
-def positive_int(text: str) -> int:
-    """
-    Read a number from the command line.
-
-    :param text: Such as ``20000`` or ``2e4``.
-    :return: The number.
-    :raises argparse.ArgumentTypeError: If it is no integer above 0.
-    """
-    value = positive_float(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"must be an integer, not {text}")
-    return int(value)
-
-
-def positive_float(text: str) -> float:
-    """
-    Read a number from the command line.
-
-    :param text: The number.
-    :return: The number.
-    :raises argparse.ArgumentTypeError: If it is no finite number above 0.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, not {text}") from None
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
-
-
 def gpu_share(text: str) -> float:
-    """
-    Read a part of a GPU from the command line.
-
-    :param text: The number.
-    :return: The number.
-    :raises argparse.ArgumentTypeError: If it is not above 0 and at most 1.
-    """
+    """Read a part of a GPU."""
     value = positive_float(text)
     if value > 1.0:
         raise argparse.ArgumentTypeError(f"must be at most 1, since a run trains on one GPU, not {text}")
@@ -258,13 +185,7 @@ def gpu_share(text: str) -> float:
 
 
 def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """
-    Read a variant in the notation of RL Zoo's ``-params``, where text needs no second pair of quotes.
-
-    :param words: Name, then ``key:value``.
-    :return: Name and hyperparameters.
-    :raises UsageError: If a word has no colon.
-    """
+    """Read name and hyperparameters of a variant in the notation of RL Zoo's ``-params``, where text needs no quotes."""
     name, *pairs = words
     try:
         overrides = dict(map(key_and_value, pairs))
@@ -276,40 +197,26 @@ def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 def parse_pairs(words: Sequence[str], flag: str) -> dict[str, str]:
-    """
-    Read ``name=value``.
-
-    :param words: The words.
-    :param flag: For the message.
-    :return: Values by name.
-    :raises UsageError: If a word has no ``=``.
-    """
+    """Read values of ``NAME=VALUE`` by name."""
     if wrong := [word for word in words if "=" not in word]:
         raise UsageError(f"{flag} {wrong[0]}: must be like NAME=VALUE")
     return dict(word.split("=", 1) for word in words)
 
 
 def choose_thresholds(env_ids: Sequence[str], chosen: dict[str, str]) -> dict[str, float]:
-    """
-    Find the score to reach in each environment.
-
-    :param env_ids: The environments.
-    :param chosen: Scores from the command line.
-    :return: Scores by environment, without those that have none.
-    :raises UserError: If a score is none, or of an environment that is not compared.
-    """
+    """Find the score to reach by environment: that of the command line, or that of the registration, if it has one."""
     thresholds = {
         env_id: float(spec.reward_threshold)
         for env_id in env_ids
-        if (spec := gym.envs.registry.get(env_id)) is not None and spec.reward_threshold is not None
+        if (spec := gym.registry.get(env_id)) is not None and spec.reward_threshold is not None
     }
     for env_id, score in chosen.items():
         if env_id not in env_ids:
             raise UserError(f"--threshold {env_id}={score}: {env_id} is not compared")
         try:
             thresholds[env_id] = float(score)
-            if not math.isfinite(thresholds[env_id]):
-                raise ValueError
         except ValueError:
-            raise UserError(f"--threshold {env_id}={score}: {score!r} is not a number") from None
+            thresholds[env_id] = math.nan
+        if not math.isfinite(thresholds[env_id]):
+            raise UserError(f"--threshold {env_id}={score}: {score!r} is not a number")
     return thresholds

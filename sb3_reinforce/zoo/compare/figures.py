@@ -166,7 +166,7 @@ def final_scores(results: Results, signs: Signs, env_id: str) -> Figure:
     """
 
     def draw(axes: Axes) -> None:
-        present = [name for name in results.contenders if len(results.values("score", env_id, name))]
+        present = [name for name in results.algorithms if len(results.values("score", env_id, name))]
         for row, name in enumerate(present):
             colour, _, marker = signs[name]
             values = results.values("score", env_id, name)
@@ -185,7 +185,7 @@ def final_scores(results: Results, signs: Signs, env_id: str) -> Figure:
         axes.set_yticks(range(len(present)), present)
         axes.set(title=env_id, xlabel="score of the final policy", ylim=(len(present) - 0.5, -0.5))
 
-    return new_figure(draw, height=1.2 + 0.4 * len(results.contenders))
+    return new_figure(draw, height=1.2 + 0.4 * len(results.algorithms))
 
 
 def throughput(results: Results, signs: Signs) -> Figure:

@@ -90,7 +90,7 @@ def write_report(folder: Path, results: Results, arguments: Sequence[str], failu
         pictures[name] = Picture(name, description, address)
 
     content = {
-        "title": f"{summary.join(results.contenders or results.settings.algorithms)} compared",
+        "title": f"{summary.join(results.algorithms or results.settings.algorithms)} compared",
         "summary": summary.summarise(results, overall),
         "sections": make_sections(results, overall, pictures, explain_missing(folder, results, failures)),
         "reproduce": describe_origin(results, arguments),
@@ -257,14 +257,14 @@ def final_table(results: Results) -> Table:
     rows = []
     for env_id in results.environments:
         digits = results.decimals(env_id)
-        for name in results.contenders:
+        for name in results.algorithms:
             final = results.final(env_id, name)
             if final is not None:
                 steps = write_range(results.values("steps", env_id, name))
                 rows.append([env_id, name, summary.write(final, digits), steps])
         random = f"{results.random_scores[env_id]:,.{digits}f}" if env_id in results.random_scores else NOTHING
         rows.append([env_id, "random actions", random, NOTHING])
-    return Table(["environment", "contender", "final score", "steps taken"], rows)
+    return Table(["environment", "algorithm", "final score", "steps taken"], rows)
 
 
 def write_range(values: statistics.FloatArray) -> str:
@@ -288,13 +288,13 @@ def other_scores_table(results: Results) -> Table:
     rows = []
     for env_id in results.environments:
         digits = results.decimals(env_id)
-        for name in results.contenders:
+        for name in results.algorithms:
             columns = ("score", "stochastic_score", "best_score")
             estimates = [results.final(env_id, name, column) for column in columns]
             if estimates[0] is not None:
                 cells = [f"{estimate.value:,.{digits}f}" for estimate in estimates if estimate is not None]
                 rows.append([env_id, name, *cells])
-    return Table(["environment", "contender", "final", "final, stochastic", "best checkpoint"], rows)
+    return Table(["environment", "algorithm", "final", "final, stochastic", "best checkpoint"], rows)
 
 
 def aggregate_table(results: Results, overall: Overall) -> Table:
@@ -311,7 +311,7 @@ def aggregate_table(results: Results, overall: Overall) -> Table:
         where = f"all {len(counted)}" if name in overall.everywhere else summary.join(counted)
         cells = [summary.write(estimates[name]) for estimates in overall.aggregates.values()]
         rows.append([name, *cells, str(n_seeds), where])
-    return Table(["contender", *overall.aggregates, "seeds", "environments"], rows)
+    return Table(["algorithm", *overall.aggregates, "seeds", "environments"], rows)
 
 
 def threshold_table(results: Results) -> Table:
@@ -323,14 +323,14 @@ def threshold_table(results: Results) -> Table:
     """
     rows = []
     for env_id, threshold in results.thresholds.items():
-        for name in results.contenders:
+        for name in results.algorithms:
             steps = results.values("steps_to_threshold", env_id, name)
             seconds = results.values("seconds_to_threshold", env_id, name)
             if len(steps):
                 reached = f"{np.isfinite(steps).sum()} of {len(steps)}"
                 row = [env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)]
                 rows.append(row)
-    return Table(["environment", "score", "contender", "runs that reached it", "steps", "seconds"], rows)
+    return Table(["environment", "score", "algorithm", "runs that reached it", "steps", "seconds"], rows)
 
 
 def write_median(values: statistics.FloatArray, digits: int) -> str:
@@ -355,9 +355,9 @@ def speed_table(results: Results) -> Table:
     """
     rows = []
     for env_id in results.environments:
-        speeds = [results.values("steps_per_second", env_id, name) for name in results.contenders]
+        speeds = [results.values("steps_per_second", env_id, name) for name in results.algorithms]
         rows.append([env_id, *(f"{np.median(values):,.0f}" if len(values) else NOTHING for values in speeds)])
-    return Table(["environment", *results.contenders], rows)
+    return Table(["environment", *results.algorithms], rows)
 
 
 def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from sb3_reinforce.zoo.compare import statistics
+from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
-from sb3_reinforce.zoo.compare.run import RESULT_FILE
 from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray
 
-#: Columns that say which run it is.
-KEY = ["env", "contender", "algo", "seed"]
+#: Columns that say which run it is; ``algo`` is the algorithm of RL Zoo.
+KEY = ["env", "algorithm", "algo", "seed"]
 
 
 class Results(NamedTuple):
@@ -22,7 +22,7 @@ class Results(NamedTuple):
     What a report is made of.
 
     :param settings: The settings of the comparison.
-    :param runs: One row for each finished run; ``score`` is the mean of the final policy with the likeliest actions.
+    :param runs: One row for each finished run; ``score`` is the mean of the final policy with deterministic actions.
     :param curves: One row for each evaluation during a run.
     :param random_scores: Mean score of random actions by environment.
     :param thresholds: Score to reach by environment, where there is one.
@@ -41,9 +41,9 @@ class Results(NamedTuple):
     longest_episodes: Mapping[str, float] = {}
 
     @property
-    def contenders(self) -> list[str]:
-        """Names of the contenders that have runs."""
-        present = set(self.runs["contender"])
+    def algorithms(self) -> list[str]:
+        """Names of the algorithms and variants that have runs."""
+        present = set(self.runs["algorithm"])
         return [name for name in self.settings.algorithms if name in present]
 
     @property
@@ -52,95 +52,57 @@ class Results(NamedTuple):
         present = set(self.runs["env"])
         return [env_id for env_id in self.settings.environments if env_id in present]
 
-    def values(self, column: str, env_id: str, contender: str) -> FloatArray:
-        """
-        Look up one number of every run.
-
-        :param column: Column of ``runs``.
-        :param env_id: The environment.
-        :param contender: The contender.
-        :return: The numbers in order of seeds.
-        """
-        rows = self.runs[(self.runs["env"] == env_id) & (self.runs["contender"] == contender)]
+    def values(self, column: str, env_id: str, algorithm: str) -> FloatArray:
+        """Look up one number of every run, in order of seeds."""
+        rows = self.runs[(self.runs["env"] == env_id) & (self.runs["algorithm"] == algorithm)]
         return np.asarray(rows.sort_values("seed")[column], dtype=float)
 
-    def final(self, env_id: str, contender: str, column: str = "score") -> Estimate | None:
-        """
-        Estimate the mean over seeds.
-
-        :param env_id: The environment.
-        :param contender: The contender.
-        :param column: Column of ``runs``.
-        :return: None if there is no run.
-        """
-        values = self.values(column, env_id, contender)
+    def final(self, env_id: str, algorithm: str, column: str = "score") -> Estimate | None:
+        """Estimate the mean over seeds; None if there is no run."""
+        values = self.values(column, env_id, algorithm)
         return statistics.mean_with_interval(values.tolist()) if len(values) else None
 
     def decimals(self, env_id: str) -> int:
-        """
-        Find how exactly the scores of an environment are to be written.
-
-        :param env_id: The environment, which has a run.
-        :return: Digits behind the point.
-        """
+        """Find with how many digits behind the point the scores of an environment, which has a run, are to be written."""
         columns = ["score", "stochastic_score", "best_score"]
         scores = self.runs.loc[self.runs["env"] == env_id, columns].to_numpy(dtype=float)
         return statistics.decimals([*scores.flat, self.random_scores.get(env_id, np.nan)])
 
-    def curve(self, env_id: str, contender: str, axis: str) -> dict[str, FloatArray] | None:
-        """
-        Average the learning curves of the seeds.
-
-        :param env_id: The environment.
-        :param contender: The contender.
-        :param axis: ``"steps"`` or ``"seconds"``.
-        :return: As ``statistics.mean_curve``; None if there is no run.
-        """
-        rows = self.curves[(self.curves["env"] == env_id) & (self.curves["contender"] == contender)]
+    def curve(self, env_id: str, algorithm: str, axis: str) -> dict[str, FloatArray] | None:
+        """Average the learning curves of the seeds over ``"steps"`` or ``"seconds"``; None if there is no run."""
+        rows = self.curves[(self.curves["env"] == env_id) & (self.curves["algorithm"] == algorithm)]
         runs = [(run[axis].to_numpy(dtype=float), run["score"].to_numpy(dtype=float)) for _, run in rows.groupby("seed")]
         return statistics.mean_curve(runs) if runs else None
 
-    def counted(self, contender: str) -> list[str]:
-        """
-        List where a contender counts in statistics over environments.
-
-        :param contender: The contender.
-        :return: Ids of the environments in which it can act and whose random actions were scored.
-        """
+    def counted(self, algorithm: str) -> list[str]:
+        """List where an algorithm counts in statistics: where it can act, and random actions were scored."""
         return [
             env_id
             for env_id in self.environments
-            if env_id in self.random_scores and contender in self.settings.entries[env_id]
+            if env_id in self.random_scores and algorithm in self.settings.entries[env_id]
         ]
 
     def normalised(self) -> dict[str, FloatArray]:
         """
         Arrange the final scores for statistics over environments.
 
-        :return: By contender the normalised scores, of shape (seeds, environments), of the environments whose random actions
-            were scored, NaN where it cannot act, and of the seeds that are finished in all others; contenders without such a
+        :return: By algorithm the normalised scores, of shape (seeds, environments), of the environments whose random actions
+            were scored, NaN where it cannot act, and of the seeds that are finished in all others; algorithms without such a
             seed are left out.
         """
         env_ids = [env_id for env_id in self.environments if env_id in self.random_scores]
         if not env_ids:
             return {}
-        table = self.runs.pivot_table(index=["contender", "seed"], columns="env", values="score")[env_ids]
+        table = self.runs.pivot_table(index=["algorithm", "seed"], columns="env", values="score")[env_ids]
         for env_id in env_ids:
             best = float(self.runs.loc[self.runs["env"] == env_id, "score"].max())
             table[env_id] = statistics.normalise(table[env_id].to_numpy(), self.random_scores[env_id], best)
-        tables = {name: table.loc[name].dropna(subset=self.counted(name)) for name in self.contenders}
-        return {name: own.to_numpy() for name, own in tables.items() if len(own) and self.counted(name)}
+        tables = {name: table.loc[name].dropna(subset=self.counted(name)) for name in self.algorithms}
+        return {name: scores.to_numpy() for name, scores in tables.items() if len(scores) and self.counted(name)}
 
 
 def read_results(folder: Path, settings: Settings, thresholds: dict[str, float]) -> Results:
-    """
-    Read what the finished runs wrote.
-
-    :param folder: Folder of the comparison.
-    :param settings: Its settings.
-    :param thresholds: Score to reach by environment.
-    :return: The tables.
-    """
+    """Read what the finished runs wrote into the folder of a comparison."""
     runs, curves, missing = [], [], []
     random_scores: dict[str, float] = {}
     versions: dict[str, list[str]] = {}
@@ -154,12 +116,11 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
         for package, version in result["versions"].items():
             if version not in versions.setdefault(package, []):
                 versions[package].append(version)
-        # Runs of earlier versions do not say how long their episodes were
-        longest[task.env_id] = max(longest.get(task.env_id, 0), result.get("longest_episode", np.inf))
-        if task.contender == RANDOM:
+        longest[task.env_id] = max(longest.get(task.env_id, 0), result["longest_episode"])
+        if task.algorithm == RANDOM:
             random_scores[task.env_id] = float(np.mean(result["final"]["stochastic"]))
             continue
-        key = dict(zip(KEY, (task.env_id, task.contender, settings.algorithms[task.contender], task.seed), strict=True))
+        key = dict(zip(KEY, (task.env_id, task.algorithm, settings.algorithms[task.algorithm], task.seed), strict=True))
         evaluations = [
             key | {axis: evaluation[axis] for axis in ("steps", "seconds")} | {"score": float(np.mean(evaluation["scores"]))}
             for evaluation in result["evaluations"]
@@ -172,13 +133,8 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
 
 
 def describe_run(result: dict[str, Any]) -> dict[str, Any]:
-    """
-    Sum up a run.
-
-    :param result: What the run wrote.
-    :return: Columns of ``results.csv``.
-    """
-    columns = {
+    """Sum up a run in columns of ``results.csv``."""
+    return {
         "steps": result["steps"],
         "seconds": result["seconds"],
         "steps_per_second": result["steps"] / result["seconds"],
@@ -190,7 +146,6 @@ def describe_run(result: dict[str, Any]) -> dict[str, Any]:
         "best_stochastic_score": float(np.mean(result["best"]["stochastic"])),
         "best_at_steps": result["best"]["steps"],
     }
-    return columns
 
 
 def reach_threshold(evaluations: list[dict[str, Any]], final: float, threshold: float | None) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """
 One run of a comparison, in a process of its own: trains through RL Zoo, evaluates, and writes ``result.json`` at the end.
 
-The process is told what to do by the first line of its standard input, reports its progress on standard output, one fraction
-a line, and ends when its standard input is closed.
+The process is told what to do by the first line of its standard input, and ends when that is closed.
 """
 
 import contextlib
@@ -12,8 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +29,17 @@ from sb3_reinforce.policies.masked_distribution import split_observation
 from sb3_reinforce.rollout.action_masks import sample_valid_actions
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.command_line import import_gym_packages
+from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
+from sb3_reinforce.zoo.compare.versions import installed_versions
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
-RESULT_FILE = "result.json"
-#: Seeds of the evaluation environments, the same for all contenders: of the first evaluation during a run, and of the scores
+#: Seeds of the evaluation environments, the same for all algorithms: of the first evaluation during a run, and of the scores
 #: that are reported. No two evaluations have the same episodes: the next ones confirm that a score is reached, and the maximum
 #: over those among which the best checkpoint is chosen would flatter it.
 SELECTION_SEED = 1_000_000
 REPORT_SEED = 2_000_000
 MAX_EVAL_ENVS = 10
-#: What the numbers of a run depend on.
-PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3-contrib", "rl-zoo3", "torch", "numpy", "gymnasium", "mujoco", "box2d")
 
 
 class BudgetSpent(Exception):
@@ -62,7 +59,6 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what happens in the context."""
         pause_start = time.perf_counter()
         try:
             yield
@@ -71,11 +67,7 @@ class Clock:
 
 
 class Evaluator:
-    """
-    Scores policies in environments that are not those of the training.
-
-    :param env: Evaluation environments.
-    """
+    """Scores policies in environments that are not those of the training."""
 
     def __init__(self, env: VecEnv) -> None:
         self.env = env
@@ -90,7 +82,7 @@ class Evaluator:
         :param model: The model; its statistics of VecNormalize are taken over if it has an environment.
         :param n_episodes: Number of episodes.
         :param seed: Seed of the environments.
-        :param deterministic: Whether to take the likeliest action.
+        :param deterministic: Whether to take deterministic actions.
         :return: Undiscounted sums of the rewards of the environment.
         """
         train_env = model.get_env()
@@ -100,24 +92,20 @@ class Evaluator:
         # The noise of gSDE stays what it is until it is drawn again, and predict() never draws. An evaluation during a
         # rollout, which is deterministic, must leave alone what the rollout has drawn
         draws_noise = model.use_sde and not deterministic
+        acting_policy: Any = getattr(model, "averaged_policy", model.policy) if draws_noise else None
 
-        def draw_noise() -> None:
-            acting_policy: Any = getattr(model, "averaged_policy", model.policy)
-            acting_policy.reset_noise(self.env.num_envs)
-
-        def draw_exploration(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+        def draw_noise(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
             if draws_noise and local_variables["done"]:
-                draw_noise()
+                acting_policy.reset_noise(self.env.num_envs)
 
-        if draws_noise:
-            draw_noise()
+        draw_noise({"done": True}, {})
         # Without Monitor's warning: the environments have one, below VecNormalize
         scores, lengths = evaluate_policy(
             model,
             self.env,
             n_episodes,
             deterministic=deterministic,
-            callback=draw_exploration,
+            callback=draw_noise,
             return_episode_rewards=True,
             warn=False,
         )
@@ -146,27 +134,17 @@ class ComparisonCallback(BaseCallback):
     :param n_timesteps: The budget in steps, if there is none in seconds.
     :param evaluator: Scores the policy.
     :param best_path: Where the best checkpoint goes, without suffix.
-    :param report_progress: Called with the part of the budget that is spent.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        n_timesteps: int,
-        evaluator: Evaluator,
-        best_path: Path,
-        report_progress: Callable[[float], None],
-    ) -> None:
+    def __init__(self, settings: Settings, n_timesteps: int, evaluator: Evaluator, best_path: Path) -> None:
         super().__init__()
         self.settings = settings
         self.n_timesteps = n_timesteps
         self.evaluator = evaluator
         self.best_path = best_path
         self.best_statistics: Any = None
-        self.report_progress = report_progress
         self.evaluations: list[dict[str, Any]] = []
         self.next_evaluation = 0.0
-        self.next_report = 0.0
 
     @property
     def spent(self) -> float:
@@ -193,9 +171,6 @@ class ComparisonCallback(BaseCallback):
         # The last evaluation is that of the final policy, after the training
         if self.next_evaluation <= spent < 1.0:
             self.evaluate()
-        if spent >= self.next_report:
-            self.report_progress(spent)
-            self.next_report = spent + 0.01
         return True
 
     def evaluate(self) -> None:
@@ -215,20 +190,8 @@ class ComparisonCallback(BaseCallback):
         self.next_evaluation = (int(self.spent * n_evaluations) + 1) / n_evaluations
 
 
-def train(
-    settings: Settings, task: Task, folder: Path, report_progress: Callable[[float], None], device: str = "cpu"
-) -> dict[str, Any]:
-    """
-    Train a contender, and evaluate its final policy and its best checkpoint.
-
-    :param settings: The settings of the comparison.
-    :param task: The run.
-    :param folder: Where the model goes.
-    :param report_progress: Called with the part of the budget that is spent.
-    :param device: Where the policy is trained.
-    :return: The result.
-    """
-    algo = settings.algorithms[task.contender]
+def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train an algorithm, and evaluate its final policy and its best checkpoint."""
     set_random_seed(task.seed)
     manager = restore_manager(settings, task, folder, device)
     experiment = manager.setup_experiment()
@@ -236,9 +199,7 @@ def train(
     model, _ = experiment
 
     evaluator = Evaluator(create_eval_env(manager, settings))
-    callback = ComparisonCallback(
-        settings, manager.n_timesteps, evaluator, Path(manager.save_path, "best_model"), report_progress
-    )
+    callback = ComparisonCallback(settings, manager.n_timesteps, evaluator, Path(manager.save_path, "best_model"))
     manager.callbacks.append(callback)
     if settings.seconds is not None:
         manager.n_timesteps = sys.maxsize
@@ -254,7 +215,8 @@ def train(
     best = {"steps": callback.evaluations[best_index]["steps"], **final}
     if best_index < len(callback.evaluations) - 1:
         evaluator.statistics = callback.best_statistics
-        best |= report_scores(evaluator, ALGOS[algo].load(callback.best_path, device=device), settings)
+        best_model = ALGOS[settings.algorithms[task.algorithm]].load(callback.best_path, device=device)
+        best |= report_scores(evaluator, best_model, settings)
     evaluator.env.close()
     return {
         "steps": steps,
@@ -267,22 +229,13 @@ def train(
 
 
 def restore_manager(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> ExperimentManager:
-    """
-    Make RL Zoo's experiment manager with the hyperparameters that the comparison began with.
-
-    :param settings: The settings of the comparison.
-    :param task: The run of a contender.
-    :param folder: Where the hyperparameters and the model go.
-    :param device: Where the policy is trained.
-    :return: The manager.
-    """
+    """Make RL Zoo's experiment manager with the hyperparameters that the comparison began with, which go into the folder."""
     register()
     config = folder / "hyperparameters.yml"
-    write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.contender]}, width=1000))
-    algo = settings.algorithms[task.contender]
+    write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.algorithm]}, width=1000))
     manager = make_manager(
         task.env_id,
-        algo,
+        settings.algorithms[task.algorithm],
         str(config),
         task.seed,
         str(folder),
@@ -294,27 +247,14 @@ def restore_manager(settings: Settings, task: Task, folder: Path, device: str = 
 
 
 def create_eval_env(manager: ExperimentManager, settings: Settings) -> VecEnv:
-    """
-    Make the evaluation environments.
-
-    :param manager: The manager of the run, which has read the hyperparameters.
-    :param settings: The settings of the comparison.
-    :return: The environments; VecNormalize, if the entry has it, does not learn and leaves rewards alone.
-    """
+    """Make the evaluation environments; VecNormalize, if the entry has it, does not learn and leaves rewards alone."""
     # RL Zoo passes arguments of the environment in the hyperparameters to the environments of the training only
     manager.eval_env_kwargs = manager.env_kwargs
     return manager.create_envs(min(MAX_EVAL_ENVS, settings.final_episodes), eval_env=True)
 
 
 def report_scores(evaluator: Evaluator, model: BaseAlgorithm, settings: Settings) -> dict[str, list[float]]:
-    """
-    Evaluate a policy for the report.
-
-    :param evaluator: Scores the policy.
-    :param model: The model.
-    :param settings: The settings of the comparison.
-    :return: Scores of the episodes with the likeliest actions, and with sampled ones.
-    """
+    """Evaluate a policy for the report: scores of the episodes with deterministic actions, and with sampled ones."""
     set_random_seed(REPORT_SEED)
     return {
         "deterministic": evaluator.score(model, settings.final_episodes, REPORT_SEED),
@@ -323,29 +263,15 @@ def report_scores(evaluator: Evaluator, model: BaseAlgorithm, settings: Settings
 
 
 class RandomPolicy:
-    """
-    Acts at random, uniformly; where the observation carries an action mask, among what is allowed.
-
-    :param env: Its environments.
-    """
+    """Acts at random, uniformly; where the observation carries an action mask, among what is allowed."""
 
     def __init__(self, env: VecEnv) -> None:
         self.n_envs = env.num_envs
         self.action_space = env.action_space
         self.action_space.seed(REPORT_SEED)
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, None]:
-        """
-        Choose actions, as SB3's models do.
-
-        :param observation: Only its action mask is used.
-        :param state: Not used.
-        :param episode_start: Not used.
-        :param deterministic: Not used.
-        :return: One action for each environment, and no state.
-        """
+    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        """Choose one action for each environment, as SB3's models do."""
         _, masks = split_observation(observation)
         if masks is not None:
             return sample_valid_actions(masks, self.action_space, self.action_space.np_random), None
@@ -353,15 +279,8 @@ class RandomPolicy:
 
 
 def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]:
-    """
-    Evaluate random actions, in environments that are wrapped as those of the first contender.
-
-    :param settings: The settings of the comparison.
-    :param task: The run.
-    :param folder: Where the hyperparameters go.
-    :return: The result.
-    """
-    manager = restore_manager(settings, Task(task.env_id, settings.contenders(task.env_id)[0], task.seed), folder)
+    """Evaluate random actions, in environments that are wrapped as those of the first algorithm."""
+    manager = restore_manager(settings, Task(task.env_id, settings.algorithms_on(task.env_id)[0], task.seed), folder)
     preprocess(manager)
     env = create_eval_env(manager, settings)
     env.seed(REPORT_SEED)
@@ -371,30 +290,14 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
 
 
 def describe_system(device: str = "cpu") -> dict[str, str]:
-    """
-    Say what a run depends on beside its settings.
-
-    :param device: Where the policy was trained.
-    :return: Versions of the packages that are installed, of Python, and the machine.
-    """
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
+    """Say what a run depends on beside its settings: versions, and the machine."""
     system, _ = get_system_info(print_info=False)
-    gpu = "" if device == "cpu" else f"{th.cuda.get_device_name(device)}; "
-    return versions | {"Python": system["Python"], "machine": f"{cpu_model()}, {os.cpu_count()} cores; {gpu}{system['OS']}"}
-
-
-def cpu_model() -> str:
-    """
-    Name the processor.
-
-    :return: Its name where Linux tells it.
-    """
     cpu_info = Path("/proc/cpuinfo")
     lines: list[str] = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown")
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown")
+    gpu = "" if device == "cpu" else f"{th.cuda.get_device_name(device)}; "
+    machine = f"{cpu}, {os.cpu_count()} cores; {gpu}{system['OS']}"
+    return installed_versions() | {"Python": system["Python"], "machine": machine}
 
 
 def end_with_parent() -> None:
@@ -405,46 +308,20 @@ def end_with_parent() -> None:
 
 
 def describe_job(settings: Settings, task: Task, device: str) -> dict[str, Any]:
-    """
-    Tell the process of a run what it is to do.
-
-    :param settings: The settings of the comparison.
-    :param task: The run.
-    :param device: Where the policy is trained.
-    :return: What goes to its standard input, as JSON.
-    """
+    """Tell the process of a run what it is to do."""
     return {"settings": settings._asdict(), "task": task._asdict(), "device": device}
 
 
 def main(arguments: list[str]) -> None:
-    """
-    Do one run.
-
-    :param arguments: Its folder.
-    """
+    """Do one run, in a folder."""
     folder = Path(*arguments)
     instructions = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
     th.set_num_threads(1)
     settings, task, device = Settings(**instructions["settings"]), Task(**instructions["task"]), instructions["device"]
     import_gym_packages(settings.gym_packages)
-    progress = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        if task.contender == RANDOM:
-            result = score_random(settings, task, folder)
-        else:
-
-            def report_progress(spent: float) -> None:
-                print(f"{min(spent, 1.0):.3f}", file=progress, flush=True)
-
-            result = train(settings, task, folder, report_progress, device)
-    content = {
-        "env": task.env_id,
-        "contender": task.contender,
-        "seed": task.seed,
-        **result,
-        "versions": describe_system(device),
-    }
+    result = score_random(settings, task, folder) if task.algorithm == RANDOM else train(settings, task, folder, device)
+    content = {**task._asdict(), **result, "versions": describe_system(device)}
     write_text(folder / RESULT_FILE, json.dumps(content))
 
 

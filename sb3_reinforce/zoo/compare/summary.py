@@ -52,7 +52,7 @@ def describe_extent(results: Results) -> str:
         budget = f"{settings.n_timesteps:,} environment steps each{describe_overshoot(results)}"
     else:
         budget = "each for the number of steps in its own hyperparameters"
-    contenders = results.contenders or list(settings.algorithms)
+    contenders = results.algorithms or list(settings.algorithms)
     env_ids = results.environments or settings.environments
     environments = join(env_ids) if len(env_ids) <= 3 else f"{len(env_ids)} environments"
     n_seeds = len(settings.seeds)
@@ -142,7 +142,7 @@ def describe_absences(results: Results, overall: Overall | None) -> list[str]:
     :return: Sentences.
     """
     sentences = []
-    for name in results.contenders:
+    for name in results.algorithms:
         absent = [env_id for env_id in results.environments if name not in results.settings.entries[env_id]]
         if not absent:
             continue
@@ -166,7 +166,7 @@ def describe_environments(results: Results) -> list[str]:
     winners: dict[str, list[str]] = {}
     undecided, tied = [], []
     for env_id in results.environments:
-        finals = {name: results.final(env_id, name) for name in results.contenders}
+        finals = {name: results.final(env_id, name) for name in results.algorithms}
         estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
         if len(estimates) < 2:
             continue
@@ -194,7 +194,7 @@ def describe_speed(results: Results) -> list[str]:
     :param results: The results.
     :return: Sentences.
     """
-    speeds: dict[str, dict[str, float]] = {name: {} for name in results.contenders}
+    speeds: dict[str, dict[str, float]] = {name: {} for name in results.algorithms}
     for name, by_env in speeds.items():
         for env_id in results.environments:
             values = results.values("steps_per_second", env_id, name)
