@@ -29,9 +29,12 @@ def positive_float(text: str) -> float:
 
 def positive_int(text: str) -> int:
     """Read an integer above 0, such as ``20000`` or ``2e4``."""
-    value = positive_float(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"must be an integer, not {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 1 and value.is_integer()):
+        raise argparse.ArgumentTypeError(f"must be an integer above 0, not {text}")
     return int(value)
 
 

@@ -192,6 +192,11 @@ def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
     """
     known = (*DEFAULTS, *ZOO_KEYS)
     problems = [f"{key}: missing" for key in ("policy", "n_timesteps") if key not in entry]
+    problems += [
+        f"{key}: must be a number of at least 1, not {entry[key]!r}"
+        for key in ("n_envs", "n_timesteps")
+        if key in entry and not (is_number(entry[key]) and entry[key] >= 1)
+    ]
     for key in entry:
         if key in SET_BY_FLAGS:
             problems.append(f"{key}: is set by the flag {SET_BY_FLAGS[key]}, not by the file")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 #: Packages whose errors are about what the user asked for.
 OWN = ("sb3_reinforce", "rl_zoo3", "huggingface_sb3")
 #: Packages that check what these hand on to them.
-LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "envpool", "yaml", "importlib")
+LIBRARIES = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "envpool", "yaml", "importlib", "os", "pathlib")
 
 
 class UserError(Exception):
@@ -34,5 +34,8 @@ def is_about_request(error: BaseException, libraries: Collection[str] = ()) -> b
 
 def _packages(error: BaseException) -> list[str]:
     """Name the package of each frame of a traceback, the innermost last."""
-    names = [frame.f_globals.get("__package__") or "" for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [
+        frame.f_globals.get("__package__") or frame.f_globals["__name__"]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     return [name.partition(".")[0] for name in names]

@@ -42,7 +42,7 @@ MAX_EPISODE_STEPS = 10_000
 TIME_LIMITS = ("max_episode_steps", "max_num_frames_per_episode")
 #: What a configuration, environments, wrappers and algorithms raise if they are given what they do not have or cannot use.
 CONFIGURATION_ERRORS = (
-    *(AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(gym.error.Error, yaml.YAMLError),
 )
 
@@ -182,8 +182,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 break
             except FileExistsError:
                 folder = os.path.join(self.log_path, f"{stem}_{next_number}")
-            except OSError as error:
-                raise UserError(f"--log-folder: {folder} cannot be made: {error.strerror}") from error
         self.save_path, self._made_folder = folder, True
         self.params_path = f"{folder}/{self.env_name}"
         super().create_log_folder()  # type: ignore[no-untyped-call]
