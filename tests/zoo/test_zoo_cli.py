@@ -453,7 +453,7 @@ def test_a_missing_dependency_is_explained_in_one_line(monkeypatch, capsys, modu
         (["--conf-file", "mine"], ["mine, CartPole-v1: cannot be set up as asked: ModuleNotFoundError"]),
         (["--conf-file", "mine.py"], ["mine.py, CartPole-v1: cannot be set up as asked: FileNotFoundError"]),
         (["--conf-file", "mine.yml"], ["mine.yml, CartPole-v1: cannot be set up as asked: FileNotFoundError"]),
-        (["--log-folder", "file"], ["NotADirectoryError", "file/reinforce/CartPole-v1_1"]),
+        (["--log-folder", "file"], ["NotADirectoryError", "file/reinforce"]),
         (["-optimize", "--n-trials", "0"], ["--n-trials: must be at least 1, not 0"]),
         (["-optimize", "--n-evaluations", "0"], ["--n-evaluations: must be at least 1, not 0"]),
         (["--seeds-per-trial", "2"], ["--seeds-per-trial: has a meaning in a search only"]),
