@@ -23,7 +23,7 @@ def test_ranks_train_one_agent_in_one_folder_of_rank_0(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("Training with 2 ranks: one policy, one gradient\n") == 1
+    assert run.stdout.count("Training with 2 processes: one policy, one gradient\n") == 1
     assert run.stdout.count("Saving to ") == 1
     assert run.stdout.count("Seed: ") == 1
 
