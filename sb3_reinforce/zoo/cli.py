@@ -62,7 +62,6 @@ COMMANDS = {
         "sb3_reinforce.zoo.gradients:main",
         "measure what the gradients of a model are worth, and write a report",
     ),
-    "push-to-hub": Command("sb3_reinforce.zoo.commands:push_to_hub", "upload a trained agent to the Hugging Face Hub"),
     "load-from-hub": Command("sb3_reinforce.zoo.commands:load_from_hub", "download a trained agent"),
     "list": Command("sb3_reinforce.zoo.commands:list_environments", "list the environments with hyperparameters"),
 }

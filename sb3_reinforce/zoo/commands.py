@@ -88,12 +88,6 @@ def record_video(args: list[str]) -> None:
     run_module("record-video", "rl_zoo3.record_video", [*default_folder(read_options(args)), *args])
 
 
-def push_to_hub(args: list[str]) -> None:
-    """Upload a trained agent with ``rl_zoo3.push_to_hub``."""
-    register()
-    run_module("push-to-hub", "rl_zoo3.push_to_hub", ["--algo", ALGORITHM, *args])
-
-
 def load_from_hub(args: list[str]) -> None:
     """Download a trained agent with ``rl_zoo3.load_from_hub``."""
     register()

@@ -27,8 +27,8 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.compare import plan, run
-from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import Settings, Task
+from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
 
 SMALL = ["--n-evaluations", "2", "--eval-episodes", "2", "--final-episodes", "3"]
 #: What may differ between two runs of the same command.

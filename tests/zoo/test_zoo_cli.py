@@ -320,7 +320,7 @@ def test_help_lists_every_command(capsys):
     assert capsys.readouterr().out == output
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "push-to-hub"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main([name, "--help"])

@@ -11,29 +11,15 @@ from typing import Any
 import filelock
 import gymnasium as gym
 
-from sb3_reinforce.zoo import register
-from sb3_reinforce.zoo.command_line import (
-    add_environment_options,
-    import_gym_packages,
-    key_and_value,
-    positive_float,
-    positive_int,
-)
-from sb3_reinforce.zoo.compare.failures import RESULT_FILE
-from sb3_reinforce.zoo.compare.plan import (
-    Settings,
-    Task,
-    claim_folder,
-    find_untuned,
-    limit_episodes,
-    list_tasks,
-    make_algorithms,
-    read_entries,
-)
+from sb3_reinforce.zoo import command_line, register
+from sb3_reinforce.zoo.command_line import key_and_value, positive_float, positive_int
+from sb3_reinforce.zoo.compare import plan
+from sb3_reinforce.zoo.compare.plan import Settings, Task
 from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
 from sb3_reinforce.zoo.compare.run import describe_job
+from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
 from sb3_reinforce.zoo.compare.summary import describe_time_limits, describe_untuned
 from sb3_reinforce.zoo.errors import UsageError, UserError
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS
@@ -45,10 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     Train the algorithms side by side, and write the report.
 
-    :param arguments: Command line.
     :raises UserError: If something is wrong with the command line, before anything is trained; or if runs failed, after the
         others are done and the report is written.
-    :raises KeyboardInterrupt: If the user interrupts. Finished runs are kept.
     """
     register()
     options = make_parser().parse_args(arguments)
@@ -70,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     failures: dict[str, str] = {}
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
-            claim_folder(folder, settings)
+            plan.claim_folder(folder, settings)
             if not options.report_only:
                 pool = Pool(options.jobs or os.cpu_count() or 1, options.scheduler, options.gpus_per_run, options.retries)
                 failures = {str(task): reason for task, reason in train(folder, settings, pool).items()}
@@ -91,12 +75,12 @@ def main(arguments: Sequence[str]) -> None:
 def make_settings(options: argparse.Namespace) -> Settings:
     """Read the hyperparameters of all that is compared, and check them."""
     variants = [parse_variant(variant) for variant in options.variant]
-    algorithms = make_algorithms(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
+    algorithms = plan.make_algorithms(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
     if options.env_kwargs:
         overrides = {"env_kwargs": dict(options.env_kwargs)}
         algorithms = [algorithm._replace(overrides={**algorithm.overrides, **overrides}) for algorithm in algorithms]
-    import_gym_packages(options.gym_packages)
-    entries = read_entries(options.env, algorithms)
+    command_line.import_gym_packages(options.gym_packages)
+    entries = plan.read_entries(options.env, algorithms)
     return Settings(
         seeds=list(range(options.seeds)),
         n_timesteps=options.n_timesteps,
@@ -106,15 +90,15 @@ def make_settings(options: argparse.Namespace) -> Settings:
         final_episodes=options.final_episodes,
         entries=entries,
         algorithms={algorithm.name: algorithm.algo for algorithm in algorithms},
-        time_limits=limit_episodes(entries, options.max_episode_steps),
-        untuned=find_untuned(entries, algorithms),
+        time_limits=plan.limit_episodes(entries, options.max_episode_steps),
+        untuned=plan.find_untuned(entries, algorithms),
         gym_packages=options.gym_packages,
     )
 
 
 def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
     """Do the runs that are not done, and return why runs failed. They are done again by the next call."""
-    tasks = list_tasks(settings)
+    tasks = plan.list_tasks(settings)
     device = "cpu" if pool.gpus_per_run is None else "cuda"
     command = ("-m", "sb3_reinforce.zoo.compare.run")
     jobs = {
@@ -145,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add, budget, place = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     add("--env", nargs="+", required=True, metavar="ID", help="environments")
-    add_environment_options(parser)
+    command_line.add_environment_options(parser)
     algos_help = "algorithms of RL Zoo, or reinforce-adam: the textbook's step; with nothing behind it, only the variants are "
     algos_help += "compared. One that has not the actions of an environment is left out there"
     add("--algos", nargs="*", default=DEFAULT_ALGORITHMS, metavar="ALGO", help=algos_help)

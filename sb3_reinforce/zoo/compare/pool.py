@@ -28,8 +28,7 @@ from distributed.core import Status
 from distributed.utils import silence_logging_cmgr
 from tqdm import tqdm
 
-from sb3_reinforce.zoo.compare.failures import LOG_FILE, RESULT_FILE, explain_failure
-from sb3_reinforce.zoo.compare.versions import installed_versions
+from sb3_reinforce.zoo.compare.run_files import LOG_FILE, RESULT_FILE, explain_failure, installed_versions
 from sb3_reinforce.zoo.errors import UserError
 
 #: The resource that workers with a GPU declare, as ``dask cuda worker`` and Dask's own documentation call it.

@@ -14,10 +14,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from sb3_reinforce.zoo.compare import figures, statistics, summary
-from sb3_reinforce.zoo.compare.failures import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.plan import write_bytes, write_text
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
+from sb3_reinforce.zoo.compare.run_files import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.statistics import Overall
 
 FIGURES_FOLDER = "figures"

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from sb3_reinforce.zoo.compare import statistics
-from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
+from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
 from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray
 
 #: Columns that say which run it is; ``algo`` is the algorithm of RL Zoo.

@@ -29,9 +29,8 @@ from sb3_reinforce.policies.masked_distribution import split_observation
 from sb3_reinforce.rollout.action_masks import sample_valid_actions
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.command_line import import_gym_packages
-from sb3_reinforce.zoo.compare.failures import RESULT_FILE
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
-from sb3_reinforce.zoo.compare.versions import installed_versions
+from sb3_reinforce.zoo.compare.run_files import RESULT_FILE, installed_versions
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
 #: Seeds of the evaluation environments, the same for all algorithms: of the first evaluation during a run, and of the scores
@@ -54,7 +53,6 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training since the clock was made."""
         return time.perf_counter() - self._start
 
     @contextlib.contextmanager
@@ -72,19 +70,10 @@ class Evaluator:
     def __init__(self, env: VecEnv) -> None:
         self.env = env
         self.vec_normalize = unwrap_vec_normalize(env)
-        #: Steps of the longest episode.
-        self.longest = 0
+        self.longest_episode = 0
 
     def score(self, model: BaseAlgorithm, n_episodes: int, seed: int, deterministic: bool = True) -> list[float]:
-        """
-        Run episodes.
-
-        :param model: The model; its statistics of VecNormalize are taken over if it has an environment.
-        :param n_episodes: Number of episodes.
-        :param seed: Seed of the environments.
-        :param deterministic: Whether to take deterministic actions.
-        :return: Undiscounted sums of the rewards of the environment.
-        """
+        """Run episodes, with the statistics of VecNormalize of the model's environment, if it has one; return their scores."""
         train_env = model.get_env()
         if train_env is not None:
             sync_envs_normalization(train_env, self.env)
@@ -100,41 +89,20 @@ class Evaluator:
 
         draw_noise({"done": True}, {})
         # Without Monitor's warning: the environments have one, below VecNormalize
-        scores, lengths = evaluate_policy(
-            model,
-            self.env,
-            n_episodes,
-            deterministic=deterministic,
-            callback=draw_noise,
-            return_episode_rewards=True,
-            warn=False,
-        )
+        options = {"deterministic": deterministic, "callback": draw_noise, "return_episode_rewards": True, "warn": False}
+        scores, lengths = evaluate_policy(model, self.env, n_episodes, **options)  # type: ignore[arg-type]
         assert isinstance(scores, list)
-        self.longest = max(self.longest, np.max(lengths).item())
+        self.longest_episode = max(self.longest_episode, np.max(lengths).item())
         return scores
 
     @property
     def statistics(self) -> Any:
-        """Copy of the statistics that scale observations, None if they are not scaled."""
-        if self.vec_normalize is None or not self.vec_normalize.norm_obs:
-            return None
-        return copy.deepcopy(self.vec_normalize.obs_rms)
-
-    @statistics.setter
-    def statistics(self, value: Any) -> None:
-        if self.vec_normalize is not None and value is not None:
-            self.vec_normalize.obs_rms = value
+        """The statistics that scale observations, None if they are not scaled."""
+        return getattr(self.vec_normalize, "obs_rms", None)
 
 
 class ComparisonCallback(BaseCallback):
-    """
-    Evaluates at even parts of the budget, keeps the best checkpoint, and ends a run whose time is over.
-
-    :param settings: The settings of the comparison.
-    :param n_timesteps: The budget in steps, if there is none in seconds.
-    :param evaluator: Scores the policy.
-    :param best_path: Where the best checkpoint goes, without suffix.
-    """
+    """Evaluates at even parts of the budget, keeps the best checkpoint, and ends a run whose time is over."""
 
     def __init__(self, settings: Settings, n_timesteps: int, evaluator: Evaluator, best_path: Path) -> None:
         super().__init__()
@@ -182,7 +150,7 @@ class ComparisonCallback(BaseCallback):
             scores = self.evaluator.score(self.model, self.settings.eval_episodes, seed)
             if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
                 self.model.save(self.best_path, exclude=["_update_current_progress_remaining"])
-                self.best_statistics = self.evaluator.statistics
+                self.best_statistics = copy.deepcopy(self.evaluator.statistics)
                 if self.evaluator.vec_normalize is not None:
                     self.evaluator.vec_normalize.save(f"{self.best_path}_vecnormalize.pkl")
         self.evaluations.append({"steps": steps, "seconds": seconds, "scores": scores})
@@ -214,7 +182,8 @@ def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> 
     best_index = int(np.argmax([np.mean(evaluation["scores"]) for evaluation in callback.evaluations]))
     best = {"steps": callback.evaluations[best_index]["steps"], **final}
     if best_index < len(callback.evaluations) - 1:
-        evaluator.statistics = callback.best_statistics
+        if evaluator.vec_normalize is not None and callback.best_statistics is not None:
+            evaluator.vec_normalize.obs_rms = callback.best_statistics
         best_model = ALGOS[settings.algorithms[task.algorithm]].load(callback.best_path, device=device)
         best |= report_scores(evaluator, best_model, settings)
     evaluator.env.close()
@@ -224,7 +193,7 @@ def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> 
         "evaluations": callback.evaluations,
         "final": final,
         "best": best,
-        "longest_episode": evaluator.longest,
+        "longest_episode": evaluator.longest_episode,
     }
 
 

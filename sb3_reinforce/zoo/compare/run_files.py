@@ -1,11 +1,25 @@
-"""Files that a run leaves, and why one has no result, from what it printed."""
+"""What is known of a run without RL Zoo: its files, the versions it depends on, and why it has no result."""
+
+import contextlib
+from importlib import metadata
 
 LOG_FILE = "output.log"
 #: Is there only if the run succeeded.
 RESULT_FILE = "result.json"
+#: What the numbers of a run depend on.
+PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3-contrib", "rl-zoo3", "torch", "numpy", "gymnasium", "mujoco", "box2d")
 TRACEBACK = "Traceback (most recent call last):"
 #: Python's note on what happens while it ends, which is never why it ends.
 IGNORED = "Exception ignored in"
+
+
+def installed_versions() -> dict[str, str]:
+    """Look up the versions of the packages that are installed."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def explain_failure(return_code: int, log: str) -> str:
