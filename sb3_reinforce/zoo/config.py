@@ -76,10 +76,8 @@ def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     Evaluate the expressions in an entry of any algorithm, and check the classes that it names, so that RL Zoo runs no code.
 
-    :param entry: The entry as RL Zoo read it, with the overrides of the command line.
     :param source: File and environment, for messages.
     :return: A copy with values for expressions.
-    :raises UserError: If an expression is more than literals, arithmetic and classes, or a class is not what its key needs.
     """
     evaluated = dict(entry)
     for key, value in entry.items():
@@ -97,13 +95,7 @@ def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def evaluate(expression: str) -> Any:
-    """
-    Evaluate an expression as RL Zoo would, such as ``dict(activation_fn=nn.ReLU)``, but without running any code.
-
-    :param expression: Literals, arithmetic without powers, ``dict``, ``list``, ``tuple``, and classes of ``KNOWN_PACKAGES``.
-    :return: Its value.
-    :raises UserError: If it is anything else.
-    """
+    """Evaluate an expression as RL Zoo would, such as ``dict(activation_fn=nn.ReLU)``, but without running any code."""
     try:
         return _value_of(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
@@ -153,13 +145,7 @@ def find_class(path: str) -> type | None:
 
 
 def check_classes(key: str, value: Any) -> None:
-    """
-    Check what RL Zoo would import and call.
-
-    :param key: One of ``IMPORTED``.
-    :param value: A name with its module, a mapping from it to arguments, a list of these, or the alias of a policy.
-    :raises UserError: If it cannot be imported, or is no class with the base that the key needs.
-    """
+    """Check what RL Zoo would import and call: a name, a mapping from it to arguments, a list of these, a policy's alias."""
     items = [] if value is None and key != "policy" else value if isinstance(value, list) else [value]
     for path in [name for item in items for name in (item if isinstance(item, dict) else [item])]:
         found, base, hint = path, IMPORTED[key], ""
@@ -183,13 +169,7 @@ def check_classes(key: str, value: Any) -> None:
 
 
 def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
-    """
-    Check an entry of REINFORCE: its keys, and the values of the constructor's arguments by the constructor's own checks.
-
-    :param entry: The entry with the overrides of the command line, with values for expressions.
-    :param source: File and environment, for messages.
-    :raises UserError: If a value is out of range, or keys are missing, unknown or forbidden, all at once.
-    """
+    """Check the keys of an entry of REINFORCE, and the constructor's arguments by the constructor's own checks."""
     known = (*DEFAULTS, *ZOO_KEYS)
     problems = [f"{key}: missing" for key in ("policy", "n_timesteps") if key not in entry]
     problems += [
@@ -215,12 +195,7 @@ def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
 
 
 def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
-    """
-    Find the arguments of REINFORCE that change nothing beside the others.
-
-    :param entry: An entry that was checked. What it lacks has the constructor's default.
-    :return: The reason by argument. Those of the natural step are missing: the constructor warns of them.
-    """
+    """Find why arguments of REINFORCE change nothing beside the others, but for those that the constructor warns of."""
     values = {**DEFAULTS, **entry}
     idle: dict[str, str] = {}
     has_critic = values["baseline"] == "value"

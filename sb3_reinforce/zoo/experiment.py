@@ -102,13 +102,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self.notes: list[str] = []
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """
-        Read the hyperparameters, and make the environments and the model.
-
-        :return: As in RL Zoo: the model and the entry, or None if there will be a search.
-        :raises UserError: If anything of it cannot be made. The folder of the run is gone then: ``enjoy`` would take it for
-            the latest agent.
-        """
+        """Make environments and model; if that fails, no folder is left that ``enjoy`` would take for the latest agent."""
         if self.max_episode_steps is not None and not lacks_time_limit(self.env_name.gym_id, self.eval_env_kwargs):
             raise UserError(
                 f"--max-episode-steps: {self.env_name.gym_id} has a time limit of its own; another one for evaluations is "
@@ -142,13 +136,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """
-        Read the entry of the environment, evaluate its expressions, and if the algorithm is REINFORCE, check it whole.
-
-        :return: The entry, and a copy to be saved with the run, with expressions as they stand in the file.
-        :raises UserError: If something is wrong with it. In a search, also if the study has trials of another environment or
-            algorithm.
-        """
+        """Read the entry of the environment, evaluate its expressions, and if the algorithm is REINFORCE, check it whole."""
         env_id = self.env_name.gym_id
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         overrides = self.custom_hyperparams or {}
@@ -248,14 +236,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             return VecMonitor(venv, monitor_file, info_keywords=tuple(self.monitor_kwargs.get("info_keywords", ())))
 
     def objective(self, trial: optuna.Trial) -> float:
-        """
-        Train and evaluate a trial, with one seed after the other.
-
-        :param trial: The trial of Optuna.
-        :return: Mean reward of the last evaluation, averaged over seeds.
-        :raises UserError: If the study has trials of another environment or algorithm, or with another number of seeds.
-        :raises optuna.TrialPruned: If the pruner sees no future in it after any evaluation of any seed.
-        """
+        """Train and evaluate a trial, with one seed after the other."""
         self._study = trial.study
         trial.set_user_attr("task", self._task)
         self._check_trials(before=trial.number)
@@ -322,12 +303,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise UserError(f"--study-name {self._study.study_name}: {problem}. Choose another --study-name")
 
     def hyperparameters_optimization(self) -> None:
-        """
-        Search, and write the best trial.
-
-        :raises UserError: If no trial was completed.
-        :raises Exception: If their training failed in code of the user: what the last one raised.
-        """
+        """Search, and write the best trial; if all failed in code of the user, raise what the last one raised."""
         if self.seeds_per_trial > 1:
             print(f"Every trial is trained with the seeds {', '.join(map(str, self.seeds))}, and its value is the mean")
         try:
@@ -419,11 +395,7 @@ class SeedTrial:
     A trial as RL Zoo sees it while it trains one of its seeds: what is reported is the mean over the seeds so far.
 
     Every evaluation of every seed is a step of its own for the pruner, which compares trials at equal steps, that is after
-    equally many finished seeds and evaluations of the next.
-
-    :param trial: The trial of Optuna. What RL Zoo asks of it a second time has the value of the first.
-    :param earlier: Results of the seeds before.
-    :param n_evaluations: Evaluations of each seed.
+    equally many finished seeds (``earlier`` has their results) and evaluations of the next.
     """
 
     def __init__(self, trial: optuna.Trial, earlier: Sequence[float], n_evaluations: int) -> None:

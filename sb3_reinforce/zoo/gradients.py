@@ -85,7 +85,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser."""
     parser = argparse.ArgumentParser(
         "sb3-reinforce gradients",
         description="Collect episodes of a model once, and show what the gradient of each estimator is worth on them. Several "
@@ -156,10 +155,7 @@ def create_env(path: Path, statistics: Path | None, options: argparse.Namespace)
     """
     Make an environment as RL Zoo does for an agent: with its wrappers, arguments and statistics.
 
-    :param path: The model.
-    :param statistics: The statistics of its observations, None to look for them.
-    :param options: Command line, whose ``--env-kwargs`` rule over those of the training.
-    :return: The environment; rewards are normalised as in the training, for the critic was fitted on such.
+    Rewards are normalised as in the training, for the critic was fitted on such.
     """
     folder = path.parent / options.env.replace("/", "-")
     hyperparams, stats_path = get_saved_hyperparams(str(folder))
@@ -209,13 +205,7 @@ def read_statistics(path: Path) -> VecNormalize:
 
 
 def find_statistics(path: Path, run_statistics: Path | None) -> Path | None:
-    """
-    Find the statistics that scaled the observations of a model.
-
-    :param path: The model.
-    :param run_statistics: The statistics at the end of its run, if it had any.
-    :return: Path of those that were saved with it, or with a warning of those of the run.
-    """
+    """Find the statistics that were saved with a model, or with a warning those of the end of its run, if it had any."""
     # As SB3's CheckpointCallback names them, and ``sb3-reinforce compare`` for its best checkpoint
     checkpoint = re.fullmatch(r"(.*)_(\d+)_steps", path.stem)
     name = "{}_vecnormalize_{}_steps.pkl".format(*checkpoint.groups()) if checkpoint else f"{path.stem}_{RUN_STATISTICS}"

@@ -17,15 +17,11 @@ def sample_reinforce_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Choose the constructor arguments of a trial.
+    Choose the constructor arguments of a trial, in the form that RL Zoo's search asks for.
 
-    Everything is Monte Carlo. The names and ranges are the same in every trial of a study, as samplers and machines that share
-    it need it: what concerns the critic is chosen even where the baseline does without one. Whether the step is a natural one
-    is not searched: the entry that the study began with says so, which RL Zoo keeps in the study, and what that step uses is.
-
-    :param trial: The trial of Optuna.
-    :param n_actions: Dimensions of a continuous action, 0 if the action is discrete.
-    :param n_envs: Not used, since ``n_steps`` is a budget per environment; nor is ``additional_args``, about replay buffers.
+    Everything is Monte Carlo. Names and ranges are the same in every trial of a study, as samplers and machines that share it
+    need it: what concerns the critic is chosen even where the baseline does without one. Whether the step is a natural one is
+    not searched: the entry that the study began with, which RL Zoo keeps in the study, says so.
     """
     step: dict[str, Any]
     # Written by RL Zoo as text

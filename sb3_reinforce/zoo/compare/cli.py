@@ -120,7 +120,6 @@ def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser."""
     parser = argparse.ArgumentParser(
         "sb3-reinforce compare",
         description="Train algorithms on environments through RL Zoo, with its hyperparameters, and write a report. The same "

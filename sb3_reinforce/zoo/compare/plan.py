@@ -32,19 +32,15 @@ class CannotAct(UserError):
 
 
 class Algorithm(NamedTuple):
-    """
-    What is trained: an algorithm of RL Zoo, or a variant of REINFORCE.
+    """What is trained: an algorithm of RL Zoo, or a variant of REINFORCE."""
 
-    :param name: As the report calls it.
-    :param algo: Algorithm of RL Zoo.
-    :param conf_file: File with its hyperparameters, or the short name of one of this package's, None for the default of the
-        algorithm.
-    :param overrides: Hyperparameters that rule instead of those in the file.
-    """
-
+    #: As the report calls it.
     name: str
+    #: Algorithm of RL Zoo.
     algo: str
+    #: File with its hyperparameters, or the short name of one of this package's, None for the default of the algorithm.
     conf_file: str | None = None
+    #: Hyperparameters that rule instead of those in the file.
     overrides: Mapping[str, Any] = {}
 
 
@@ -111,14 +107,7 @@ def file_name(env_id: str) -> str:
 def make_algorithms(
     names: Sequence[str], conf_files: Mapping[str, str], variants: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> list[Algorithm]:
-    """
-    List what is trained in the order of the charts.
-
-    :param names: Algorithms of RL Zoo; ``reinforce-adam`` is one with another file of this package.
-    :param conf_files: Files with hyperparameters by algorithm.
-    :param variants: Names and hyperparameters of variants of REINFORCE.
-    :raises UserError: If there is nothing, a name is taken twice, or a file belongs to no algorithm.
-    """
+    """List what is trained in the order of the charts: algorithms, then variants of REINFORCE with other hyperparameters."""
     algorithms = [Algorithm(*(split_name(name) or (name, name, conf_files.get(name)))) for name in names]
     algorithms += [Algorithm(name, "reinforce", conf_files.get("reinforce"), overrides) for name, overrides in variants]
     taken = [RANDOM, *(algorithm.name for algorithm in algorithms)]
@@ -148,7 +137,7 @@ def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dic
     Read the hyperparameters of every pair, and check that every algorithm can be made for every environment.
 
     :return: Hyperparameters by environment and name, without algorithms that have no such action space.
-    :raises UserError: If something is wrong, or an algorithm cannot act in any environment; names all problems at once.
+    :raises UserError: Names all problems at once.
     """
     for env_id in env_ids:
         check_environment(env_id)
@@ -195,12 +184,7 @@ def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dic
 
 
 def find_untuned(entries: Mapping[str, Mapping[str, Any]], algorithms: Sequence[Algorithm]) -> dict[str, dict[str, list[str]]]:
-    """
-    Find who has no entry of its own, so that RL Zoo takes ``default``: the defaults of SB3, as a rule.
-
-    :param entries: Hyperparameters by environment and name, as ``read_entries`` returns them.
-    :return: By environment and name the other versions of the environment that the file has.
-    """
+    """Find who trains with the entry ``default``, by environment, and other versions of the environment in its file."""
     untuned: dict[str, dict[str, list[str]]] = {}
     for env_id, env_entries in entries.items():
         for algorithm in algorithms:
@@ -226,12 +210,7 @@ def limit_episodes(entries: Mapping[str, Mapping[str, Mapping[str, Any]]], max_e
 
 
 def read_entry(env_id: str, algorithm: Algorithm) -> dict[str, Any]:
-    """
-    Read the hyperparameters of an algorithm, overrides included, and make it, without networks and buffers.
-
-    :raises UserError: If the file is no yml file.
-    :raises CannotAct: If the algorithm has no such action space.
-    """
+    """Read the hyperparameters of an algorithm, overrides included, and make it, without networks and buffers."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         # Such as that batches do not fit to the single environment that is made here
         warnings.simplefilter("ignore")
@@ -300,11 +279,7 @@ def list_tasks(settings: Settings) -> list[Task]:
 
 
 def claim_folder(folder: Path, settings: Settings) -> None:
-    """
-    Write the settings of a comparison into its folder, or check that they are those of the comparison that is there.
-
-    :raises UserError: If the folder holds a comparison with other settings, or anything else; lists the differences.
-    """
+    """Write the settings of a comparison into its folder, or check that they are those of the comparison that is there."""
     path = folder / SETTINGS_FILE
     wanted = json.loads(json.dumps(settings._asdict()))
     if not path.exists():

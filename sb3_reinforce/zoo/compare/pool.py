@@ -41,13 +41,10 @@ POLL_SECONDS = 0.2
 
 class Job(NamedTuple):
     """
-    One run.
+    One run: a process that leaves ``RESULT_FILE`` if it succeeds.
 
-    :param name: As the progress and messages call it.
-    :param command: Arguments of the Python interpreter; the folder that the process may write into is appended. The process
-        reads its instructions from the first line of standard input, ends when that is closed, and leaves ``RESULT_FILE`` if
-        it succeeds.
-    :param instructions: What it is to do, in one line.
+    :param command: Arguments of the Python interpreter; the folder that the process may write into is appended.
+    :param instructions: The first line of its standard input. The process ends when that is closed.
     :param folder: Where what it leaves is kept, also if it fails. What is there is replaced.
     """
 
@@ -89,14 +86,10 @@ class Pool(NamedTuple):
 
     def run(self, jobs: Sequence[Job], n_finished: int, on_end: Callable[[Job, str | None], None]) -> None:
         """
-        Do runs, with a progress bar.
+        Do runs in order, with a progress bar. If the user interrupts, or anything fails, the running processes are ended.
 
-        :param jobs: The runs, of which the first are done first.
         :param n_finished: Number of runs that need not be done, for the progress.
         :param on_end: Called when a run has ended and its folder is there, with why it failed, None if it succeeded.
-        :raises UserError: If a scheduler is not there or lost, a worker has other versions, or a folder cannot be written.
-        :raises KeyboardInterrupt: If the user interrupts, or somebody asks this process to end. Whatever raises, the running
-            processes are ended.
         """
         if not jobs:
             return
@@ -200,14 +193,10 @@ def interrupted_by_termination() -> Iterator[None]:
 
 def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> Outcome:
     """
-    Do one run, in a thread of a worker of Dask.
+    Do one run, in a thread of a worker of Dask, which may have joined late and must have the same versions.
 
-    :param job: The run.
-    :param versions: Versions that this worker, which may have joined late, must have too.
     :param gpus: GPUs of the workers by their name, none where a worker's own environment says what it may use.
-    :return: What the run left. That it failed is part of it: Dask would repeat an exception.
-    :raises OtherVersions: If this worker has other versions.
-    :raises RunKilled: If the run was killed by anybody, or is not wanted any more.
+    :return: What the run left. That it failed is part of it: Dask repeats what raises, as if the run was killed.
     """
     worker, found = get_worker(), installed_versions()
     if differences := [
@@ -273,11 +262,7 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(archive: bytes, folder: Path) -> None:
-    """
-    Write a folder that is never seen half-written, in place of what an earlier attempt left there.
-
-    :raises tarfile.FilterError: If the archive reaches out of the folder.
-    """
+    """Write a folder that is never seen half-written, in place of what an earlier attempt left there."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -149,14 +149,7 @@ def describe_run(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def reach_threshold(evaluations: list[dict[str, Any]], final: float, threshold: float | None) -> dict[str, float]:
-    """
-    Find when a run reached the threshold.
-
-    :param evaluations: Its evaluations.
-    :param final: Its final score, from other episodes.
-    :param threshold: The score to reach, None if there is none.
-    :return: Steps and seconds, infinite if it was not reached, NaN if there is no threshold.
-    """
+    """Find when a run reached the threshold: infinity if it did not, NaN if there is none."""
     if threshold is None:
         return {"steps_to_threshold": np.nan, "seconds_to_threshold": np.nan}
     scores = [*(evaluation["score"] for evaluation in evaluations), final]
