@@ -1,12 +1,14 @@
 """RL Zoo's training in several processes that torchrun started: rank 0 keeps the run folder, the others only train."""
 
 import argparse
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -23,31 +25,16 @@ class DistributedExperimentManager(ExperimentManager):
 
     def __init__(self, *args: Any, ranks: ProcessGroup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._keeps_folder = ranks.rank == 0
+        self._is_first = ranks.rank == 0
         for name in ("eval_freq", "save_freq"):
             if getattr(self, name) > 0:
                 setattr(self, name, max(getattr(self, name) // ranks.size, 1))
 
-    def create_log_folder(self) -> None:
-        if self._keeps_folder:
-            super().create_log_folder()
-
     def create_callbacks(self) -> None:
-        if self._keeps_folder:
+        if self._is_first:
             super().create_callbacks()  # type: ignore[no-untyped-call]
         else:
             self.callbacks = []
-
-    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        return super().create_envs(n_envs, eval_env, no_log or not self._keeps_folder)
-
-    def save_trained_model(self, model: BaseAlgorithm) -> None:
-        if self._keeps_folder:
-            super().save_trained_model(model)
-
-    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
-        if self._keeps_folder:
-            super()._save_config(saved_hyperparams)
 
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
@@ -58,7 +45,7 @@ class DistributedExperimentManager(ExperimentManager):
 
 def join_ranks(options: argparse.Namespace, args: list[str]) -> tuple[ProcessGroup, list[str]]:
     """
-    Meet the other ranks, and let only rank 0 print and track.
+    Meet the other ranks, and let only rank 0 print, track and keep its run folder.
 
     :return: This process among the others, and the command line with a seed that all ranks have.
     """
@@ -75,6 +62,8 @@ def join_ranks(options: argparse.Namespace, args: list[str]) -> tuple[ProcessGro
         # RL Zoo would draw one on each rank
         args = [*args, "--seed", str(ranks.broadcast(int(np.random.randint(2**32 - 1, dtype=np.int64))))]
     if ranks.rank > 0:
-        args = [arg for arg in args if arg != "--track"]
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        args = [*(arg for arg in args if arg != "--track"), "--log-folder", folder]
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return ranks, args

@@ -51,9 +51,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     """
     RL Zoo's experiment manager, which finds and checks the hyperparameters of REINFORCE.
 
-    In addition, for all algorithms: no two runs share a folder, even if they start at the same time; a search writes its
-    best trial as a configuration file; a trial may be trained with several seeds; and where an environment has no time limit,
-    evaluations have one, since an untrained policy may never end an episode.
+    In addition, for all algorithms: runs that start at the same time have different folders; a search writes its best trial as
+    a configuration file; and where an environment has no time limit, evaluations have one.
 
     :param args: As in RL Zoo.
     :param max_episode_steps: Steps after which an evaluation episode ends in an environment without a time limit, by default
@@ -114,7 +113,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                     raise UserError(f"{flag}: must be at least 1, not {count}")
             self._prepare_storage()
         elif self.seeds_per_trial != 1:
-            raise UserError("--seeds-per-trial: has a meaning in a search only, that is for optimize")
+            raise UserError("--seeds-per-trial: has a meaning in a search only (optimize)")
         try:
             return super().setup_experiment()
         except BaseException as error:
@@ -386,7 +385,7 @@ def describe_task(algo: str, env_id: str, env_kwargs: Mapping[str, Any], eval_en
     for words, kwargs in (("with", env_kwargs), ("evaluated with", eval_env_kwargs if eval_env_kwargs != env_kwargs else {})):
         if kwargs:
             text += f" {words} {', '.join(f'{name}={value!r}' for name, value in sorted(kwargs.items()))}"
-    # Where an object lies in memory
+    # Without the addresses of objects
     return re.sub(" at 0x[0-9a-f]+", "", text)
 
 

@@ -77,7 +77,7 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "natural_gradient": "target_kl" in kwargs,
         "gamma": 1.0 - kwargs.pop("one_minus_gamma"),
         "gae_lambda": 1.0,
-        # Only one budget can rule, and that of the file may be this one
+        # Only one budget can be set, and that of the file may be this one
         "n_episodes": None,
         **{name.removesuffix("_pow"): 2**value if name.endswith("_pow") else value for name, value in kwargs.items()},
         "policy_kwargs": policy_kwargs,

@@ -1,4 +1,4 @@
-"""REINFORCE with memory in RL Zoo: an algorithm of its own, of the same class."""
+"""REINFORCE with recurrent policies in RL Zoo: another algorithm, of the same class."""
 
 import argparse
 import itertools
@@ -54,7 +54,7 @@ def test_it_is_registered_beside_reinforce():
 
 
 @pytest.mark.parametrize("env_id", ENTRIES)
-def test_an_entry_is_valid_and_has_memory(env_id, tmp_path):
+def test_an_entry_is_valid_and_recurrent(env_id, tmp_path):
     entry = ENTRIES[env_id]
     check_hyperparameters(entry, env_id)
     register()

@@ -40,7 +40,7 @@ class Algorithm(NamedTuple):
     algo: str
     #: File with its hyperparameters, or the short name of one of this package's, None for the default of the algorithm.
     conf_file: str | None = None
-    #: Hyperparameters that rule instead of those in the file.
+    #: Hyperparameters instead of those in the file.
     overrides: Mapping[str, Any] = {}
 
 
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
 
     :param seeds: Seeds of the training.
     :param n_timesteps: Budget in environment steps, None for that of each entry.
-    :param seconds: Budget in seconds of training, which rules if it is given; evaluations do not count.
+    :param seconds: Budget in seconds of training instead of steps; evaluations do not count.
     :param n_evaluations: Evaluations during a run, evenly spaced over its budget, beside one before it.
     :param eval_episodes: Episodes of each of them.
     :param final_episodes: Episodes of the evaluations of the final policy and of the best checkpoint.

@@ -161,7 +161,7 @@ class Pool(NamedTuple):
                     memory_limit=0,
                     resources={GPU: 1} if gpus else {},
                     silence_logs=logging.CRITICAL + 1,
-                    # Dask always serves its health: not to the world
+                    # Dask always serves a page about its health: to this machine only
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                     worker_dashboard_address="127.0.0.1:0",
                 )
