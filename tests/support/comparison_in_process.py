@@ -4,6 +4,7 @@ import json
 
 from sb3_reinforce.zoo.compare import cli, run
 from sb3_reinforce.zoo.compare.plan import RANDOM, list_tasks
+from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
 
 
 def compare_in_this_process(monkeypatch):
@@ -14,8 +15,7 @@ def train_in_this_process(folder, settings, pool):
     for task in list_tasks(settings):
         own = folder / task.folder
         own.mkdir(parents=True)
-        is_random = task.contender == RANDOM
-        result = run.score_random(settings, task, own) if is_random else run.train(settings, task, own, lambda spent: None)
-        names = {"env": task.env_id, "contender": task.contender, "seed": task.seed}
-        (own / run.RESULT_FILE).write_text(json.dumps({**names, **result, "versions": run.describe_system()}))
+        is_random = task.algorithm == RANDOM
+        result = run.score_random(settings, task, own) if is_random else run.train(settings, task, own)
+        (own / RESULT_FILE).write_text(json.dumps({**task._asdict(), **result, "versions": run.describe_system()}))
     return {}
