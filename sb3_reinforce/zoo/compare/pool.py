@@ -4,6 +4,7 @@ Runs side by side, each in a process of its own, by Dask: on the cores of this m
 A worker starts one child process per run, and sends back what it leaves, so that no folder has to be shared.
 """
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -24,7 +25,9 @@ import dask
 import torch as th
 from dask.typing import Key
 from distributed import Client, Future, LocalCluster, Worker, as_completed, get_worker
+from distributed.comm.core import connect
 from distributed.core import Status
+from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 from tqdm import tqdm
 
@@ -167,18 +170,26 @@ class Pool(NamedTuple):
                 )
                 yield stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False)), gpus
                 return
-            # Dask logs how a scheduler was lost, in many lines
-            stack.enter_context(silence_logging_cmgr(logging.CRITICAL + 1))
             try:
-                client = stack.enter_context(Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False))
+                # A client that could not be made leaves its event loop behind
+                asyncio.run(reach(self.scheduler))
             except (OSError, ValueError, TypeError, RuntimeError) as error:
                 raise UserError(f"--scheduler {self.scheduler}: {' '.join(str(error).split())}") from error
+            # Dask logs how a scheduler was lost, in many lines
+            stack.enter_context(silence_logging_cmgr(logging.CRITICAL + 1))
+            client = stack.enter_context(Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False))
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
             if not workers:
                 print(f"{self.scheduler} has no worker yet: the runs wait for one", file=sys.stderr)
             elif self.gpus_per_run is not None and all(GPU not in worker["resources"] for worker in workers):
                 raise UserError(f'--gpus-per-run: no worker of {self.scheduler} has any (dask worker --resources "GPU=1")')
             yield client, []
+
+
+async def reach(address: str) -> None:
+    """Check that there is a scheduler, which lets this process in."""
+    comm = await connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 @contextlib.contextmanager
