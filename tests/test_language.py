@@ -36,7 +36,7 @@ def unwanted(text):
     ]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in ("compare", "laboratory")], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages(page):
     assert unwanted(prose_of(page)) == []
 
