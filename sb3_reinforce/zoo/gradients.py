@@ -4,11 +4,8 @@ import argparse
 import contextlib
 import copy
 import io
-import os
-import pickle
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +15,11 @@ from typing import NamedTuple
 import gymnasium as gym
 import rl_zoo3.import_envs  # noqa: F401 (registers the environments that RL Zoo knows)
 import yaml
-from rl_zoo3.utils import ALGOS, create_test_env, get_latest_run_id, get_saved_hyperparams
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_system_info
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 import sb3_reinforce
 from sb3_reinforce.lab.collect import as_vec_env, check_model
@@ -121,22 +119,18 @@ def make_stages(options: argparse.Namespace) -> list[Stage]:
     if len(statistics) != len(paths):
         raise UserError(f"--vec-normalize: must be one file for each --model ({len(paths)}), not {len(statistics)}")
     if options.folder is not None or not (paths or options.untrained):
-        paths.append(find_agent(options.folder or Path("logs"), options.algo, options.env))
+        folder = options.folder or Path("logs")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                _, path, _ = get_model_path(0, str(folder), options.algo, EnvironmentName(options.env))
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"-f {folder}: {error}; --model FILE or --untrained need no agent in a folder") from error
+        paths.append(Path(path))
         statistics.append(None)
     stages = [make_untrained(options)] if options.untrained else []
     # A shell puts rl_model_100000_steps.zip before rl_model_20000_steps.zip
     loaded = [load_stage(*files, options) for files in zip(paths, statistics, strict=True)]
     return stages + sorted(loaded, key=lambda stage: stage.model.num_timesteps)
-
-
-def find_agent(folder: Path, algo: str, env_id: str) -> Path:
-    """Find the latest agent in RL Zoo's folders."""
-    name = env_id.replace("/", "-")
-    run_id = get_latest_run_id(str(folder / algo), name)
-    path = folder / algo / f"{name}_{run_id}" / f"{name}.zip"
-    if not path.is_file():
-        raise UserError(f"-f {folder}: there is no agent of {algo} on {env_id} in it; --model FILE or --untrained need none")
-    return path
 
 
 def load_stage(path: Path, statistics: Path | None, options: argparse.Namespace) -> Stage:
@@ -158,50 +152,33 @@ def create_env(path: Path, statistics: Path | None, options: argparse.Namespace)
     Rewards are normalised as in the training, for the critic was fitted on such.
     """
     folder = path.parent / options.env.replace("/", "-")
-    hyperparams, stats_path = get_saved_hyperparams(str(folder))
+    hyperparams, _ = get_saved_hyperparams(str(folder))
     args_file = folder / "args.yml"
     arguments = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader) if args_file.is_file() else {}
-    is_normalized = bool(hyperparams.get("normalize"))
     if statistics is None:
-        statistics = find_statistics(path, folder / RUN_STATISTICS if is_normalized else None)
-    normalize = None if statistics is None else read_statistics(statistics)
+        statistics = find_statistics(path, folder / RUN_STATISTICS if hyperparams.get("normalize") else None)
     env_kwargs = [hyperparams.get("env_kwargs"), arguments.get("env_kwargs"), options.env_kwargs]
     try:
-        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as scratch:
-            if is_normalized:
-                # RL Zoo looks for them under this name only, which those of the end of the run have
-                stats_path = os.path.dirname(shutil.copy(statistics, Path(scratch, RUN_STATISTICS)))  # type: ignore[arg-type]
-            env = create_test_env(
-                options.env,
-                N_ENVS,
-                stats_path,
-                options.seed,
-                should_render=False,
-                hyperparams=copy.deepcopy(hyperparams),
-                env_kwargs={key: value for kwargs in env_kwargs for key, value in dict(kwargs or {}).items()},
-                vec_env_cls=DummyVecEnv,
-            )
-            if statistics is not None and not is_normalized:
-                env = VecNormalize.load(str(statistics), env)
-                env.training = False
+        env = create_test_env(
+            options.env,
+            N_ENVS,
+            seed=options.seed,
+            should_render=False,
+            hyperparams=copy.deepcopy(hyperparams),
+            env_kwargs={key: value for kwargs in env_kwargs for key, value in dict(kwargs or {}).items()},
+            vec_env_cls=DummyVecEnv,
+        )
     except (gym.error.Error, AssertionError, ModuleNotFoundError, TypeError, ValueError) as error:
         if not is_about_request(error, LIBRARIES):
             raise
         raise UserError(f"--env {options.env}: cannot be made as for {path}: {error}") from error
-    if normalize is not None:
-        unwrap_vec_normalize(env).norm_reward = normalize.norm_reward  # type: ignore[union-attr]
-    return env
-
-
-def read_statistics(path: Path) -> VecNormalize:
-    """Read what ``VecNormalize.save`` wrote: the wrapper, without environments."""
-    try:
-        normalize = pickle.loads(path.read_bytes())
-    except Exception as error:
-        raise UserError(f"--vec-normalize {path}: is no file of VecNormalize: {error}") from error
-    if not isinstance(normalize, VecNormalize):
-        raise UserError(f"--vec-normalize {path}: is no file of VecNormalize, but of {type(normalize).__name__}")
-    return normalize
+    if statistics is not None:
+        try:
+            env = VecNormalize.load(str(statistics), env)
+        except Exception as error:
+            raise UserError(f"{statistics}: is no file of VecNormalize for {options.env}: {error}") from error
+        env.training = False
+    return VecFrameStack(env, hyperparams["frame_stack"]) if hyperparams.get("frame_stack") else env
 
 
 def find_statistics(path: Path, run_statistics: Path | None) -> Path | None:
