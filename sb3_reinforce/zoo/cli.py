@@ -15,12 +15,12 @@ PROGRAM = "sb3-reinforce"
 class Command(NamedTuple):
     """An entry of the table of commands."""
 
-    #: ``module:function``, imported when the command is called; takes the rest of the command line.
-    entry_point: str
     #: One line for the list of commands.
     summary: str
     #: What differs from RL Zoo, for the command's own help.
     note: str = ""
+    #: ``module:function``, imported when the command is called; by default the command's namesake in ``zoo.commands``.
+    entry_point: str = ""
 
 
 TIME_LIMIT_NOTE = (
@@ -29,41 +29,35 @@ TIME_LIMIT_NOTE = (
 DEFAULT_ALGO_NOTE = "--algo is reinforce by default, and agents of reinforce are looked for in logs (-f)."
 COMMANDS = {
     "train": Command(
-        "sb3_reinforce.zoo.commands:train",
         "train an agent",
         "--algo is reinforce by default, for which --conf-file is by default the file of this package, and adam that with the "
         f"textbook's step. --vec-env may also be envpool: environments in C++. {TIME_LIMIT_NOTE} With "
         "--distributed, several processes train one agent: torchrun --nproc-per-node 2 -m sb3_reinforce train --distributed.",
     ),
     "optimize": Command(
-        "sb3_reinforce.zoo.commands:optimize",
         "search for hyperparameters, and write the best trial as a configuration file",
         "The same as train --optimize-hyperparameters. --seeds-per-trial K trains every trial with K seeds (1 if not given), "
         "whose mean is its value. At the end the best trial is written into the folder of the search, ready for train "
         "--conf-file. Machines share a search by --storage (sqlite:///FILE.db or FILE.log) and --study-name. "
         f"{TIME_LIMIT_NOTE}",
     ),
-    "enjoy": Command("sb3_reinforce.zoo.commands:enjoy", "run a trained agent", DEFAULT_ALGO_NOTE),
-    "record-video": Command("sb3_reinforce.zoo.commands:record_video", "record a trained agent", DEFAULT_ALGO_NOTE),
-    "plot-train": Command("sb3_reinforce.zoo.commands:plot_train", "plot training curves"),
+    "enjoy": Command("run a trained agent", DEFAULT_ALGO_NOTE),
+    "record-video": Command("record a trained agent", DEFAULT_ALGO_NOTE),
+    "plot-train": Command("plot training curves"),
     "all-plots": Command(
-        "sb3_reinforce.zoo.commands:all_plots",
         "plot and tabulate evaluations of several algorithms",
         "Every run needs at least two evaluations of two episodes (train --eval-freq). Runs with fewer evaluations than "
         "others are dropped, which -max prevents. Without a display the figures are saved in the current folder.",
     ),
     "plot-from-file": Command(
-        "sb3_reinforce.zoo.commands:plot_from_file",
-        "plot what all-plots -o wrote, also with rliable",
-        "Every algorithm needs at least two runs in every environment.",
+        "plot what all-plots -o wrote, also with rliable", "Every algorithm needs at least two runs in every environment."
     ),
-    "compare": Command("sb3_reinforce.zoo.compare.cli:main", "train algorithms side by side, and write a report"),
+    "compare": Command("train algorithms side by side, and write a report", entry_point="sb3_reinforce.zoo.compare.cli:main"),
     "gradients": Command(
-        "sb3_reinforce.zoo.gradients:main",
-        "measure what the gradients of a model are worth, and write a report",
+        "measure what the gradients of a model are worth, and write a report", entry_point="sb3_reinforce.zoo.gradients:main"
     ),
-    "load-from-hub": Command("sb3_reinforce.zoo.commands:load_from_hub", "download a trained agent"),
-    "list": Command("sb3_reinforce.zoo.commands:list_environments", "list the environments with hyperparameters"),
+    "load-from-hub": Command("download a trained agent"),
+    "list": Command("list the environments with hyperparameters", entry_point="sb3_reinforce.zoo.commands:list_environments"),
 }
 
 #: What this package and RL Zoo raise to tell the user something.
@@ -110,7 +104,8 @@ def run_command(name: str, args: list[str]) -> None:
         sys.path.append(os.getcwd())
     if "-h" in args or "--help" in args:
         print(f"{PROGRAM} {name}: {command.summary}. {command.note}\n", flush=True)
-    module, function = command.entry_point.split(":")
+    entry_point = command.entry_point or f"sb3_reinforce.zoo.commands:{name.replace('-', '_')}"
+    module, function = entry_point.split(":")
     getattr(importlib.import_module(module), function)(args)
 
 

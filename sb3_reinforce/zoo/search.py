@@ -89,22 +89,16 @@ def sample_reinforce_lstm_params(
 ) -> dict[str, Any]:
     """Choose the constructor arguments of a trial for recurrent policies: those of ``sample_reinforce_params``, and LSTMs."""
     kwargs = sample_reinforce_params(trial, n_actions, n_envs, additional_args)
-    lstm = {
-        "lstm_hidden_size_pow": trial.suggest_int("lstm_hidden_size_pow", 4, 8),
-        "critic_lstm": trial.suggest_categorical("critic_lstm", list(CRITIC_LSTMS)),
-    }
-    kwargs["policy_kwargs"].update(_lstm_arguments(lstm))
+    size = trial.suggest_int("lstm_hidden_size_pow", 4, 8)
+    critic_lstm = trial.suggest_categorical("critic_lstm", list(CRITIC_LSTMS))
+    kwargs["policy_kwargs"] |= {"lstm_hidden_size": 2**size, **CRITIC_LSTMS[critic_lstm]}
     return kwargs
 
 
 def convert_reinforce_lstm_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Turn what Optuna stored of a trial into what stands in a configuration file."""
     params = dict(sampled_params)
-    lstm = {name: params.pop(name) for name in ("lstm_hidden_size_pow", "critic_lstm")}
+    size, critic_lstm = params.pop("lstm_hidden_size_pow"), params.pop("critic_lstm")
     kwargs = convert_reinforce_params(params)
-    kwargs["policy_kwargs"].update(_lstm_arguments(lstm))
+    kwargs["policy_kwargs"] |= {"lstm_hidden_size": 2**size, **CRITIC_LSTMS[critic_lstm]}
     return kwargs
-
-
-def _lstm_arguments(params: dict[str, Any]) -> dict[str, Any]:
-    return {"lstm_hidden_size": 2 ** params["lstm_hidden_size_pow"], **CRITIC_LSTMS[params["critic_lstm"]]}

@@ -17,7 +17,7 @@ from made_up_runs import write_result
 
 from sb3_reinforce.zoo import register, shipped_configurations
 from sb3_reinforce.zoo.cli import main
-from sb3_reinforce.zoo.compare import cli, failures, figures, plan, report, statistics, summary
+from sb3_reinforce.zoo.compare import cli, figures, plan, report, run_files, statistics, summary
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task
 from sb3_reinforce.zoo.compare.results import Results, read_results
 from sb3_reinforce.zoo.compare.statistics import Estimate
@@ -810,8 +810,8 @@ def test_tick_labels_do_not_touch(tmp_path, scores):
     ],
 )
 def test_the_reason_is_the_last_exception(log, expected):
-    assert failures.explain_failure(1, log) == f"exit status 1: {expected}"
-    assert failures.explain_failure(-9, log) == "ended by signal 9"
+    assert run_files.explain_failure(1, log) == f"exit status 1: {expected}"
+    assert run_files.explain_failure(-9, log) == "ended by signal 9"
 
 
 def test_a_report_of_failed_runs_alone(tmp_path, settings):

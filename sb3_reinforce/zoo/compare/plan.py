@@ -143,14 +143,10 @@ def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dic
         check_environment(env_id)
     known = [*ALGOS, *(f"{algo}-{short_name}" for algo in ALGOS for short_name in shipped_configurations(algo))]
     problems = [
-        f"unknown {kind} {name!r}{suggest(name, others)}"
-        for kind, others, names in (
-            ("environment", list(gym.registry), env_ids),
-            ("algorithm", known, [algorithm.algo for algorithm in algorithms]),
-        )
-        for name in names
-        if name not in (gym.registry if kind == "environment" else ALGOS)
+        f"unknown environment {env_id!r}{suggest(env_id, gym.registry)}" for env_id in env_ids if env_id not in gym.registry
     ]
+    algos = [algorithm.algo for algorithm in algorithms]
+    problems += [f"unknown algorithm {algo!r}{suggest(algo, known)}" for algo in algos if algo not in ALGOS]
     entries: dict[str, dict[str, dict[str, Any]]] = {}
     left_out: dict[tuple[str, str], str] = {}
     for env_id in env_ids:
@@ -187,9 +183,7 @@ def find_untuned(entries: Mapping[str, Mapping[str, Any]], algorithms: Sequence[
     """Find who trains with the entry ``default``, by environment, and other versions of the environment in its file."""
     untuned: dict[str, dict[str, list[str]]] = {}
     for env_id, env_entries in entries.items():
-        for algorithm in algorithms:
-            if algorithm.name not in env_entries:
-                continue
+        for algorithm in (algorithm for algorithm in algorithms if algorithm.name in env_entries):
             manager = make_manager(env_id, algorithm.algo, algorithm.conf_file, seed=0)
             known = yaml.safe_load(Path(manager.config).read_text(encoding="utf-8"))
             if env_id not in known and not manager._is_atari:
