@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train test test-fast check coverage docs clean
+.PHONY: help install train test test-fast check coverage docs linkcheck clean
 
 help:
 	@echo "make train   train REINFORCE on CartPole-v1, evaluate it and say where the model is"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   lint, format, type and spelling checks"
 	@echo "make coverage   run the tests and report the coverage"
 	@echo "make docs    build the site in docs/_build/html; make docs DOCS_STEPS=256 with short trainings"
+	@echo "make linkcheck   ask every link of the site to other sites, and list the answers"
 	@echo "make clean   remove the environment and what tools left behind"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -50,6 +51,9 @@ check: $(INSTALLED)
 docs: $(INSTALLED)-docs
 	DOCS_STEPS=$(DOCS_STEPS) $(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html
 	@echo "The site is in docs/_build/html/index.html"
+
+linkcheck: $(INSTALLED)-docs
+	DOCS_STEPS=256 $(BIN)/python -m sphinx --builder linkcheck docs docs/_build/linkcheck
 
 clean:
 	rm -rf docs/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
