@@ -17,7 +17,6 @@ WORDS = {
     r"customary": "mean over steps; undiscounted-state-distribution",
     r"thinned": "subsampled",
     r"laid out": "padded",
-    r"forbid(s|den)?": "mask, masked; must not",
     r"(with|without|have|has|need) memory": "recurrent policy, hidden state",
     r"joint training": "distributed training",
     r"for ever|anew|of one's own": "plain English",
