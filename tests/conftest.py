@@ -1,5 +1,6 @@
 """Shared set-up of all tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         first = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         if first in MARKERS:
             item.add_marker(MARKERS[first])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chrome = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    driver = shutil.which("chromedriver")
+    if chrome is None or driver is None:
+        pytest.skip("no Chromium and ChromeDriver on this machine (.ci/run installs them)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

@@ -57,11 +57,12 @@ def best_estimators(measurement: Measurement) -> tuple[set[str], set[str]]:
     """
     best, tied = set(), set()
     for target in {result.estimator.target for result in measurement.results.values()}:
-        same = {key: one for key, one in measurement.results.items() if one.estimator.target == target and is_resolved(one)}
-        if same:
-            first = min(same, key=lambda key: same[key].episodes.value)
+        same = {key: one for key, one in measurement.results.items() if one.estimator.target == target}
+        resolved = {key: one.episodes.value for key, one in same.items() if is_resolved(one)}
+        if resolved:
+            first = min(resolved, key=lambda key: resolved[key])
             best.add(first)
-            tied |= {key for key, one in same.items() if key != first and not needs_fewer(same[first], one)}
+            tied |= {key for key, one in same.items() if one.ratio.is_bounded and not needs_fewer(same[first], one)} - {first}
     return best, tied
 
 

@@ -4,12 +4,12 @@ import math
 import shutil
 
 import gymnasium as gym
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from browsing import open_page
+from figure_geometry import find_faults
 from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -17,10 +17,11 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.lab import refit
+from sb3_reinforce.lab import figures, measure, plots, refit
 from sb3_reinforce.lab.estimators import LECTURE, make_estimators
-from sb3_reinforce.lab.findings import describe, write_bias, write_episodes
+from sb3_reinforce.lab.findings import best_estimators, describe, findings, notes, write_bias, write_episodes
 from sb3_reinforce.lab.measurement import Measurement, Result
+from sb3_reinforce.lab.report import needed_table
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.errors import UserError
@@ -322,32 +323,56 @@ def test_numbers_in_words():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    chrome = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    driver = shutil.which("chromedriver")
-    if chrome is None or driver is None:
-        pytest.skip("no Chromium and ChromeDriver on this machine (.ci/run installs them)")
-    options = Options()
-    options.binary_location = chrome
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, Service(driver))
-    yield browser
-    browser.quit()
+def measurements(models):
+    """Of three models, with all estimators."""
+    loaded = [REINFORCE.load(models / name, device="cpu") for name in ("early.zip", "late.zip", "late.zip")]
+    return [
+        measure(model, make_vec_env("CartPole-v1", 2), 60, estimators=["all"], label=f"{index + 1:,}00,000 steps")
+        for index, model in enumerate(loaded)
+    ]
+
+
+def test_no_text_touches_another_or_sticks_out(measurements):
+    with matplotlib.rc_context(plots.STYLE):
+        for chosen in (measurements, measurements[:1]):
+            for is_narrow in (False, True):
+                width = plots.NARROW if is_narrow else plots.HALF
+                drawn = [figures.needed_figure(chosen, width), *figures.panels(figures.focus_of(chosen), is_narrow)]
+                for figure in drawn:
+                    assert figure.get_figwidth() <= (plots.NARROW if is_narrow else plots.WIDE)
+                    assert find_faults(figure) == []
+            assert find_faults(figures.whole_figure("A title of many words. " * 15, chosen)) == []
 
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_in_a_browser(report, browser, width):
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get((report / "gradients.html").as_uri())
-    assert browser.execute_script("return window.innerWidth") == width
+    open_page(browser, report / "gradients.html", width)
     assert browser.title == "What gradients are worth on CartPole-v1"
-    loaded = browser.execute_script("return [...document.images].map(image => image.complete && image.naturalWidth > 0)")
-    assert loaded == [True] * 4
-    # Nothing sticks out: wide tables scroll in their own box
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    widths = browser.execute_script("return [...document.images].map(image => image.clientWidth)")
-    assert min(widths) >= 300
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")] == []
+    assert len(browser.find_elements("css selector", "figure img")) == 4
+
+
+def test_the_best_estimator_of_each_target_is_bold():
+    ratios = {"whole": (0.02, 0.01, 0.03), "whole-loo": (0.1, 0.05, 0.2), "to-go": (0.02, 0.01, 0.03), "own": (0.1, 0.05, 0.2)}
+    ratios |= {"to-go-critic": (0.12, 0.06, 0.2), "to-go-loo": (0.2, -0.1, 0.5), "to-go-mean": (0.5, -math.inf, math.inf)}
+    best, tied = best_estimators(made_up(ratios))
+    assert best == {"whole-loo", "to-go-critic"}
+    # What is unresolved may need as few; of what has no interval nothing is known
+    assert tied == {"own", "to-go-loo"}
+    rows = {row[0]: row[1] for row in needed_table([made_up(ratios)]).rows}
+    assert rows["to-go - this model's critic"] == "**8.3** [5.0, 17]"
+    assert rows["this model's own settings"] == "10 [5.0, 20] ≈"
+    assert rows["reward-to-go"] == "50 [33, 100]"
+
+
+def test_findings_are_few_and_hints_are_given():
+    few = made_up({"to-go": (0.5, -math.inf, math.inf), "own": (0.5, -math.inf, math.inf)})
+    models = [few._replace(label=label) for label in ("untrained", "early", "half-way", "late", "solved")]
+    said = findings(models, models[2])
+    assert len(said) <= 5
+    assert [sentence.split(" (")[0] for sentence in said] == ["Half-way", "Untrained", "Solved"]
+    assert len(notes(models)) == 5
+    assert notes([few]) == [
+        "early: too few informative episodes. For some estimators fewer than 8 of the 100 episodes carry the gradient, or "
+        "have a return that is not the most common one, and no interval can be trusted. Collect more episodes."
+    ]
+    assert notes([made_up({"to-go": (0.02, 0.01, 0.03)})]) == []

@@ -6,6 +6,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +14,11 @@ import rliable.library
 import rliable.metrics
 import scipy.stats
 import yaml
+from browsing import open_page
+from figure_geometry import find_faults
 from made_up_runs import write_result
 
+from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo import register, shipped_configurations
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.compare import cli, figures, plan, report, run_files, statistics, summary
@@ -406,6 +410,7 @@ def test_the_default_entry_is_said_before_the_training(capsys, monkeypatch, tmp_
     assert plan.read_settings(tmp_path / "new").untuned == {"Hopper-v5": {"ppo": ["Hopper-v4"]}}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_default_entry_is_said_for_all_environments_at_once(results, tmp_path):
     one = {"ppo": ["CartPole-v0"]}
     settings = results.settings._replace(untuned={"CartPole-v1": one, "Acrobot-v1": {"ppo": []}})
@@ -414,7 +419,7 @@ def test_the_default_entry_is_said_for_all_environments_at_once(results, tmp_pat
         "Without an entry for CartPole-v1 and Acrobot-v1, ppo trains there with the entry default, though RL Zoo or the file "
         "that was given has CartPole-v0."
     )
-    assert sentence in (tmp_path / "report.md").read_text().split("\n")[2]
+    assert f"\n> {sentence}\n" in (tmp_path / "report.md").read_text()
     both = settings._replace(untuned={"CartPole-v1": one | {"reinforce": []}, "Acrobot-v1": {"ppo": []}})
     assert summary.describe_untuned(both) == [
         "Without an entry for CartPole-v1, ppo and reinforce train there with the entry default, though RL Zoo or the file "
@@ -580,6 +585,12 @@ def test_runs_are_interleaved(settings):
 
 
 @pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing takes most of the time of a report."""
+    monkeypatch.setattr(figures, "draw_all", lambda *_: iter(()))
+
+
+@pytest.fixture
 def results(tmp_path, settings) -> Results:
     """Made up: on CartPole reinforce is clearly better, on Acrobot intervals overlap; ppo is a tenth as fast."""
     scores = {
@@ -610,16 +621,31 @@ def test_results_are_read(results):
     np.testing.assert_allclose(results.normalised()["ppo"][0], [80.0 / 400.0, 1.0])
 
 
+def say(results, overall=None):
+    """All that stands at the top of a report, in one string."""
+    sentences = summary.findings(results, overall, summary.rank_environments(results))
+    assert len(sentences) <= 5
+    return " ".join([summary.describe_extent(results), *sentences, *summary.notes(results, overall)])
+
+
 def test_summary_claims_no_more_than_the_intervals_allow(results):
-    text = summary.summarise(results, statistics.over_environments(results.normalised()))
+    text = say(results, statistics.over_environments(results.normalised()))
     assert "3 seeds, 1,000 environment steps each." in text
     assert "reinforce (0.99 [0.92, 1.00])" not in text
     # Three runs of each in two environments: all may fall apart by chance
-    assert "no highest final score is claimed: CartPole-v1 (reinforce, 410.0) and Acrobot-v1 (ppo, -95.0)." in text
-    assert "has the highest final score" not in text
-    assert (
-        "Steps per second of reinforce over those of the others (median over environments and their range): 10 for ppo" in text
-    )
+    assert "No highest final score in an environment is claimed, since each may be chance." in text
+    assert "3 seeds are too few to claim a difference in a single one of 2 environments" in text
+    assert "It takes 4." in text
+    assert "Steps per second of reinforce: 10 times those of ppo (10 to 10) (median over environments and their range)" in text
+
+
+@pytest.mark.parametrize("n_environments", [1, 2, 3, 4, 9, 100])
+def test_the_fewest_seeds_that_can_show_a_difference(n_environments):
+    n_seeds, level = statistics.seeds_to_claim(n_environments), statistics.LEVEL / n_environments
+    for n, can_claim in ((n_seeds, True), (n_seeds - 1, False)):
+        # As far apart as can be
+        p_values = statistics.compare_means({"a": [500.0 + 0.01 * seed for seed in range(n)], "b": [-0.01 * n] * n})
+        assert (p_values[frozenset("ab")] < level) == can_claim
 
 
 def test_summary_claims_what_five_seeds_show(tmp_path):
@@ -637,23 +663,32 @@ def test_summary_claims_what_five_seeds_show(tmp_path):
     random_scores = {"CartPole-v1": 20.0, "Acrobot-v1": -500.0, "Pendulum-v1": -1200.0}
     results = make_results(tmp_path, scores)._replace(random_scores=random_scores)
     overall = statistics.over_environments(results.normalised())
-    text = summary.summarise(results, overall)
+    text = say(results, overall)
     leader, bad, mixed = (summary.write(overall.aggregates["IQM"][name]) for name in ("good", "bad", "mixed"))
-    assert f"good has the highest interquartile mean of the normalised final scores, {leader};" in text
-    assert f"; a permutation test puts it above mixed ({mixed}) and bad ({bad})." in text
-    assert "good has the highest final score on CartPole-v1 and Pendulum-v1." in text
-    assert "no highest final score is claimed: Acrobot-v1 (good, " in text
+    assert f"good has the highest interquartile mean of the normalised final scores over all environments, {leader}." in text
+    assert f" By a permutation test it is above mixed ({mixed}) and bad ({bad})." in text
+    assert "Highest final score in an environment: good on CartPole-v1 and Pendulum-v1; no other is claimed." in text
+    assert "too few" not in text
+    header, *rows = report.main_table(results, overall, summary.rank_environments(results))
+    (cartpole, acrobot, _, together) = rows[0]
+    assert header == ["environment", "good", "bad", "mixed", "random"]
+    assert cartpole[1].startswith("**4") and cartpole[-1] == "20.0"
+    assert not any("≈" in cell for cell in cartpole)
+    assert [cell[:2] == "**" for cell in acrobot[1:4]] == [True, False, False]
+    assert ["≈" in cell for cell in acrobot[1:4]] == [False, False, True]
+    assert together[:2] == ["all, normalised (IQM)", f"**{leader[:4]}**{leader[4:]}"]
 
 
 def test_summary_says_which_algorithm_has_no_interval(results):
     runs = results.runs[(results.runs["algorithm"] == "reinforce") | (results.runs["seed"] == 0)]
     lonely = results._replace(runs=runs)
-    text = summary.summarise(lonely, statistics.over_environments(lonely.normalised()))
-    assert "no difference from ppo (0.60) is claimed, since a single run has no interval" in text
-    assert "chance" not in summary.describe_aggregate(statistics.over_environments(lonely.normalised()))
+    text = say(lonely, statistics.over_environments(lonely.normalised()))
+    assert "No difference from ppo (0.60) is claimed, since a single run has no interval" in text
+    assert "chance" not in " ".join(summary.describe_aggregate(statistics.over_environments(lonely.normalised())))
 
 
-def test_report_says_over_which_environments_a_algorithm_is_counted(results, tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_report_says_over_which_environments_an_algorithm_is_counted(results, tmp_path):
     settings = results.settings._replace(algorithms={**results.settings.algorithms, "dqn": "dqn"})
     settings.entries["CartPole-v1"]["dqn"] = {}
     for seed, score in enumerate((220.0, 230.0, 240.0)):
@@ -671,18 +706,18 @@ def test_report_says_over_which_environments_a_algorithm_is_counted(results, tmp
     assert row.endswith("| 3 | CartPole-v1 |")
     assert "| 3 | all 2 |" in markdown
     # Its score on CartPole alone must not make it the leader over both
-    assert "Over all environments reinforce has the highest" in markdown
-    assert "dqn" not in summary.describe_aggregate(statistics.over_environments(together.normalised()))
+    assert "reinforce has the highest interquartile mean" in markdown
+    assert "dqn" not in " ".join(summary.describe_aggregate(statistics.over_environments(together.normalised())))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_report_without_random_actions(results, tmp_path):
     (tmp_path / Task("Acrobot-v1", RANDOM, 0).folder / "result.json").unlink()
     incomplete = read_results(tmp_path, results.settings, {})
     report.write_report(tmp_path, incomplete, [], {"random on Acrobot-v1": "exit status 1: a | b"})
     markdown = (tmp_path / "report.md").read_text()
     assert "| random on Acrobot-v1 | exit status 1: a \\| b |" in markdown
-    assert "| Acrobot-v1 | ppo | -95.0 [-132.3, -57.7] | 1,000 |" in markdown
-    assert "| Acrobot-v1 | random actions | none | none |" in markdown
+    assert "| Acrobot-v1 | -100.0 [-124.8, -75.2] ≈ | **-95.0** [-132.3, -57.7] | none |" in markdown
     # Only CartPole can be normalised
     assert incomplete.normalised()["ppo"].shape == (3, 1)
 
@@ -693,10 +728,10 @@ def test_summary_of_one_seed_claims_nothing(results):
         runs=results.runs[results.runs["seed"] == 0],
         curves=results.curves[results.curves["seed"] == 0],
     )
-    text = summary.summarise(one, statistics.over_environments(one.normalised()))
+    text = say(one, statistics.over_environments(one.normalised()))
     assert "One seed says nothing" in text
     assert "since a single run has no interval" in text
-    assert "has the highest final score" not in text
+    assert "Highest final score" not in text
 
 
 def make_results(folder, scores, thresholds=None, **changes) -> Results:
@@ -711,15 +746,13 @@ def make_results(folder, scores, thresholds=None, **changes) -> Results:
     return read_results(folder, settings, thresholds or {})
 
 
-def test_similar_ids_keep_their_scores_and_figures_apart(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_similar_ids_keep_their_scores_apart(tmp_path):
     results = make_results(tmp_path, {("a/b-v0", "ppo"): (10.0, 12.0), ("a-b-v0", "ppo"): (70.0, 72.0)})
     report.write_report(tmp_path, results, [], {})
     markdown = (tmp_path / "report.md").read_text()
-    assert "| a/b-v0 | ppo | 11.0 [-1.7, 23.7] | 1,000 |" in markdown
-    assert "| a-b-v0 | ppo | 71.0 [58.3, 83.7] | 1,000 |" in markdown
-    figures = re.findall(r"\((figures/final_.*)\)", markdown)
-    assert len(set(figures)) == 2
-    assert all((tmp_path / figure).is_file() for figure in figures)
+    assert "| a/b-v0 | 11.0 [-1.7, 23.7] | none |" in markdown
+    assert "| a-b-v0 | 71.0 [58.3, 83.7] | none |" in markdown
     # Without the scores of random actions nothing can be normalised
     assert "Over all environments" not in markdown
 
@@ -728,10 +761,9 @@ def test_small_scores_have_the_digits_that_tell_them_apart(tmp_path):
     results = make_results(tmp_path, {("CartPole-v1", "ppo"): (0.76, 0.74), ("CartPole-v1", "a2c"): (0.73, 0.71)})
     runs = results.runs.assign(stochastic_score=0.1, best_score=0.8)
     results = results._replace(runs=runs, random_scores={"CartPole-v1": 0.014})
-    assert report.final_table(results).rows[0][2] == "0.750 [0.623, 0.877]"
-    assert report.final_table(results).rows[2][2] == "0.014"
-    assert report.other_scores_table(results).rows[1] == ["CartPole-v1", "a2c", "0.720", "0.100", "0.800"]
-    assert "(ppo, 0.750)" in summary.summarise(results, None)
+    (row,) = report.main_table(results, None, summary.rank_environments(results)).rows
+    assert row == ["CartPole-v1", "**0.750** [0.623, 0.877]", "0.720 [0.593, 0.847] ≈", "0.014"]
+    assert report.other_scores_table(results).rows[1] == ["CartPole-v1", "a2c", "0.720", "0.100", "0.800", "1,000"]
 
 
 def test_an_exact_tie_has_no_leader(tmp_path):
@@ -739,22 +771,24 @@ def test_an_exact_tie_has_no_leader(tmp_path):
     scores["Acrobot-v1"] = {"a": (-80.0, -80.0), "b": (-80.0, -80.0), "c": (-500.0, -500.0)}
     flat = {(env_id, name): values for env_id, by_name in scores.items() for name, values in by_name.items()}
     results = make_results(tmp_path, flat)._replace(random_scores={"CartPole-v1": 20.0, "Acrobot-v1": -500.0})
-    text = summary.summarise(results, statistics.over_environments(results.normalised()))
-    assert "The highest final score is an exact tie on CartPole-v1 (a and b, 500.0) and Acrobot-v1 (a and b, -80.0)." in text
+    text = say(results, statistics.over_environments(results.normalised()))
+    assert "Highest final score in an environment: an exact tie of a and b on CartPole-v1 and Acrobot-v1." in text
     assert "is an exact tie between a (1.00 [1.00, 1.00]) and b (1.00 [1.00, 1.00])." in text
     assert "has the highest" not in text
-    assert "not above" not in text
+    (row, _) = report.main_table(results, None, summary.rank_environments(results)).rows
+    assert [cell.startswith("**500.0**") for cell in row[1:]] == [True, True, False, False]
 
 
 def test_the_steps_that_were_taken_are_said(results):
     runs = results.runs.copy()
     runs.loc[(runs["algorithm"] == "ppo") & (runs["seed"] == 1), "steps"] = 1330
     results = results._replace(runs=runs)
-    assert "1,000 environment steps each (up to 1,330 were taken)." in summary.summarise(results, None)
-    steps = [row[1::2] for row in report.final_table(results).rows if row[0] == "CartPole-v1"]
-    assert steps == [["reinforce", "1,000"], ["ppo", "1,000 to 1,330"], ["random actions", "none"]]
+    assert "1,000 environment steps each (up to 1,330 were taken)." in summary.describe_extent(results)
+    steps = [(row[1], row[-1]) for row in report.other_scores_table(results).rows if row[0] == "CartPole-v1"]
+    assert steps == [("reinforce", "1,000"), ("ppo", "1,000 to 1,330")]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_time_limits_unbounded_intervals_and_all_headings_are_there(results, tmp_path):
     settings = results.settings._replace(time_limits={"CartPole-v1": 10_000, "Acrobot-v1": 10_000})
     limited = results._replace(settings=settings, longest_episodes={"CartPole-v1": 10_000, "Acrobot-v1": 9_999})
@@ -763,32 +797,69 @@ def test_time_limits_unbounded_intervals_and_all_headings_are_there(results, tmp
         text = (tmp_path / name).read_text()
         assert "CartPole-v1 is registered without a time limit: evaluation episodes end after 10,000 steps" in text
         assert "Acrobot-v1 is registered" not in text
-        assert "knows no bounds" in text
+        assert "know no bounds" in text
     headings = re.findall(r'<th scope="col">(.*?)</th>', (tmp_path / "report.html").read_text())
     assert len(headings) > 15
     assert all(headings)
 
 
 @pytest.mark.parametrize(
-    "scores",
-    [(-101.0, -100.75, -100.1), (0.001, 0.0012, 0.0013), (-17_000.0, 12_345.0, 1.0), (500.0, 500.0, 500.0), (1e6, 1.000001e6)],
+    ("scores", "n_environments"),
+    [
+        ((-101.0, -100.75, -100.1), 1),
+        ((0.001, 0.0012, 0.0013), 2),
+        ((-17_000.0, 12_345.0, 1.0), 4),
+        ((500.0, 500.0, 500.0), 1),
+        ((1e6, 1.000001e6), 3),
+    ],
 )
-def test_tick_labels_do_not_touch(tmp_path, scores):
-    names = ("a-algorithm-with-a-long-name", "ppo")
-    results = make_results(tmp_path, {("CartPole-v1", name): scores for name in names})
+def test_no_text_touches_another_or_sticks_out(tmp_path, scores, n_environments):
+    names = ("an-algorithm-with-quite-a-long-name", "ppo", "a2c", "trpo", "dqn")
+    env_ids = ["sb3_reinforce/AliasedGridworld-v0", *(f"Environment{index}-v0" for index in range(1, n_environments))]
+    results = make_results(tmp_path, {(env_id, name): scores for env_id in env_ids for name in names})
     # About a decade apart, where a logarithmic axis has labels between the powers of ten
-    runs = results.runs.assign(steps_per_second=[300.0] * len(scores) + [2800.0] * len(scores))
-    drawn = list(figures.draw_all(results._replace(runs=runs), None))
-    assert [name for name, _, _ in drawn] == ["steps_CartPole-v1", "seconds_CartPole-v1", "final_CartPole-v1", "throughput"]
-    for name, _, figure in drawn:
-        figure.draw_without_rendering()
-        (axes,) = figure.axes
-        low, high = axes.get_xlim()
-        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
-        labels = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
-        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
-        assert len(boxes) >= 2, name
-        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), name
+    speeds = np.where(results.runs["algorithm"] == "ppo", 300.0, 2800.0)
+    random_scores = {env_id: min(scores) - 1.0 for env_id in env_ids}
+    results = results._replace(runs=results.runs.assign(steps_per_second=speeds), random_scores=random_scores)
+    overall = statistics.over_environments(results.normalised())
+    with matplotlib.rc_context(plots.STYLE):
+        drawn = list(figures.draw_all(results, overall))
+    assert len(drawn) == 7 + (n_environments > 1)
+    for name, _, wide, narrow in drawn:
+        assert narrow.get_figwidth() <= plots.NARROW < wide.get_figwidth() <= plots.WIDE + 1e-6
+        for figure in (wide, narrow):
+            assert find_faults(figure) == [], name
+
+
+def test_one_exploding_run_flattens_no_curve():
+    rng = np.random.default_rng(0)
+    good = [[np.linspace(-200.0, 250.0, 20) + rng.normal(0.0, 10.0, 20) for _ in range(3)] for _ in range(6)]
+    low, high = figures.robust_limits(good)
+    every = np.concatenate([own for runs in good for own in runs])
+    assert (low, high) == (every.min(), every.max())
+    for index, value in ((0, -1e6), (2, 1e6)):
+        stretched = [[own.copy() for own in runs] for runs in good]
+        stretched[3][index][10:] = value
+        for scores in (stretched, [*stretched[:3], stretched[3][:2] if index < 2 else stretched[3][1:]]):
+            low, high = figures.robust_limits(scores)
+            assert low <= -190.0 and high >= 240.0
+            assert high - low < 3.5 * 450.0
+    # A single seed of each: low scores cannot stretch the chart, and the highest ones are what a comparison is about
+    low, high = figures.robust_limits([[runs[0]] for runs in good[:5]] + [[np.full(20, -1e6)]])
+    assert high - low < 3.5 * 450.0
+    assert figures.robust_limits([[np.array([0.0, 1.0])], [np.array([0.0, 100.0])]]) == (0.0, 100.0)
+    assert figures.robust_limits([[np.full(3, 5.0)]]) == (5.0, 5.0)
+
+
+@pytest.mark.parametrize("n_seeds", [4, 5])
+def test_few_seeds_are_thin_lines(tmp_path, n_seeds):
+    results = make_results(tmp_path, {("CartPole-v1", name): range(n_seeds) for name in ("ppo", "a2c")})
+    figure = figures.learning_curves(results, plots.make_styles(["ppo", "a2c"]), "steps", plots.WIDE)
+    (axes,) = figure.axes
+    assert len(axes.lines) == (2 if n_seeds == 5 else 2 + 2 * 4)
+    assert len(axes.collections) == (2 if n_seeds == 5 else 0)
+    assert axes.get_legend() is None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ppo", "a2c"]
 
 
 @pytest.mark.parametrize(
@@ -832,6 +903,7 @@ def test_a_report_of_failed_runs_alone(tmp_path, settings):
     assert "ValueError: why" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_report_of_one_seed(results, tmp_path):
     one = results._replace(
         settings=results.settings._replace(seeds=[0]),
@@ -841,8 +913,8 @@ def test_report_of_one_seed(results, tmp_path):
     report.write_report(tmp_path, one, [], {})
     markdown = (tmp_path / "report.md").read_text()
     assert "nan" not in markdown
-    assert "| CartPole-v1 | reinforce | 400.0 | 1,000 |" in markdown
-    assert "| CartPole-v1 | random actions | 20.0 | none |" in markdown
+    assert "| CartPole-v1 | **400.0** | 100.0 ≈ | 20.0 |" in markdown
+    assert "| CartPole-v1 | reinforce | 400.0 | 390.0 | 405.0 | 1,000 |" in markdown
 
 
 def test_report_files(results, tmp_path):
@@ -854,17 +926,31 @@ def test_report_files(results, tmp_path):
     for text in (markdown, page):
         assert "sb3-reinforce compare --env CartPole-v1 Acrobot-v1" in text
         assert "n_envs: 1" in text
-        assert "410.0 [385.2, 434.8]" in text
+        assert "[385.2, 434.8]" in text
     figures = sorted((tmp_path / "figures").iterdir())
     assert {path.suffix for path in figures} == {".png", ".svg"}
-    # Two environments with three figures each, and four over all
-    assert len(figures) == 2 * (2 * 3 + 4)
+    names = {"steps", "seconds", "final", "throughput", "iqm", "aggregates", "profile", "improvement"}
+    assert {path.stem for path in figures} == names
+    assert len(figures) == 16
     assert all(f"figures/{path.name}" in markdown for path in figures if path.suffix == ".png")
-    assert page.count("<img ") == 10
-    assert page.count("data:image/svg+xml;base64,") == 10
+    # Each for wide and for narrow screens
+    assert page.count("<img ") == 8
+    assert page.count("data:image/svg+xml;base64,") == 16
     assert 'src="figures' not in page
+    # The table comes first, then the figure, then what is found
+    order = [page.index(part) for part in ("<table", "<img", "<ul>", "Learning curves")]
+    assert order == sorted(order)
 
 
+def test_report_in_a_browser(results, tmp_path, browser):
+    report.write_report(tmp_path, results, ["--env", "CartPole-v1", "Acrobot-v1"], {})
+    for width in (360, 1280):
+        open_page(browser, tmp_path / "report.html", width)
+        assert len(browser.find_elements("css selector", "figure img")) == 8
+        assert [cell.text for cell in browser.find_elements("css selector", ".main strong")] == ["410.0", "-95.0", "0.96"]
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_report_names_what_is_missing(results, tmp_path):
     (tmp_path / Task("Acrobot-v1", "ppo", 2).folder / "result.json").unlink()
     incomplete = read_results(tmp_path, results.settings, {})

@@ -1,281 +1,219 @@
-"""The figures of a report: one chart each, so that they can be read on a narrow screen."""
+"""The figures of a comparison: each for wide and for narrow screens."""
 
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter
 
+from sb3_reinforce.lab.plots import (
+    COLOURS,
+    HALF,
+    NARROW,
+    WIDE,
+    Style,
+    draw_interval,
+    legend_below,
+    make_grid,
+    make_styles,
+    name_handles,
+    name_rows,
+    rows_height,
+    space_ticks,
+    wrap,
+)
 from sb3_reinforce.zoo.compare import statistics
-from sb3_reinforce.zoo.compare.plan import file_name
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import FloatArray, Overall
+from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray, Overall
 
-SIZE = (4.8, 3.4)
-#: Okabe and Ito's colours, which colour-blind readers can tell apart, and a second sign for prints in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)))
-MARKERS = "osD^vP*X"
-#: Pixels between two labels, about a digit: a browser may have a wider font than the one that was measured.
-LABEL_GAP = 6.0
-#: Text stays text, and equal figures are equal files.
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sb3-reinforce", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
+#: With fewer seeds a learning curve shows each of them instead of an interval.
+MIN_SEEDS_OF_BANDS = 5
+Styles = Mapping[str, Style]
 
 
-class Signs(dict[str, tuple[str, object, str]]):
-    """
-    Colour, line style and marker of each contender, the same in all figures.
+class Drawing(NamedTuple):
+    """A figure for wide and for narrow screens."""
 
-    :param names: The contenders.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(
-            (name, (COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]))
-            for i, name in enumerate(names)
-        )
+    name: str
+    description: str
+    wide: Figure
+    narrow: Figure
 
 
-def draw_all(results: Results, overall: Overall | None) -> Iterator[tuple[str, str, Figure]]:
-    """
-    Draw all figures of a report.
+def draw_all(results: Results, overall: Overall | None) -> Iterator[Drawing]:
+    """Draw all figures of a report."""
+    styles = make_styles(results.settings.algorithms)
+    for axis, what in (("steps", "environment steps"), ("seconds", "seconds of training")):
+        pair = [learning_curves(results, styles, axis, width) for width in (WIDE, NARROW)]
+        yield finish(axis, f"Learning curves against {what}", *pair)
+    pair = [final_scores(results, styles, width) for width in (WIDE, NARROW)]
+    yield finish("final", "Final scores: runs, means and intervals", *pair)
+    yield finish("throughput", "Steps per second", *(throughput(results, styles, width) for width in (HALF, NARROW)))
+    if overall is None:
+        return
+    if len(results.environments) > 1:
+        iqm = {"IQM": overall.aggregates["IQM"]}
+        pair = [forest(iqm, styles, width) for width in (HALF, NARROW)]
+        yield finish("iqm", "Interquartile mean of the normalised scores, with 95 % intervals", *pair)
+    pair = [forest(overall.aggregates, styles, width) for width in (WIDE, NARROW)]
+    yield finish("aggregates", "IQM, median and optimality gap of the normalised scores", *pair)
+    yield finish("profile", "Performance profile", *(profile(overall, styles, width) for width in (HALF, NARROW)))
+    if overall.improvement:
+        pair = [improvement(overall, width) for width in (HALF, NARROW)]
+        yield finish("improvement", "Probability of improvement", *pair)
 
-    :param results: The results.
-    :param overall: Statistics over environments, if there are any.
-    :return: Name, description and figure.
-    """
-    signs = Signs(list(results.settings.algorithms))
-    with matplotlib.rc_context(STYLE):
-        for env_id in results.environments:
-            name = file_name(env_id)
-            title = f"Learning curves on {env_id} against"
-            yield f"steps_{name}", f"{title} steps", learning_curves(results, signs, env_id, "steps")
-            yield f"seconds_{name}", f"{title} seconds of training", learning_curves(results, signs, env_id, "seconds")
-            yield f"final_{name}", f"Final scores on {env_id}", final_scores(results, signs, env_id)
-        yield "throughput", "Steps per second", throughput(results, signs)
-        if overall is not None:
-            yield "aggregates", "IQM, median and optimality gap of the normalised scores", aggregates(overall, signs)
-            yield "profile", "Performance profile", profile(overall, signs)
-            if overall.improvement:
-                yield "improvement", "Probability of improvement", improvement(overall)
+
+def finish(name: str, description: str, wide: Figure, narrow: Figure) -> Drawing:
+    """Keep the labels of both figures apart."""
+    space_ticks(wide)
+    space_ticks(narrow)
+    return Drawing(name, description, wide, narrow)
 
 
-def new_figure(draw: Callable[[Axes], None], height: float = SIZE[1]) -> Figure:
-    """
-    Make a figure with one chart.
+def environment_grid(results: Results, width: float, height: float) -> tuple[Figure, list[Axes], float]:
+    """Make a figure with a chart for each environment, and say how wide a chart is."""
+    n = len(results.environments)
+    n_columns = 1 if width == NARROW else min(n, 3 if n != 4 else 2)
+    chart_width = width if width == NARROW else max(width / 3, HALF if n_columns < 3 else 0.0)
+    figure, all_axes = make_grid(n, chart_width * n_columns, height, n_columns)
+    for axes, env_id in zip(all_axes, results.environments, strict=True):
+        axes.set_title(wrap(env_id, 0.8 * chart_width), fontsize=10)
+    return figure, all_axes, chart_width * n_columns
 
-    :param draw: Draws the chart.
-    :param height: Height in inches.
-    :return: The figure.
-    """
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    draw(figure.subplots())
-    space_ticks(figure)
+
+def learning_curves(results: Results, styles: Styles, axis: str, width: float) -> Figure:
+    """Draw the learning curves, with intervals or, of few seeds, with each run as a thin line."""
+    figure, all_axes, width = environment_grid(results, width, 3.0)
+    for axes, env_id in zip(all_axes, results.environments, strict=True):
+        runs = {name: run_curves(results, env_id, name, axis) for name in results.algorithms}
+        for name, curves in runs.items():
+            if not curves:
+                continue
+            style, mean = styles[name], statistics.mean_curve(curves)
+            if len(curves) < MIN_SEEDS_OF_BANDS:
+                for positions, scores in curves:
+                    axes.plot(positions, scores, color=style.colour, linewidth=0.6, alpha=0.6)
+            else:
+                axes.fill_between(mean["position"], mean["low"], mean["high"], color=style.colour, alpha=0.15, linewidth=0)
+            axes.plot(mean["position"], mean["mean"], color=style.colour, linestyle=style.line, linewidth=1.8)
+        if env_id in results.thresholds:
+            axes.axhline(results.thresholds[env_id], color="gray", linewidth=0.8, linestyle=":")
+        low, high = note_outside(axes, [[scores for _, scores in curves] for curves in runs.values() if curves])
+        margin = 0.06 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+        if axis == "steps":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("environment steps" if axis == "steps" else "seconds of training", fontsize=9)
+        axes.set_ylabel("score", fontsize=9)
+    present = {name: style for name, style in styles.items() if name in results.algorithms}
+    legend_below(figure, name_handles(present), width)
     return figure
 
 
-def space_ticks(figure: Figure) -> None:
+def run_curves(results: Results, env_id: str, name: str, axis: str) -> list[tuple[FloatArray, FloatArray]]:
+    """Return positions and scores of the evaluations of each run."""
+    rows = results.curves[(results.curves["env"] == env_id) & (results.curves["algorithm"] == name)]
+    return [(run[axis].to_numpy(dtype=float), run["score"].to_numpy(dtype=float)) for _, run in rows.groupby("seed")]
+
+
+def robust_limits(scores: Sequence[Sequence[FloatArray]]) -> tuple[float, float]:
     """
-    Take fewer ticks until no two labels below a chart touch, whatever the scores are.
+    Find limits of a chart that a single exploding run does not stretch, from the scores of the runs of each algorithm.
 
-    :param figure: The figure, ready but for this.
+    A run counts with its lowest and highest score, an algorithm with the median run, or of two runs the inner one. Other
+    runs are shown as far as half of the range beyond, the runs of a much worse algorithm as far as twice this range.
     """
-    for axes in figure.axes:
-        locators: list[Locator] = [MaxNLocator(n_ticks, steps=[1, 2, 2.5, 5, 10]) for n_ticks in (6, 5, 4, 3, 2)]
-        if axes.get_xscale() == "log":
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            locators = [LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 3)), LogLocator(), *locators]
-        else:
-            locators.insert(0, axes.xaxis.get_major_locator())
-        for locator in locators:
-            axes.xaxis.set_major_locator(locator)
-            gaps = measure_gaps(axes)
-            if len(gaps) and gaps.min() >= LABEL_GAP:
-                break
+    lows = [np.sort([own.min() for own in runs])[len(runs) // 2] for runs in scores]
+    highs = [np.sort([own.max() for own in runs])[(len(runs) - 1) // 2] for runs in scores]
+    high, usual_low = float(max(highs)), float(np.median(lows))
+    every = np.concatenate([own for runs in scores for own in runs])
+    reach = high - usual_low
+    low = max(float(every.min()), float(min(lows)) - 0.5 * reach, usual_low - 2.0 * reach)
+    return low, min(float(every.max()), high + 0.5 * reach)
 
 
-def measure_gaps(axes: Axes) -> FloatArray:
-    """
-    Measure the space between the labels below a chart.
-
-    :param axes: The chart.
-    :return: Distances of neighbours in pixels, negative if they overlap; empty if there are not two labels.
-    """
-    assert isinstance(axes.figure, Figure)
-    axes.figure.draw_without_rendering()
-    low, high = sorted(axes.get_xlim())
-    labels = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-    boxes = [label.get_window_extent() for position, label in labels if low <= position <= high]
-    return np.array([right.x0 - left.x1 for left, right in itertools.pairwise(sorted(boxes, key=lambda box: box.x0))])
+def note_outside(axes: Axes, scores: Sequence[Sequence[FloatArray]]) -> tuple[float, float]:
+    """Find robust limits, and say in a chart how many runs leave them."""
+    low, high = robust_limits(scores)
+    if n_outside := sum(own.min() < low or own.max() > high for runs in scores for own in runs):
+        note = f"{n_outside} {'run leaves' if n_outside == 1 else 'runs leave'} the chart"
+        axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", fontsize=8, color="0.3")
+    return low, high
 
 
-def learning_curves(results: Results, signs: Signs, env_id: str, axis: str) -> Figure:
-    """
-    Draw the learning curves of an environment.
-
-    :param results: The results.
-    :param signs: Colours and lines.
-    :param env_id: The environment.
-    :param axis: ``"steps"`` or ``"seconds"``.
-    :return: The figure.
-    """
-
-    def draw(axes: Axes) -> None:
-        for name, (colour, line, _) in signs.items():
-            curve = results.curve(env_id, name, axis)
-            if curve is None:
-                continue
-            axes.plot(curve["position"], curve["mean"], color=colour, linestyle=line, label=name)
-            axes.fill_between(curve["position"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-        if env_id in results.thresholds:
-            axes.axhline(results.thresholds[env_id], color="gray", linewidth=0.8, linestyle=":")
-        limit_to_means(axes, results, env_id)
-        axes.set(title=env_id, xlabel="environment steps" if axis == "steps" else "seconds of training", ylabel="score")
-        if axis == "steps":
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.legend(fontsize=9)
-
-    return new_figure(draw)
-
-
-def limit_to_means(axes: Axes, results: Results, env_id: str) -> None:
-    """
-    Let the scores fill a chart: with few seeds an interval can be many times as wide as they are.
-
-    :param axes: The chart.
-    :param results: The results.
-    :param env_id: The environment.
-    """
-    scores = results.curves.loc[results.curves["env"] == env_id, "score"]
-    margin = 0.08 * (scores.max() - scores.min()) or 1.0
-    axes.set_ylim(scores.min() - margin, scores.max() + margin)
-
-
-def final_scores(results: Results, signs: Signs, env_id: str) -> Figure:
-    """
-    Draw the final scores of an environment: each run, mean and interval.
-
-    :param results: The results.
-    :param signs: Colours and markers.
-    :param env_id: The environment.
-    :return: The figure.
-    """
-
-    def draw(axes: Axes) -> None:
-        present = [name for name in results.algorithms if len(results.values("score", env_id, name))]
-        for row, name in enumerate(present):
-            colour, _, marker = signs[name]
-            values = results.values("score", env_id, name)
-            estimate = statistics.mean_with_interval(values.tolist())
-            axes.plot(values, np.full(len(values), row), marker, color=colour, alpha=0.5, markersize=5)
-            if estimate.has_interval:
-                axes.plot([estimate.low, estimate.high], [row, row], color=colour)
-            axes.plot(estimate.value, row, "|", color=colour, markersize=18, markeredgewidth=2)
-        scores = results.runs.loc[results.runs["env"] == env_id, "score"]
-        low, high = scores.min(), scores.max()
+def final_scores(results: Results, styles: Styles, width: float) -> Figure:
+    """Draw the final scores: each run, mean and interval."""
+    figure, all_axes, _ = environment_grid(results, width, 0.9 + rows_height(results.algorithms, NARROW))
+    for axes, env_id in zip(all_axes, results.environments, strict=True):
+        finals = {name: results.final(env_id, name) for name in results.algorithms}
+        present = {name: estimate for name, estimate in finals.items() if estimate is not None}
+        for row, (name, estimate) in enumerate(present.items()):
+            values, style = results.values("score", env_id, name), styles[name]
+            axes.plot(values, np.full(len(values), row), style.marker, color=style.colour, alpha=0.5, markersize=5)
+            draw_interval(axes, row, estimate, style._replace(marker="|"), linewidth=1.5)
+        low, high = note_outside(axes, [list(results.values("score", env_id, name)[:, np.newaxis]) for name in present])
         if env_id in results.random_scores:
             axes.axvline(results.random_scores[env_id], color="gray", linewidth=0.8, linestyle=":")
             low = min(low, results.random_scores[env_id])
         margin = 0.08 * (high - low) or 1.0
         axes.set_xlim(low - margin, high + margin)
-        axes.set_yticks(range(len(present)), present)
-        axes.set(title=env_id, xlabel="score of the final policy", ylim=(len(present) - 0.5, -0.5))
-
-    return new_figure(draw, height=1.2 + 0.4 * len(results.algorithms))
-
-
-def throughput(results: Results, signs: Signs) -> Figure:
-    """
-    Draw the steps per second of all contenders.
-
-    :param results: The results.
-    :param signs: Colours and markers.
-    :return: The figure.
-    """
-
-    def draw(axes: Axes) -> None:
-        for name, (colour, _, marker) in signs.items():
-            medians = [
-                (row, np.median(values))
-                for row, env_id in enumerate(results.environments)
-                if len(values := results.values("steps_per_second", env_id, name))
-            ]
-            if medians:
-                rows, speeds = zip(*medians, strict=True)
-                axes.plot(speeds, rows, marker, color=colour, label=name)
-        axes.set_xscale("log")
-        axes.set_yticks(range(len(results.environments)), results.environments)
-        axes.set(xlabel="steps per second of training", ylim=(len(results.environments) - 0.5, -0.5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.legend(fontsize=9)
-
-    return new_figure(draw, height=1.6 + 0.35 * len(results.environments))
-
-
-def aggregates(overall: Overall, signs: Signs) -> Figure:
-    """
-    Draw the aggregates over environments, one below the other.
-
-    :param overall: Statistics over environments.
-    :param signs: Colours and markers.
-    :return: The figure.
-    """
-    figure = Figure(figsize=(SIZE[0], 3 * (0.7 + 0.25 * len(overall.n_seeds))), layout="constrained")
-    all_axes = figure.subplots(len(statistics.AGGREGATES), 1)
-    for axes, (aggregate_name, estimates) in zip(all_axes, overall.aggregates.items(), strict=True):
-        for row, (name, estimate) in enumerate(estimates.items()):
-            colour, _, marker = signs[name]
-            if estimate.has_interval:
-                axes.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=6, alpha=0.3)
-            axes.plot(estimate.value, row, marker, color=colour)
-        axes.set_yticks(range(len(estimates)), list(estimates))
-        better = "more" if statistics.AGGREGATES[aggregate_name] else "less"
-        axes.set(title=f"{aggregate_name} ({better} is better)", ylim=(len(estimates) - 0.5, -0.5))
-        axes.title.set_fontsize(10)
-    space_ticks(figure)
+        name_rows(axes, list(present), NARROW)
+        axes.set_xlabel("score of the final policy", fontsize=9)
     return figure
 
 
-def profile(overall: Overall, signs: Signs) -> Figure:
-    """
-    Draw the performance profile.
-
-    :param overall: Statistics over environments.
-    :param signs: Colours and lines.
-    :return: The figure.
-    """
-
-    def draw(axes: Axes) -> None:
-        for name, (shares, low, high) in overall.profiles.items():
-            colour, line, _ = signs[name]
-            axes.plot(statistics.PROFILE_SCORES, shares, color=colour, linestyle=line, label=name)
-            axes.fill_between(statistics.PROFILE_SCORES, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="normalised score", ylabel="share of runs above", ylim=(-0.02, 1.02))
-        axes.legend(fontsize=9)
-
-    return new_figure(draw)
+def throughput(results: Results, styles: Styles, width: float) -> Figure:
+    """Draw the steps per second of all algorithms, median over seeds."""
+    figure, (axes,) = make_grid(1, width, 0.9 + rows_height(results.environments, width))
+    for name, (colour, _, marker) in styles.items():
+        for row, env_id in enumerate(results.environments):
+            if len(values := results.values("steps_per_second", env_id, name)):
+                axes.plot(np.median(values), row, marker, color=colour)
+    axes.set_xscale("log")
+    name_rows(axes, results.environments, width)
+    axes.set_xlabel("steps per second of training", fontsize=9)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    present = {name: style for name, style in styles.items() if name in results.algorithms}
+    legend_below(figure, name_handles(present, markers=True), width)
+    return figure
 
 
-def improvement(overall: Overall) -> Figure:
-    """
-    Draw the probability of improvement of all pairs.
+def forest(aggregates: Mapping[str, Mapping[str, Estimate]], styles: Styles, width: float) -> Figure:
+    """Draw aggregates over environments with their intervals, one chart for each."""
+    n_columns = len(aggregates) if width == WIDE else 1
+    names = list(next(iter(aggregates.values())))
+    chart_width = width / n_columns
+    figure, all_axes = make_grid(len(aggregates), width, 0.9 + rows_height(names, chart_width), n_columns)
+    for axes, (name, estimates) in zip(all_axes, aggregates.items(), strict=True):
+        for row, (algorithm, estimate) in enumerate(estimates.items()):
+            draw_interval(axes, row, estimate, styles[algorithm])
+        name_rows(axes, names, chart_width)
+        better = "more" if statistics.AGGREGATES[name] else "less"
+        axes.set_xlabel(wrap(f"{name} of the normalised scores ({better} is better)", 0.5 * chart_width, 9), fontsize=9)
+    return figure
 
-    :param overall: Statistics over environments.
-    :return: The figure.
-    """
-    estimates = overall.improvement
 
-    def draw(axes: Axes) -> None:
-        for row, estimate in enumerate(estimates.values()):
-            if estimate.has_interval:
-                axes.plot([estimate.low, estimate.high], [row, row], color=COLOURS[0], linewidth=6, alpha=0.3)
-            axes.plot(estimate.value, row, "o", color=COLOURS[0])
-        axes.axvline(0.5, color="gray", linewidth=0.8)
-        axes.set_yticks(range(len(estimates)), [f"{first} over {second}" for first, second in estimates])
-        axes.set(xlabel="probability of improvement", xlim=(-0.03, 1.03), ylim=(len(estimates) - 0.5, -0.5))
+def profile(overall: Overall, styles: Styles, width: float) -> Figure:
+    """Draw the performance profile."""
+    figure, (axes,) = make_grid(1, width, 3.6)
+    for name, (shares, low, high) in overall.profiles.items():
+        colour, line, _ = styles[name]
+        axes.plot(statistics.PROFILE_SCORES, shares, color=colour, linestyle=line)
+        axes.fill_between(statistics.PROFILE_SCORES, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="normalised score", ylabel="share of runs above", ylim=(-0.02, 1.02))
+    legend_below(figure, name_handles({name: styles[name] for name in overall.profiles}), width)
+    return figure
 
-    return new_figure(draw, height=0.9 + 0.3 * len(estimates))
+
+def improvement(overall: Overall, width: float) -> Figure:
+    """Draw the probability of improvement of all pairs."""
+    names = [f"{first} over {second}" for first, second in overall.improvement]
+    figure, (axes,) = make_grid(1, width, 0.9 + rows_height(names, width))
+    for row, estimate in enumerate(overall.improvement.values()):
+        draw_interval(axes, row, estimate, Style(COLOURS[0], "-", "o"))
+    axes.axvline(0.5, color="gray", linewidth=0.8)
+    name_rows(axes, names, width)
+    axes.set(xlabel="probability of improvement", xlim=(-0.03, 1.03))
+    return figure

@@ -1,127 +1,85 @@
-"""Writes the report of a comparison: one HTML file that needs no other, markdown, tables, figures."""
+"""Writes the report of a comparison: one HTML file that needs no other, Markdown, tables, figures."""
 
-import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jinja2
-import matplotlib
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 
-from sb3_reinforce.zoo.compare import figures, statistics, summary
-from sb3_reinforce.zoo.compare.plan import write_bytes, write_text
+from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_bytes, write_document
+from sb3_reinforce.zoo.compare import statistics, summary
+from sb3_reinforce.zoo.compare.run_files import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
-from sb3_reinforce.zoo.compare.run_files import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.statistics import Overall
 
 FIGURES_FOLDER = "figures"
 NOTHING = "none"
-
-
-class Table(NamedTuple):
-    """
-    A table of the report.
-
-    :param header: Names of the columns.
-    :param rows: Cells.
-    """
-
-    header: list[str]
-    rows: list[list[str]]
-
-
-class Picture(NamedTuple):
-    """
-    A figure of the report.
-
-    :param name: File name without suffix.
-    :param description: What it shows.
-    :param data: The SVG, as an address that contains it.
-    """
-
-    name: str
-    description: str
-    data: str
-
-
-class Section(NamedTuple):
-    """
-    A part of the report.
-
-    :param title: Its heading.
-    :param text: Paragraphs that explain it.
-    :param table: A table, if there is one.
-    :param pictures: Figures.
-    """
-
-    title: str
-    text: list[str]
-    table: Table | None = None
-    pictures: Sequence[Picture] = ()
+#: Longer tables are folded.
+MAX_ROWS = 12
 
 
 def write_report(folder: Path, results: Results, arguments: Sequence[str], failures: dict[str, str]) -> None:
     """
-    Write all files of the report.
+    Write all files of the report into the folder of a comparison.
 
-    :param folder: Folder of the comparison.
-    :param results: The results.
-    :param arguments: The command line that made them, without the program.
-    :param failures: Why runs failed, by run.
+    ``arguments`` is the command line that made the results, without the program, and ``failures`` says why runs failed.
     """
-    results.runs.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
-    write_text(folder / "results.csv", buffer.getvalue())
-    results.curves.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
-    write_text(folder / "curves.csv", buffer.getvalue())
-
+    for name, table in (("results", results.runs), ("curves", results.curves)):
+        table.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
+        write_bytes(folder / f"{name}.csv", buffer.getvalue().encode())
     scores = {} if results.runs.empty else results.normalised()
     overall = statistics.over_environments(scores) if scores else None
-    pictures = {}
-    (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
-    for name, description, figure in () if results.runs.empty else figures.draw_all(results, overall):
-        svg = save(figure, folder / FIGURES_FOLDER / name)
-        address = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        pictures[name] = Picture(name, description, address)
-
-    content = {
-        "title": f"{summary.join(results.algorithms or results.settings.algorithms)} compared",
-        "summary": summary.summarise(results, overall),
-        "sections": make_sections(results, overall, pictures, explain_missing(folder, results, failures)),
-        "reproduce": describe_origin(results, arguments),
-        "hyperparameters": {
+    pictures = draw_pictures(folder, results, overall)
+    settings, rankings = results.settings, summary.rank_environments(results)
+    document = Document(
+        title=f"{summary.join(results.algorithms or settings.algorithms)} compared",
+        subtitle=summary.describe_extent(results),
+        table=None if results.runs.empty else main_table(results, overall, rankings),
+        table_note="Final scores: mean over seeds and 95 % interval. Bold: the highest mean. ≈: the difference from it may be "
+        "chance.",
+        pictures=pick(pictures, "iqm", "final")[:1],
+        findings=summary.findings(results, overall, rankings),
+        notes=summary.notes(results, overall),
+        sections=make_sections(results, overall, pictures, explain_missing(folder, results, failures)),
+        reproduce=describe_origin(results, arguments),
+        files="`results.csv` has one row for each run, `curves.csv` one for each evaluation.",
+        hyperparameters={
             f"{name} on {env_id}": yaml.safe_dump(entry, width=100).rstrip()
-            for env_id in results.environments or results.settings.environments
-            for name, entry in results.settings.entries[env_id].items()
+            for env_id in results.environments or settings.environments
+            for name, entry in settings.entries[env_id].items()
         },
-        "figures_folder": FIGURES_FOLDER,
-    }
-    for suffix, autoescape in (("md", False), ("html", True)):
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("sb3_reinforce.zoo.compare"),
-            autoescape=autoescape,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        write_text(folder / f"report.{suffix}", environment.get_template(f"report.{suffix}.jinja").render(content))
+    )
+    write_document(folder / "report", document)
+
+
+def draw_pictures(folder: Path, results: Results, overall: Overall | None) -> dict[str, Picture]:
+    """Draw and save all figures, by name."""
+    (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
+    if results.runs.empty:
+        return {}
+    import matplotlib
+
+    from sb3_reinforce.lab import plots
+    from sb3_reinforce.zoo.compare import figures
+
+    pictures = {}
+    with matplotlib.rc_context(plots.STYLE):
+        for name, description, wide, narrow in figures.draw_all(results, overall):
+            svg, narrow_svg = plots.save(wide, folder / FIGURES_FOLDER / name), plots.render(narrow, "svg")
+            pictures[name] = Picture(description, svg, narrow_svg, f"{FIGURES_FOLDER}/{name}.png")
+    return pictures
+
+
+def pick(pictures: Mapping[str, Picture], *names: str) -> list[Picture]:
+    """Choose the figures that were drawn."""
+    return [pictures[name] for name in names if name in pictures]
 
 
 def explain_missing(folder: Path, results: Results, failures: Mapping[str, str]) -> dict[str, str]:
-    """
-    Say why runs have no result.
-
-    :param folder: Folder of the comparison.
-    :param results: The results.
-    :param failures: Why runs failed that were tried now, by run.
-    :return: Why by run, also of those that were tried earlier; with the path of what a run printed, relative to the folder.
-    """
+    """Say why runs have no result, now or earlier, with the path of what a run printed, relative to the folder."""
     reasons = {}
     for task in results.missing:
         log = task.folder / LOG_FILE
@@ -131,180 +89,114 @@ def explain_missing(folder: Path, results: Results, failures: Mapping[str, str])
     return reasons
 
 
-def save(figure: Figure, path: Path) -> bytes:
-    """
-    Save a figure as PNG and SVG.
-
-    :param figure: The figure.
-    :param path: Path without suffix.
-    :return: The SVG.
-    """
-    content = b""
-    # Dates and versions would make equal figures differ
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        with matplotlib.rc_context(figures.STYLE):
-            figure.savefig(buffer := io.BytesIO(), format=suffix, dpi=150, metadata=metadata)
-        content = buffer.getvalue()
-        write_bytes(path.with_name(f"{path.name}.{suffix}"), content)
-    return content
-
-
 def make_sections(
-    results: Results, overall: Overall | None, pictures: dict[str, Picture], missing: Mapping[str, str]
+    results: Results, overall: Overall | None, pictures: Mapping[str, Picture], missing: Mapping[str, str]
 ) -> list[Section]:
-    """
-    Arrange the report.
-
-    :param results: The results.
-    :param overall: Statistics over environments, if there are any.
-    :param pictures: The figures by name.
-    :param missing: Why runs have no result, by run.
-    :return: The parts in order.
-    """
-
-    def per_environment(kind: str) -> list[Picture]:
-        return [picture for name, picture in pictures.items() if name.startswith(f"{kind}_")]
-
+    """Arrange everything below the findings."""
     sections = []
     if missing:
         text = "The same command does them. What a run printed is in its output.log."
-        sections.append(Section("Missing runs", [text], Table(["run", "reason"], [list(row) for row in missing.items()])))
+        table = Table(["run", "reason"], [list(row) for row in missing.items()])
+        sections.append(Section("Missing runs", [text], table, is_folded=len(missing) > MAX_ROWS))
     if results.runs.empty:
         return sections
-    sections.append(
-        Section(
-            "Final scores",
-            [
-                "Mean over seeds and 95 % interval (Student's) of the final policy, that is after the whole budget, with the "
-                "likeliest actions. Such an interval knows no bounds: where scores are near the lowest or the highest that is "
-                "possible, it reaches beyond. Dots are runs, the dotted line is the score of random actions.",
-                "Steps are those that were taken in training, in all seeds: an algorithm finishes the rollout, REINFORCE the "
-                "episodes, that it is in when the budget is spent.",
-                *(f"{line}." for line in summary.describe_time_limits(results)),
-            ],
-            final_table(results),
-            per_environment("final"),
-        )
-    )
-    sections.append(
-        Section(
-            "Other scores",
-            [
-                "Stochastic: the final policy with sampled actions. Best checkpoint: of each run the policy that was best in "
-                "the evaluations during the run, scored anew in other episodes, since the maximum of those evaluations would "
-                "flatter. A best checkpoint far above the final policy means that training was not stable.",
-            ],
-            other_scores_table(results),
-        )
-    )
-    lines = "Evaluations during the runs: mean over seeds, 95 % interval (Student's, which knows no bounds)."
-    dotted = " Dotted: the score to reach." if results.thresholds else ""
-    sections.append(Section("Learning curves against steps", [lines + dotted], pictures=per_environment("steps")))
-    sections.append(
+    has_bands = max(results.runs.groupby(["env", "algorithm"]).size()) > 4
+    of_seeds = "thin lines are single runs"
+    if has_bands:
+        of_seeds = "bands are 95 % intervals (Student's), and thin lines are single runs where there are fewer than five"
+    curves = f"Evaluations during the runs. Thick lines are means over seeds, {of_seeds}."
+    curves += " The dotted line is the score to reach." if results.thresholds else ""
+    sections += [
+        Section("Learning curves against steps", [curves], pictures=pick(pictures, "steps")),
         Section(
             "Learning curves against time",
-            [f"{lines}{dotted} Time is that of training alone; runs shared the machine."],
-            pictures=per_environment("seconds"),
-        )
-    )
-    if overall is not None:
-        names = [name for name in ("aggregates", "profile", "improvement") if name in pictures]
-        sections.append(
-            Section(
-                "Over all environments",
-                [
-                    "Final scores, normalised such that random actions, and all that is worse, have 0 and the best run of "
-                    "this comparison has 1 in each environment. Intervals are 95 % intervals of a bootstrap over seeds, "
-                    "widened for their small number. The profile shows the share of runs above each score; the probability of "
-                    "improvement is that of a run of the first over a run of the second on the same environment. Who cannot "
-                    "act in an environment is counted over the others, and can be compared in pairs only, which are over the "
-                    "environments of both.",
-                ],
-                aggregate_table(results, overall),
-                [pictures[name] for name in names],
-            )
-        )
-    if results.thresholds:
-        sections.append(
-            Section(
-                "To the threshold",
-                [
-                    "Median over seeds (the upper of two in the middle) of the training until the first of three evaluations "
-                    "in a row that reached the score, the final scores being the last evaluation; runs without three count as "
-                    f"infinite. Evaluations are 1/{results.settings.n_evaluations} of a run apart.",
-                ],
-                threshold_table(results),
-            )
-        )
-    sections.append(
+            [f"{curves} Time is that of training alone; runs shared the machine."],
+            pictures=pick(pictures, "seconds"),
+        ),
         Section(
-            "Speed",
-            ["Steps per second of training, median over seeds; evaluations do not count, runs shared the machine."],
-            speed_table(results),
-            [pictures["throughput"]],
+            "Final scores of all runs",
+            [
+                "Symbols are runs, the vertical line is their mean with its 95 % interval, the dotted line is the score of "
+                "random actions. Intervals are Student's, which know no bounds: near the lowest or the highest possible score "
+                "they reach beyond it.",
+                *(f"{line}." for line in summary.describe_time_limits(results)),
+            ],
+            pictures=pick(pictures, "iqm", "final")[1:],
+        ),
+        Section(
+            "Other scores and steps taken",
+            [
+                "Sampled: the final policy with sampled actions. Best checkpoint: of each run the policy that was best in the "
+                "evaluations during the run, scored again in other episodes, since the maximum of those evaluations would "
+                "flatter. A best checkpoint far above the final policy means that training was not stable.",
+                "Steps are those that were taken in training, in all seeds: an algorithm finishes the rollout, REINFORCE the "
+                "episodes, that it is in when the budget is spent.",
+            ],
+            other_scores_table(results),
+            is_folded=True,
+        ),
+    ]
+    if overall is not None:
+        text = (
+            "Final scores, normalised such that random actions, and all that is worse, have 0 and the best run of this "
+            "comparison has 1 in each environment. Intervals are 95 % intervals of a bootstrap over seeds, widened for their "
+            "small number. The profile shows the share of runs above each score; the probability of improvement is that of a "
+            "run of the first over a run of the second on the same environment. An algorithm that cannot act in an "
+            "environment is counted over the others, and is compared in pairs only, over the environments of both."
         )
-    )
+        shown = pick(pictures, "aggregates", "profile", "improvement")
+        sections.append(Section("Over all environments", [text], aggregate_table(results, overall), shown, is_folded=True))
+    if results.thresholds:
+        text = (
+            "Median over seeds (the upper of two in the middle) of the training until the first of three evaluations in a row "
+            "that reached the score, the final scores being the last evaluation; runs without three count as infinite. "
+            f"Evaluations are 1/{results.settings.n_evaluations} of a run apart."
+        )
+        table = threshold_table(results)
+        sections.append(Section("To the threshold", [text], table, is_folded=len(table.rows) > MAX_ROWS))
+    text = "Steps per second of training, median over seeds; evaluations do not count, runs shared the machine."
+    sections.append(Section("Speed", [text], speed_table(results), pick(pictures, "throughput"), is_folded=True))
     return sections
 
 
-def final_table(results: Results) -> Table:
-    """
-    Tabulate the final scores.
-
-    :param results: The results.
-    :return: One row for each environment and contender, and one for random actions.
-    """
-    rows = []
-    for env_id in results.environments:
+def main_table(results: Results, overall: Overall | None, rankings: Mapping[str, summary.Ranking]) -> Table:
+    """Tabulate the final scores, with a row for each environment and a column for each algorithm and for random actions."""
+    names, rows = results.algorithms, []
+    for env_id, (estimates, leaders, level) in rankings.items():
         digits = results.decimals(env_id)
-        for name in results.algorithms:
-            final = results.final(env_id, name)
-            if final is not None:
-                steps = write_range(results.values("steps", env_id, name))
-                rows.append([env_id, name, summary.write(final, digits), steps])
+        is_compared = len(estimates) > 1
+        cells = [
+            summary.write(estimates[name], digits, is_compared and name in leaders, name in level) if name in estimates else ""
+            for name in names
+        ]
         random = f"{results.random_scores[env_id]:,.{digits}f}" if env_id in results.random_scores else NOTHING
-        rows.append([env_id, "random actions", random, NOTHING])
-    return Table(["environment", "algorithm", "final score", "steps taken"], rows)
-
-
-def write_range(values: statistics.FloatArray) -> str:
-    """
-    Write the extent of whole numbers.
-
-    :param values: The numbers.
-    :return: The smallest and the largest, or the only one.
-    """
-    low, high = f"{values.min():,.0f}", f"{values.max():,.0f}"
-    return low if low == high else f"{low} to {high}"
+        rows.append([env_id, *cells, random])
+    if overall is not None and len(results.environments) > 1 and len(overall.everywhere) > 1:
+        iqm = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
+        leaders, _, level, untested = summary.rank(iqm, overall.differences, statistics.LEVEL)
+        level += untested
+        cells = [summary.write(iqm[name], 2, name in leaders, name in level) if name in iqm else "" for name in names]
+        rows.append(["all, normalised (IQM)", *cells, "0.00"])
+    return Table(["environment", *names, "random"], rows)
 
 
 def other_scores_table(results: Results) -> Table:
-    """
-    Tabulate what the final scores do not show.
-
-    :param results: The results.
-    :return: One row for each environment and contender.
-    """
+    """Tabulate what the final scores do not show, with a row for each environment and algorithm."""
     rows = []
     for env_id in results.environments:
-        digits = results.decimals(env_id)
         for name in results.algorithms:
             columns = ("score", "stochastic_score", "best_score")
             estimates = [results.final(env_id, name, column) for column in columns]
-            if estimates[0] is not None:
-                cells = [f"{estimate.value:,.{digits}f}" for estimate in estimates if estimate is not None]
-                rows.append([env_id, name, *cells])
-    return Table(["environment", "algorithm", "final", "final, stochastic", "best checkpoint"], rows)
+            cells = [f"{one.value:,.{results.decimals(env_id)}f}" for one in estimates if one is not None]
+            if cells:
+                steps = results.values("steps", env_id, name)
+                ends = list(dict.fromkeys(f"{end:,.0f}" for end in (steps.min(), steps.max())))
+                rows.append([env_id, name, *cells, " to ".join(ends)])
+    return Table(["environment", "algorithm", "final", "final, sampled", "best checkpoint", "steps taken"], rows)
 
 
 def aggregate_table(results: Results, overall: Overall) -> Table:
-    """
-    Tabulate the aggregates over environments.
-
-    :param results: The results.
-    :param overall: Statistics over environments.
-    :return: One row for each contender.
-    """
+    """Tabulate the aggregates over environments."""
     rows = []
     for name, n_seeds in overall.n_seeds.items():
         counted = results.counted(name)
@@ -315,12 +207,7 @@ def aggregate_table(results: Results, overall: Overall) -> Table:
 
 
 def threshold_table(results: Results) -> Table:
-    """
-    Tabulate steps and seconds to the threshold.
-
-    :param results: The results.
-    :return: One row for each environment and contender.
-    """
+    """Tabulate steps and seconds to the threshold."""
     rows = []
     for env_id, threshold in results.thresholds.items():
         for name in results.algorithms:
@@ -328,31 +215,19 @@ def threshold_table(results: Results) -> Table:
             seconds = results.values("seconds_to_threshold", env_id, name)
             if len(steps):
                 reached = f"{np.isfinite(steps).sum()} of {len(steps)}"
-                row = [env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)]
-                rows.append(row)
+                rows.append([env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)])
     return Table(["environment", "score", "algorithm", "runs that reached it", "steps", "seconds"], rows)
 
 
 def write_median(values: statistics.FloatArray, digits: int) -> str:
-    """
-    Write a median.
-
-    :param values: Numbers, of which some may be infinite.
-    :param digits: Digits behind the point.
-    :return: The median.
-    """
+    """Write the median of numbers of which some may be infinite."""
     # The upper one of two in the middle: the mean of a number and infinity would be none
     median = float(np.sort(values)[len(values) // 2])
     return f"{median:,.{digits}f}" if np.isfinite(median) else "not reached"
 
 
 def speed_table(results: Results) -> Table:
-    """
-    Tabulate the steps per second.
-
-    :param results: The results.
-    :return: One row for each environment.
-    """
+    """Tabulate the steps per second."""
     rows = []
     for env_id in results.environments:
         speeds = [results.values("steps_per_second", env_id, name) for name in results.algorithms]
@@ -361,18 +236,11 @@ def speed_table(results: Results) -> Table:
 
 
 def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """
-    Say how to make the report again.
-
-    :param results: The results.
-    :param arguments: The command line, without the program.
-    :return: Names and values.
-    """
+    """Say how to make the report again, as names and values."""
     settings = results.settings
-    seeds = ", ".join(map(str, settings.seeds))
     return [
         ("command", shlex.join(["sb3-reinforce", "compare", *arguments])),
-        ("training seeds", seeds),
+        ("training seeds", ", ".join(map(str, settings.seeds))),
         (
             "evaluation",
             f"{settings.n_evaluations} evaluations of {settings.eval_episodes} episodes during a run (environments seeded "

@@ -42,12 +42,7 @@ class Estimate(NamedTuple):
 
 
 def decimals(values: Sequence[float]) -> int:
-    """
-    Find how many digits numbers need so that their differences can be seen.
-
-    :param values: Numbers; those that are not finite do not count.
-    :return: Digits behind the point: at least a hundredth of the range can be seen, and a tenth of one below a range of 1,000.
-    """
+    """Return how many digits show a hundredth of the range, and a tenth of one below a range of 1,000."""
     finite = np.asarray(values)[np.isfinite(values)]
     if not finite.any():
         return 1
@@ -58,13 +53,9 @@ def decimals(values: Sequence[float]) -> int:
 
 def mean_with_interval(values: Sequence[float]) -> Estimate:
     """
-    Estimate a mean over a few seeds.
+    Return the mean over seeds with Student's interval.
 
-    The interval is Student's: with three or five values a percentile bootstrap is too narrow, since it knows of no values
-    beyond the smallest and the largest.
-
-    :param values: One number for each seed, at least one.
-    :return: Mean and interval.
+    With three or five values a percentile bootstrap is too narrow, since it knows of no values beyond the extremes.
     """
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -75,14 +66,9 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
 
 def normalise(scores: FloatArray, low: float, high: float) -> FloatArray:
     """
-    Scale scores such that random actions and all that is worse have 0, and the best run has 1.
+    Scale scores such that random actions, and all that is worse, have 0 and the best run has 1; all 0 if none is better.
 
-    Without a bound below, an environment in which the best run is hardly better than random would outweigh all others.
-
-    :param scores: Scores of one environment.
-    :param low: Score of random actions.
-    :param high: Score of the best run.
-    :return: Scaled scores, all 0 if no run is better than random actions.
+    Without the lower bound, an environment in which the best run is hardly better than random would outweigh all others.
     """
     return np.maximum((scores - low) / (high - low), 0.0) if high > low else np.zeros_like(scores)
 
@@ -91,12 +77,12 @@ class Overall(NamedTuple):
     """
     Statistics over environments.
 
-    :param n_seeds: Runs by contender in every environment in which it can act.
-    :param everywhere: The contenders that can act in all environments, whose aggregates can be compared.
-    :param aggregates: Estimates by aggregate and contender.
-    :param differences: p-values of the differences of the IQM, of all pairs of those that can act everywhere.
+    :param n_seeds: Runs by algorithm in every environment that suits its actions.
+    :param everywhere: The algorithms that suit all environments, whose aggregates can be compared.
+    :param aggregates: Estimates by aggregate and algorithm.
+    :param differences: p-values of the differences of the IQM, of all pairs of ``everywhere``.
     :param improvement: Probability that a run of the first beats a run of the second on the same environment, by pair.
-    :param profiles: By contender the share of runs above each of ``PROFILE_SCORES``, and both ends of its interval.
+    :param profiles: By algorithm the share of runs above each of ``PROFILE_SCORES``, and both ends of its interval.
     """
 
     n_seeds: dict[str, int]
@@ -112,9 +98,8 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
     Aggregate over runs and environments (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice,
     NeurIPS 2021).
 
-    :param scores: Normalised scores by contender, of shape (runs, environments), NaN where a contender cannot act: it is
-        aggregated over the other environments, and a pair is compared over those in which both can.
-    :return: The statistics.
+    ``scores`` are normalised, by algorithm, of shape (runs, environments), NaN where an algorithm does not suit the
+    environment: it is aggregated over the others, and a pair is compared over the environments of both.
     """
     acts = {name: ~np.isnan(matrix).any(axis=0) for name, matrix in scores.items()}
     own = {name: matrix[:, acts[name]] for name, matrix in scores.items()}
@@ -136,16 +121,14 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
 
 def compare_iqm(scores: Mapping[str, FloatArray]) -> PValues:
     """
-    Test the differences of the interquartile means of all pairs.
+    Test the differences of the interquartile means of all pairs, corrected for the number of pairs (Holm 1979).
 
-    A permutation test exchanges the runs of a pair within each environment: two contenders whose scores have the same
+    A permutation test exchanges the runs of a pair within each environment: two algorithms whose scores have the same
     distributions are told apart with no more than the stated probability, however few runs there are and whatever the
     distributions, such as those of runs that either solve a task or fail. The statistic is the difference over its standard
     error, which keeps the probability near where equal interquartile means come of other distributions (Janssen, Studentized
-    permutation tests for non-i.i.d. hypotheses, Statistics & Probability Letters 36, 1997).
-
-    :param scores: Scores by contender, of shape (runs, environments).
-    :return: p-values, corrected for the number of pairs (Holm 1979); none of who has a single run.
+    permutation tests for non-i.i.d. hypotheses, Statistics & Probability Letters 36, 1997). There is no p-value for an
+    algorithm with a single run.
     """
     pairs = itertools.combinations([name for name, matrix in scores.items() if len(matrix) > 1], 2)
     uncorrected = sorted((permutation_test(scores[first], scores[second]), first, second) for first, second in pairs)
@@ -155,13 +138,7 @@ def compare_iqm(scores: Mapping[str, FloatArray]) -> PValues:
 
 
 def permutation_test(first: FloatArray, second: FloatArray) -> float:
-    """
-    Find how often chance alone makes so large a difference of the interquartile means.
-
-    :param first: Scores, of shape (runs, environments).
-    :param second: Scores, of shape (runs, environments).
-    :return: Share of permutations, the given one among them, whose studentised difference is at least as large.
-    """
+    """Return the share of permutations, the given one among them, with at least as large a studentised difference."""
     rng = np.random.default_rng(0)
     runs, observed = np.concatenate([first, second]), studentised_difference(first, second)
     n_larger = 0
@@ -175,11 +152,9 @@ def permutation_test(first: FloatArray, second: FloatArray) -> float:
 
 def studentised_difference(first: FloatArray, second: FloatArray) -> FloatArray:
     """
-    Divide the differences of interquartile means by their standard errors.
+    Return absolute differences of interquartile means over their standard errors, of scores (..., runs, environments).
 
-    :param first: Scores, of shape (..., runs, environments).
-    :param second: Scores, of shape (..., runs, environments).
-    :return: Absolute values, of shape (...); infinite where runs scatter in no environment that counts.
+    Infinite where runs scatter in no environment that counts.
     """
     (mean, variance), (other_mean, other_variance) = iqm_and_variance(first), iqm_and_variance(second)
     difference = np.abs(mean - other_mean)
@@ -188,12 +163,7 @@ def studentised_difference(first: FloatArray, second: FloatArray) -> FloatArray:
 
 
 def iqm_and_variance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """
-    Find the interquartile mean and its variance over seeds, from the winsorised scores (Tukey & McLaughlin 1963).
-
-    :param scores: Scores, of shape (..., runs, environments).
-    :return: Both of shape (...).
-    """
+    """Return interquartile mean and its variance over seeds, from the winsorised scores (Tukey & McLaughlin 1963)."""
     n_runs = scores.shape[-2]
     ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = ordered.shape[-1] // 4
@@ -204,20 +174,18 @@ def iqm_and_variance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def compare_means(values: Mapping[str, FloatArray]) -> PValues:
     """
-    Test the differences of the mean scores of all pairs in one environment.
+    Test the differences of the mean scores of all pairs in one environment, corrected for the number of pairs.
 
     Games and Howell's test is right for scores that scatter like a normal distribution. Where runs either solve a task or
-    fail, all n runs of one contender may succeed and all m of another fail by chance, with a probability of at most
+    fail, all n runs of one algorithm may succeed and all m of another fail by chance, with a probability of at most
     2^(1 - n - m): no p-value is below it, so that with three runs a difference is claimed in a single environment at most.
-
-    :param values: Scores of the runs by contender.
-    :return: p-values, corrected for the number of pairs; none of who has a single run.
+    There is no p-value for an algorithm with a single run.
     """
     several = {name: own for name, own in values.items() if len(own) > 1}
     if len(several) < 2:
         return {}
     with np.errstate(divide="ignore", invalid="ignore"):
-        # NaN where the runs of two contenders do not scatter at all
+        # NaN where the runs of two algorithms do not scatter at all
         p_values = np.nan_to_num(scipy.stats.tukey_hsd(*several.values(), equal_var=False).pvalue)
     return {
         frozenset((first, second)): max(float(p_values[i, j]), 2.0 ** (1 - len(several[first]) - len(several[second])))
@@ -225,13 +193,16 @@ def compare_means(values: Mapping[str, FloatArray]) -> PValues:
     }
 
 
+def seeds_to_claim(n_environments: int) -> int:
+    """Return the fewest seeds with which a difference in one of several environments can be claimed: see the floor above."""
+    return math.floor((1.0 - math.log2(LEVEL / n_environments)) / 2.0) + 1
+
+
 def aggregate_runs(scores: FloatArray) -> FloatArray:
     """
-    Aggregate over runs and environments: ``AGGREGATES``, and the performance profile of Agarwal et al., which is the share of
-    runs above each of ``PROFILE_SCORES``.
+    Return ``AGGREGATES`` and the performance profile (Agarwal et al. 2021), of scores of shape (..., runs, environments).
 
-    :param scores: Normalised scores, of shape (..., runs, environments).
-    :return: Of shape (..., aggregates and scores of the profile).
+    The profile is the share of runs above each of ``PROFILE_SCORES``; the last axis of the result has all in a row.
     """
     iqm = scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
     median = np.median(scores.mean(axis=-2), axis=-1)
@@ -241,13 +212,7 @@ def aggregate_runs(scores: FloatArray) -> FloatArray:
 
 
 def probability_of_improvement(first: FloatArray, second: FloatArray) -> FloatArray:
-    """
-    Estimate how probably a run of one contender beats a run of another on the same environment; a draw counts half.
-
-    :param first: Scores, of shape (..., runs, environments).
-    :param second: Scores, of shape (..., runs, environments).
-    :return: The mean over environments, of shape (...).
-    """
+    """Return how probably a run of one algorithm beats one of another; a draw counts half; the mean over environments."""
     difference = first[..., :, np.newaxis, :] - second[..., np.newaxis, :, :]
     return np.asarray(np.mean((difference > 0.0) + 0.5 * (difference == 0.0), axis=(-3, -2, -1)))
 
@@ -261,9 +226,8 @@ def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray
     sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom over the environments (Hesterberg, What Teachers Should Know
     About the Bootstrap, The American Statistician 69, 2015, on both).
 
-    :param matrices: Scores, of shape (runs, environments), drawn from independently.
-    :param function: Takes the matrices, of shape (..., runs, environments), and returns numbers between 0 and 1.
-    :return: The numbers, low and high ends, of shape (3, ...); the ends are NaN if there is a single run.
+    ``function`` takes matrices of shape (..., runs, environments), which are drawn from independently, and returns numbers
+    between 0 and 1. The result has the numbers, low and high ends, of shape (3, ...); NaN ends if there is a single run.
     """
     values = function(*matrices)
     n_runs = min(map(len, matrices))
@@ -283,28 +247,17 @@ def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray
 
 
 def draw_runs(scores: FloatArray, n_samples: int, rng: np.random.Generator) -> FloatArray:
-    """
-    Draw as many runs as there are in each environment, with replacement.
-
-    :param scores: Scores, of shape (runs, environments).
-    :param n_samples: How many times.
-    :param rng: Draws.
-    :return: Scores, of shape (n_samples, runs, environments).
-    """
+    """Draw as many runs as there are in each environment with replacement, of shape (n_samples, runs, environments)."""
     return np.take_along_axis(scores[np.newaxis], rng.integers(len(scores), size=(n_samples, *scores.shape)), axis=1)
 
 
 def first_reached(positions: Sequence[float], scores: Sequence[float], threshold: float) -> float:
     """
-    Find where a learning curve reaches a score, and the next two evaluations confirm it.
+    Return the position at which a learning curve reaches a score and the next two evaluations confirm it, or infinity.
 
     The best of many noisy evaluations is not yet a policy that is there: with scores of 180 on average and a standard
     deviation of 20, one of twenty reaches 200 with a probability of 97 %, two in a row with 35 %, three in a row with 6 %.
-
-    :param positions: Steps or seconds of the evaluations.
-    :param scores: Their scores; further ones may follow, which only confirm.
-    :param threshold: The score.
-    :return: Position of the first of three in a row, infinity if there are none.
+    Scores after the last position only confirm.
     """
     reached = np.asarray(scores) >= threshold
     (confirmed,) = np.nonzero(reached[:-2] & reached[1:-1] & reached[2:])
@@ -313,11 +266,9 @@ def first_reached(positions: Sequence[float], scores: Sequence[float], threshold
 
 def mean_curve(curves: Sequence[tuple[FloatArray, FloatArray]], n_points: int = 100) -> dict[str, FloatArray]:
     """
-    Average learning curves whose evaluations are at different positions.
+    Average learning curves (positions and scores of each run) whose evaluations are at different positions.
 
-    :param curves: Positions and scores of each run.
-    :param n_points: Number of positions of the result, from 0 to where the shortest curve ends.
-    :return: Arrays ``position``, ``mean``, ``low``, ``high`` of shape (n_points,); the interval is Student's.
+    Returns arrays ``position``, ``mean``, ``low``, ``high``, from 0 to where the shortest curve ends; Student's interval.
     """
     end = min(positions[-1] for positions, _ in curves)
     grid = np.linspace(0.0, end, n_points)

@@ -1,131 +1,116 @@
-"""What a comparison says, in plain words that claim no more than the numbers."""
+"""What a comparison says, in sentences that claim no more than the numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from sb3_reinforce.zoo.compare.plan import Settings
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import LEVEL, Estimate, Overall, PValues, compare_means
+from sb3_reinforce.zoo.compare.statistics import LEVEL, Estimate, Overall, PValues, compare_means, seeds_to_claim
 from sb3_reinforce.zoo.experiment import describe_time_limit
 
 
-def summarise(results: Results, overall: Overall | None) -> str:
-    """
-    Write the paragraph at the top of the report.
+class Ranking(NamedTuple):
+    """Final scores in an environment, the algorithms with the highest, and those whose difference from it may be chance."""
 
-    :param results: The results.
-    :param overall: Statistics over environments, if there are any.
-    :return: Sentences. A difference is claimed only where a test finds it, corrected for the number of comparisons.
+    estimates: dict[str, Estimate]
+    leaders: list[str]
+    level: list[str]
+
+
+def findings(results: Results, overall: Overall | None, rankings: Mapping[str, Ranking]) -> list[str]:
     """
-    sentences = [describe_extent(results)]
+    Say at most five things, one claim each.
+
+    A difference is claimed only where a test finds it, corrected for the number of comparisons.
+    """
     if results.runs.empty:
-        return " ".join([*sentences, "No run is finished, so there is nothing to compare; why is listed below."])
-    n_seeds = len(results.settings.seeds)
-    if n_seeds == 1:
-        sentences.append(
-            "One seed says nothing about the spread between runs: there are no intervals, and no difference is claimed. "
-            "Intervals need at least two seeds, and deserve five."
-        )
+        return ["No run is finished, so there is nothing to compare. The reasons are listed below."]
+    sentences = []
     if overall is not None and len(results.environments) > 1 and len(overall.everywhere) > 1:
-        sentences.append(describe_aggregate(overall))
-    sentences += describe_untuned(results.settings)
-    sentences += describe_absences(results, overall)
-    sentences += describe_environments(results)
-    sentences += describe_speed(results)
-    if results.missing:
-        sentences.append(f"{len(results.missing)} runs are missing (listed below), and what is said here is without them.")
-    return " ".join(sentences)
+        sentences += describe_aggregate(overall)
+    return sentences + describe_environments(rankings) + describe_speed(results)
+
+
+def notes(results: Results, overall: Overall | None) -> list[str]:
+    """Say what limits the findings: few seeds, missing runs, missing entries, algorithms that cannot act somewhere."""
+    sentences = describe_seeds(results) + describe_untuned(results.settings) + describe_absences(results, overall)
+    if results.missing and not results.runs.empty:
+        sentences.append(f"{len(results.missing)} runs are missing (listed below); all numbers are without them.")
+    return sentences
 
 
 def describe_extent(results: Results) -> str:
-    """
-    Say what was compared.
-
-    :param results: The results.
-    :return: A sentence.
-    """
+    """Say what was compared."""
     settings = results.settings
     if settings.seconds is not None:
         budget = f"{settings.seconds:g} seconds of training each"
     elif settings.n_timesteps is not None:
-        budget = f"{settings.n_timesteps:,} environment steps each{describe_overshoot(results)}"
+        most = 0 if results.runs.empty else int(results.runs["steps"].max())
+        overshoot = f" (up to {most:,} were taken)" if most > settings.n_timesteps else ""
+        budget = f"{settings.n_timesteps:,} environment steps each{overshoot}"
     else:
         budget = "each for the number of steps in its own hyperparameters"
-    contenders = results.algorithms or list(settings.algorithms)
-    env_ids = results.environments or settings.environments
+    names = results.algorithms or list(settings.algorithms)
+    env_ids = results.environments or list(settings.environments)
     environments = join(env_ids) if len(env_ids) <= 3 else f"{len(env_ids)} environments"
     n_seeds = len(settings.seeds)
-    return f"{join(contenders)} on {environments}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, {budget}."
+    return f"{join(names)} on {environments}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, {budget}."
 
 
-def describe_overshoot(results: Results) -> str:
-    """
-    Say how many steps were really taken, which may be more than the budget: algorithms finish what they have begun.
-
-    :param results: The results.
-    :return: Empty if no run is finished, or none took more.
-    """
-    most = 0 if results.runs.empty else int(results.runs["steps"].max())
-    return f" (up to {most:,} were taken)" if most > (results.settings.n_timesteps or 0) else ""
-
-
-def describe_aggregate(overall: Overall) -> str:
-    """
-    Say who is ahead over all environments, of those who can act in all of them.
-
-    :param overall: Statistics over environments.
-    :return: A sentence.
-    """
+def describe_aggregate(overall: Overall) -> list[str]:
+    """Say which algorithm is ahead over all environments, of those that suit all of them; one claim in each sentence."""
     estimates = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
-    leaders, behind, level, without = rank(estimates, overall.differences, LEVEL)
+    leaders, behind, level, untested = rank(estimates, overall.differences, LEVEL)
+    with_iqm = {name: f"{name} ({write(estimate)})" for name, estimate in estimates.items()}
+    what = "interquartile mean of the normalised final scores over all environments"
     if len(leaders) > 1:
-        tied = join(f"{name} ({write(estimates[name])})" for name in leaders)
-        return f"Over all environments the interquartile mean of the normalised final scores is an exact tie between {tied}."
-    leader = leaders[0]
-    sentence = (
-        f"Over all environments {leader} has the highest interquartile mean of the normalised final scores, "
-        f"{write(estimates[leader])}"
-    )
+        return [f"The highest {what} is an exact tie between {join(with_iqm[name] for name in leaders)}."]
+    sentences = [f"{leaders[0]} has the highest {what}, {write(estimates[leaders[0]])}."]
     if behind:
-        sentence += f"; a permutation test puts it above {join(f'{name} ({write(estimates[name])})' for name in behind)}"
-    for names, reason in ((level, "it may be chance"), (without, "a single run has no interval")):
-        if names:
-            named = join(f"{name} ({write(estimates[name])})" for name in names)
-            sentence += f"; no difference from {named} is claimed, since {reason}"
-    return f"{sentence}."
+        sentences.append(f"By a permutation test it is above {join(with_iqm[name] for name in behind)}.")
+    if level:
+        sentences.append(f"Its difference from {join(with_iqm[name] for name in level)} may be chance.")
+    elif untested:
+        names = join(with_iqm[name] for name in untested)
+        sentences.append(f"No difference from {names} is claimed, since a single run has no interval.")
+    return sentences
+
+
+def describe_seeds(results: Results) -> list[str]:
+    """Say if the seeds are too few to tell anything about a single environment."""
+    n_seeds, n_environments = len(results.settings.seeds), len(results.environments)
+    if n_seeds == 1:
+        return [
+            "One seed says nothing about the spread between runs: there are no intervals, and no difference is claimed. "
+            "Intervals need at least two seeds; use five or more."
+        ]
+    if n_environments == 0 or n_seeds >= (needed := seeds_to_claim(n_environments)):
+        return []
+    where = "this environment" if n_environments == 1 else f"a single one of {n_environments} environments"
+    return [
+        f"{n_seeds} seeds are too few to claim a difference in {where}, however large it is: so many runs may all succeed or "
+        f"all fail by chance. It takes {needed}."
+    ]
 
 
 def describe_untuned(settings: Settings) -> list[str]:
-    """
-    Say who trains without hyperparameters for an environment: being ahead of it says less.
-
-    :param settings: The settings.
-    :return: Sentences, one for all environments where the same contenders do.
-    """
+    """Say which algorithms train without hyperparameters for an environment: to be ahead of them says less."""
     env_ids: dict[tuple[str, ...], list[str]] = {}
-    for env_id, by_contender in settings.untuned.items():
-        env_ids.setdefault(tuple(by_contender), []).append(env_id)
+    for env_id, by_name in settings.untuned.items():
+        env_ids.setdefault(tuple(by_name), []).append(env_id)
     sentences = []
     for names, own in env_ids.items():
         others = dict.fromkeys(other for env_id in own for versions in settings.untuned[env_id].values() for other in versions)
-        sentence = (
-            f"Without an entry for {join(own)}, {join(names)} {'trains' if len(names) == 1 else 'train'} there with the entry "
-            "default"
-        )
-        if others:
-            sentence += f", though RL Zoo or the file that was given has {join(others)}"
-        sentences.append(f"{sentence}.")
+        known = f", though RL Zoo or the file that was given has {join(others)}" if others else ""
+        train = "trains" if len(names) == 1 else "train"
+        sentences.append(f"Without an entry for {join(own)}, {join(names)} {train} there with the entry default{known}.")
     return sentences
 
 
 def describe_time_limits(results: Results) -> list[str]:
-    """
-    Say where a time limit that the environment does not have ended an evaluation episode.
-
-    :param results: The results.
-    :return: A line for each such environment.
-    """
+    """Say where a time limit that the environment does not have ended an evaluation episode."""
     return [
         describe_time_limit(env_id, limit)
         for env_id, limit in results.settings.time_limits.items()
@@ -134,66 +119,50 @@ def describe_time_limits(results: Results) -> list[str]:
 
 
 def describe_absences(results: Results, overall: Overall | None) -> list[str]:
-    """
-    Say who cannot act where.
-
-    :param results: The results.
-    :param overall: Statistics over environments, if there are any.
-    :return: Sentences.
-    """
+    """Say which algorithm does not suit the actions of which environment."""
     sentences = []
     for name in results.algorithms:
         absent = [env_id for env_id in results.environments if name not in results.settings.entries[env_id]]
-        if not absent:
-            continue
-        sentence = f"{name} cannot act on {join(absent)}"
-        if overall is not None and name in overall.n_seeds:
-            iqm = write(overall.aggregates["IQM"][name])
-            sentence += (
-                f": its interquartile mean, {iqm}, is over {join(results.counted(name))}, and has no rank among the others"
-            )
-        sentences.append(f"{sentence}.")
+        if absent:
+            iqm = ""
+            if overall is not None and name in overall.n_seeds:
+                value, where = write(overall.aggregates["IQM"][name]), join(results.counted(name))
+                iqm = f": its interquartile mean, {value}, is over {where}, and has no rank among the others"
+            sentences.append(f"{name} cannot act on {join(absent)}{iqm}.")
     return sentences
 
 
-def describe_environments(results: Results) -> list[str]:
-    """
-    Say who has the highest final score in each environment.
-
-    :param results: The results.
-    :return: Sentences.
-    """
-    winners: dict[str, list[str]] = {}
-    undecided, tied = [], []
+def rank_environments(results: Results) -> dict[str, Ranking]:
+    """Rank the algorithms in each environment by their final scores."""
+    rankings = {}
     for env_id in results.environments:
         finals = {name: results.final(env_id, name) for name in results.algorithms}
         estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
+        differences = compare_means({name: results.values("score", env_id, name) for name in estimates})
+        leaders, _, level, untested = rank(estimates, differences, LEVEL / len(results.environments))
+        rankings[env_id] = Ranking(estimates, leaders, level + untested)
+    return rankings
+
+
+def describe_environments(rankings: Mapping[str, Ranking]) -> list[str]:
+    """Say which algorithm has the highest final score in which environments."""
+    highest: dict[str, list[str]] = {}
+    undecided = False
+    for env_id, (estimates, leaders, level) in rankings.items():
         if len(estimates) < 2:
             continue
-        differences = compare_means({name: results.values("score", env_id, name) for name in estimates})
-        leaders, _, level, without = rank(estimates, differences, LEVEL / len(results.environments))
-        score = f"{estimates[leaders[0]].value:,.{results.decimals(env_id)}f}"
-        if len(leaders) > 1:
-            tied.append(f"{env_id} ({join(leaders)}, {score})")
-        elif level or without:
-            undecided.append(f"{env_id} ({leaders[0]}, {score})")
-        else:
-            winners.setdefault(leaders[0], []).append(env_id)
-    sentences = [f"{name} has the highest final score on {join(env_ids)}." for name, env_ids in winners.items()]
-    if undecided and len(results.settings.seeds) > 1:
-        sentences.append(f"Where the highest mean may be so by chance, no highest final score is claimed: {join(undecided)}.")
-    if tied:
-        sentences.append(f"The highest final score is an exact tie on {join(tied)}.")
-    return sentences
+        undecided = undecided or (len(leaders) == 1 and bool(level))
+        if len(leaders) > 1 or not level:
+            name = leaders[0] if len(leaders) == 1 else f"an exact tie of {join(leaders)}"
+            highest.setdefault(name, []).append(env_id)
+    if highest:
+        each = "; ".join(f"{name} on {join(env_ids)}" for name, env_ids in highest.items())
+        return [f"Highest final score in an environment: {each}{'; no other is claimed' if undecided else ''}."]
+    return ["No highest final score in an environment is claimed, since each may be chance."] if undecided else []
 
 
 def describe_speed(results: Results) -> list[str]:
-    """
-    Say how fast the contenders train.
-
-    :param results: The results.
-    :return: Sentences.
-    """
+    """Say how fast the first algorithm trains, relative to the others."""
     speeds: dict[str, dict[str, float]] = {name: {} for name in results.algorithms}
     for name, by_env in speeds.items():
         for env_id in results.environments:
@@ -206,24 +175,21 @@ def describe_speed(results: Results) -> list[str]:
         ratios = [speeds[first][env_id] / speeds[other][env_id] for env_id in speeds[first] if env_id in speeds[other]]
         if ratios:
             spread = f" ({min(ratios):.2g} to {max(ratios):.2g})" if len(ratios) > 1 else ""
-            parts.append(f"{np.median(ratios):.2g} for {other}{spread}")
+            parts.append(f"{np.median(ratios):.2g} times those of {other}{spread}")
     if not parts:
         return []
     over = "median over environments and their range" if len(results.environments) > 1 else "medians over seeds"
-    return [f"Steps per second of {first} over those of the others ({over}): {join(parts)}."]
+    return [f"Steps per second of {first}: {join(parts)} ({over})."]
 
 
 def rank(
-    estimates: dict[str, Estimate], differences: PValues, level: float
+    estimates: Mapping[str, Estimate], differences: PValues, level: float
 ) -> tuple[list[str], list[str], list[str], list[str]]:
     """
-    Find the highest estimate, and from which others it can be told.
+    Find the highest estimates, and from which others they can be told, by p-values below ``level``.
 
-    :param estimates: Estimates by name.
-    :param differences: p-values of their differences by pair.
-    :param level: A difference with a p-value below it is not put down to chance.
-    :return: The highest, more than one if they are equal; of the others those that are lower; those for which that may be
-        chance; those that were not tested against it.
+    Returns the highest, more than one if they are equal; of the others those that are lower; those for which that may be
+    chance; those that were not tested.
     """
     highest = max(estimate.value for estimate in estimates.values())
     leaders = [name for name, estimate in estimates.items() if estimate.value == highest]
@@ -237,25 +203,14 @@ def rank(
     )
 
 
-def write(estimate: Estimate, digits: int = 2) -> str:
-    """
-    Write an estimate.
-
-    :param estimate: The estimate.
-    :param digits: Digits behind the point.
-    :return: The number, with its interval if it has one.
-    """
-    if not estimate.has_interval:
-        return f"{estimate.value:,.{digits}f}"
-    return f"{estimate.value:,.{digits}f} [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]"
+def write(estimate: Estimate, digits: int = 2, is_best: bool = False, is_tied: bool = False) -> str:
+    """Write an estimate with its interval if it has one; the best one in bold, one that may be as high with a mark."""
+    value = f"{estimate.value:,.{digits}f}"
+    interval = f" [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]" if estimate.has_interval else ""
+    return f"{f'**{value}**' if is_best else value}{interval}{' ≈' if is_tied else ''}"
 
 
 def join(parts: Iterable[str]) -> str:
-    """
-    Write a list as a part of a sentence.
-
-    :param parts: The parts.
-    :return: Such as ``a, b and c``.
-    """
+    """Write a list as a part of a sentence, such as ``a, b and c``."""
     items: Sequence[str] = list(parts)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

@@ -1,0 +1,108 @@
+"""Writes a report as one HTML file that needs no other, and as Markdown."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+
+from sb3_reinforce.checkpoints import atomic_write
+
+
+class Table(NamedTuple):
+    """
+    A table.
+
+    :param header: Names of the columns.
+    :param rows: Cells. In a cell such as ``**4.5** [3.0, 6.0]`` the number is bold.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Picture(NamedTuple):
+    """
+    A figure.
+
+    :param description: What it shows.
+    :param wide: Its SVG; empty if it is in the Markdown only.
+    :param narrow: SVG for narrow screens.
+    :param file: Path of its PNG relative to the report; empty if it is in the HTML only.
+    """
+
+    description: str
+    wide: bytes = b""
+    narrow: bytes = b""
+    file: str = ""
+
+
+class Section(NamedTuple):
+    """
+    A part of a report.
+
+    :param title: Its heading.
+    :param text: Paragraphs that explain it.
+    :param table: A table, if there is one.
+    :param pictures: Figures.
+    :param is_folded: Whether it is closed until the reader opens it.
+    """
+
+    title: str
+    text: list[str]
+    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+    is_folded: bool = False
+
+
+class Document(NamedTuple):
+    """
+    A report: a table, a figure and a few findings, and everything else below.
+
+    :param title: Its heading.
+    :param subtitle: What was done, in one sentence.
+    :param table: The main results.
+    :param table_note: How to read the table.
+    :param pictures: Beside the findings.
+    :param findings: One claim each.
+    :param notes: What limits the findings.
+    :param sections: The rest.
+    :param reproduce: Names and values that say how to make the report again.
+    :param files: What else lies beside the report.
+    :param hyperparameters: By name.
+    """
+
+    title: str
+    subtitle: str
+    table: Table | None
+    table_note: str
+    pictures: Sequence[Picture]
+    findings: Sequence[str]
+    notes: Sequence[str]
+    sections: Sequence[Section]
+    reproduce: Sequence[tuple[str, str]]
+    files: str
+    hyperparameters: Mapping[str, str] = {}
+
+
+def write_document(path: Path, document: Document) -> None:
+    """Write a report under a path without suffix."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sb3_reinforce.lab"),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["data_uri"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    for suffix in ("html", "md"):
+        text = environment.get_template(f"document.{suffix}.jinja").render(document._asdict())
+        write_bytes(path.with_name(f"{path.name}.{suffix}"), text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half-written."""
+    with atomic_write(path) as file:
+        file.write(content)
