@@ -12,21 +12,23 @@ handed on to ``sb3-reinforce compare``. ``overall`` is the page on several compa
 
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from common import LOGS_DIR, make_parser, make_provenance, read_results, replace_rows, write_results, write_text
 from comparisons import COMPARISONS, Comparison
-from pages import OVERALL, OVERALL_ALGORITHMS, RANDOM, draw_dots, make_overall_page, make_page
+from matplotlib.figure import Figure
+from pages import OVERALL, OVERALL_ALGORITHMS, RANDOM, draw_aggregates, draw_dots, make_overall_page, make_page
 
+from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main as run_command
-from sb3_reinforce.zoo.compare import cli
+from sb3_reinforce.zoo.compare import cli, figures
 from sb3_reinforce.zoo.compare.plan import Settings, read_settings
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.results import read_results as read_comparison
@@ -103,8 +105,24 @@ def run_part(words: Sequence[str], folder: Path, part: str, provenance: dict[str
 def write_page(name: str, comparison: Comparison, runs: pd.DataFrame, results_dir: Path) -> None:
     write_results(results_dir / f"{name}.csv", runs, make_page(name, comparison, runs))
     if comparison.dots is not None:
-        # Without the version of matplotlib, equal figures are equal files
-        draw_dots(runs, comparison).savefig(results_dir / f"{name}.png", dpi=110, metadata={"Software": None})
+        save_figure(draw_dots(runs, comparison), results_dir / f"{name}.png")
+    if comparison.normalised:
+        save_figure(draw_aggregates(runs), results_dir / f"{name}_aggregates.png")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    # Without the version of matplotlib, equal figures are equal files
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def draw_curves(folder: Path, env_id: str) -> Figure:
+    """Draw the learning curves of one environment of a comparison as reports do."""
+    results = read_comparison(folder, read_settings(folder), {})
+    one = results._replace(runs=results.runs[results.runs["env"] == env_id])
+    with matplotlib.rc_context(plots.STYLE):
+        figure = figures.learning_curves(one, plots.make_styles(one.settings.algorithms), "seconds", plots.HALF)
+        plots.space_ticks(figure)
+    return figure
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -127,10 +145,11 @@ def main(arguments: Sequence[str]) -> None:
         folder = options.folder / options.name / part
         new = run_part([*shlex.split(comparison.parts[part]), *further], folder, part, provenance)
         runs = replace_rows(runs, new, KEY)
-        for figure, source in comparison.figures.items():
-            if source.startswith(f"{part}/"):
-                shutil.copyfile(options.folder / options.name / source, results_dir / figure)
         write_page(options.name, comparison, runs, results_dir)
+        for figure, source in comparison.figures.items():
+            of_part, _, env_id = source.partition("/")
+            if of_part == part:
+                save_figure(draw_curves(folder, env_id), results_dir / figure)
     write_page(options.name, comparison, runs, results_dir)
 
 

@@ -31,9 +31,9 @@ class Comparison(NamedTuple):
     :param columns: Scores that the page shows, where there are any.
     :param dots: Column of which the page has a figure, a dot for each run.
     :param to_threshold: Whether the page shows steps and seconds to the threshold, instead of those of the whole run.
-    :param normalised: Whether the page has statistics over the environments.
+    :param normalised: Whether the page has statistics over the environments, and a figure of them.
     :param targets: Scores to reach, by environment, or by part and environment.
-    :param figures: Figures of the report that are kept, by the name that they get.
+    :param figures: Learning curves against seconds that the page has, as part and environment by file.
     """
 
     title: str
@@ -179,10 +179,7 @@ COMPARISONS = {
             f"{ON_POLICY} ars dqn --seeds 5 --seconds 60 --jobs 2 --eval-episodes 5 --final-episodes 50"
         },
         normalised=True,
-        figures={
-            "classic_aggregates.png": "seconds/figures/aggregates.png",
-            "classic_pendulum.png": "seconds/figures/seconds_Pendulum-v1.png",
-        },
+        figures={"classic_pendulum.png": "seconds/Pendulum-v1"},
     ),
     # After: python benchmarks/earlier_entries.py --algos a2c ppo trpo --env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5
     "mujoco": Comparison(

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from common import describe_provenance, make_table
 from comparisons import Comparison, Target
 from matplotlib.figure import Figure
 
-from sb3_reinforce.zoo.compare import statistics, summary
+from sb3_reinforce.lab import plots
+from sb3_reinforce.zoo.compare import figures, statistics, summary
 
 RANDOM = "random"
 LABELS = {
@@ -138,8 +140,9 @@ def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
         "otherwise. A deviation is the standard deviation over the episodes of a seed."
         + (" Intervals are Student's, over the seeds." if comparison.normalised else "")
     )
-    figures = [f"{name}.png"] * (comparison.dots is not None) + list(comparison.figures)
-    parts += [f"![{comparison.title}]({figure})" for figure in figures]
+    shown = [f"{name}.png"] * (comparison.dots is not None) + [f"{name}_aggregates.png"] * comparison.normalised
+    shown += comparison.figures
+    parts += [f"![{comparison.title}]({figure})" for figure in shown]
     return "\n\n".join([*parts, *describe_origin(runs)]) + "\n"
 
 
@@ -178,8 +181,8 @@ def describe_overall(scores: Mapping[str, np.ndarray], kind: str) -> list[str]:
         | {"environments": int((~np.isnan(matrix)).any(axis=0).sum())}
         for name, matrix in scores.items()
     ]
-    sentence = [summary.describe_aggregate(overall).replace("final scores", kind)] if overall.everywhere else []
-    return [*sentence, make_table(rows)]
+    sentences = " ".join(summary.describe_aggregate(overall)).replace("final scores", kind) if overall.everywhere else ""
+    return [sentences] * bool(sentences) + [make_table(rows)]
 
 
 def make_overall_page(comparisons: Sequence[pd.DataFrame]) -> str:
@@ -225,6 +228,15 @@ def join(tables: Sequence[Mapping[str, np.ndarray]], seeds: Sequence[int]) -> di
 
 
 # Figures
+
+
+def draw_aggregates(runs: pd.DataFrame) -> Figure:
+    """Draw the aggregates over environments as reports do."""
+    overall = statistics.over_environments(normalise(runs, "score"))
+    with matplotlib.rc_context(plots.STYLE):
+        figure = figures.forest(overall.aggregates, plots.make_styles(overall.n_seeds), plots.WIDE)
+        plots.space_ticks(figure)
+    return figure
 
 
 def draw_dots(runs: pd.DataFrame, comparison: Comparison) -> Figure:

@@ -131,7 +131,13 @@ def compare(tmp_path, monkeypatch):
         "other": "--env Acrobot-v1 --algos reinforce reinforce-adam ppo --seeds 2 --seconds 60",
     }
     comparison = comparisons.Comparison(
-        "Made up", "For the test.", parts, columns=("score", "score_minus_std", "sampled_score"), dots="score", normalised=True
+        "Made up",
+        "For the test.",
+        parts,
+        columns=("score", "score_minus_std", "sampled_score"),
+        dots="score",
+        normalised=True,
+        figures={"curves.png": "two/CartPole-v1"},
     )
     targets = {"CartPole-v1": comparisons.Target(100.0, "somebody 99"), "two CartPole-v1": comparisons.Target(61.0)}
     made_up = {
@@ -166,7 +172,8 @@ def test_a_comparison_is_run_kept_and_shown(tmp_path, compare):
     page = (tmp_path / "r" / "made_up.md").read_text()
     assert "| CartPole-v1 | reinforce | 1,000 steps | 2 | 60.5" in page and "## other" in page
     assert "interquartile mean of the normalised final scores" in page
-    assert (tmp_path / "r" / "made_up.png").read_bytes().startswith(b"\x89PNG")
+    for figure in ("made_up.png", "made_up_aggregates.png", "curves.png"):
+        assert (tmp_path / "r" / figure).read_bytes().startswith(b"\x89PNG")
 
     # Only what is asked for is made again, and the rest stays
     before = (tmp_path / "r" / "made_up.md").read_text()

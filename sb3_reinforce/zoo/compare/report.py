@@ -10,9 +10,9 @@ import yaml
 
 from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_bytes, write_document
 from sb3_reinforce.zoo.compare import statistics, summary
-from sb3_reinforce.zoo.compare.run_files import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
+from sb3_reinforce.zoo.compare.run_files import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.statistics import Overall
 
 FIGURES_FOLDER = "figures"
