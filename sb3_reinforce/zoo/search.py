@@ -26,7 +26,10 @@ def sample_reinforce_params(
     step: dict[str, Any]
     # Written by RL Zoo as text
     if trial.study.user_attrs.get("natural_gradient") == "True":
-        step = {"target_kl": trial.suggest_float("target_kl", 5e-3, 1e-1, log=True)}
+        step = {
+            "target_kl": trial.suggest_float("target_kl", 2e-3, 5e-2, log=True),
+            "cg_damping": trial.suggest_float("cg_damping", 1e-2, 1.0, log=True),
+        }
     else:
         step = {
             "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
@@ -37,13 +40,14 @@ def sample_reinforce_params(
         "n_steps_pow": trial.suggest_int("n_steps_pow", 4, 10),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 1e-1, log=True),
         "baseline": trial.suggest_categorical("baseline", ["value", "time_step", "leave_one_out"]),
-        "critic_epochs": trial.suggest_int("critic_epochs", 1, 20, log=True),
+        "critic_epochs": trial.suggest_int("critic_epochs", 1, 40, log=True),
         "critic_batch_size_pow": trial.suggest_int("critic_batch_size_pow", 6, 12),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 1e-2, log=True),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
         "ent_coef": trial.suggest_float("ent_coef", 1e-6, 3e-2, log=True),
         "bootstrap_at_time_limit": trial.suggest_categorical("bootstrap_at_time_limit", [True, False]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
+        "critic_net_arch": trial.suggest_categorical("critic_net_arch", list(NET_ARCHS)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
         "ortho_init": trial.suggest_categorical("ortho_init", [True, False]),
     }
@@ -60,9 +64,8 @@ def sample_reinforce_params(
 def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Turn what Optuna stored of a trial into what stands in a configuration file."""
     kwargs = dict(sampled_params)
-    net_arch = NET_ARCHS[kwargs.pop("net_arch")]
     policy_kwargs: dict[str, Any] = {
-        "net_arch": {"pi": list(net_arch), "vf": list(net_arch)},
+        "net_arch": {"pi": list(NET_ARCHS[kwargs.pop("net_arch")]), "vf": list(NET_ARCHS[kwargs.pop("critic_net_arch")])},
         "activation_fn": ACTIVATIONS[kwargs.pop("activation_fn")],
         # Without it a policy does not start uniform, which some sparse rewards need
         "ortho_init": kwargs.pop("ortho_init"),

@@ -648,11 +648,12 @@ def test_a_search_of_a_natural_step_chooses_what_that_uses(tmp_path, recwarn):
     params = {"natural_gradient": True, "learning_rate": 0.1, "policy_averaging": 0.99}
     manager, study = search(tmp_path, None, hyperparams=params)
     for trial in study.trials:
-        assert 0.005 <= trial.params["target_kl"] <= 0.1
+        assert 0.002 <= trial.params["target_kl"] <= 0.05
+        assert 0.01 <= trial.params["cg_damping"] <= 1.0
         assert not {"learning_rate", "lr_schedule", "natural_gradient"} & set(trial.params)
     best = yaml.safe_load(Path(manager.save_path, "reinforce.yml").read_text())["Pendulum-v1"]
     assert best["natural_gradient"]
-    for name in ("target_kl", "critic_learning_rate", "policy_averaging"):
+    for name in ("target_kl", "cg_damping", "critic_learning_rate", "policy_averaging"):
         assert best[name] == study.best_params[name]
     config = f"{manager.save_path}/reinforce.yml"
     model, _ = make_manager(tmp_path, env_id="Pendulum-v1", config=config).setup_experiment()
