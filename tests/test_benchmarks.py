@@ -411,3 +411,23 @@ def test_what_one_process_measures(tmp_path, monkeypatch, aim):
         assert result["reached"] and result["steps"] < 2_000
     else:
         assert result["communication_seconds"] == 0.0
+
+
+# Published agents
+
+
+def test_agents_are_written_as_rl_zoo_finds_them_with_a_card(tmp_path):
+    arguments = ["--env", "CartPole-v1", "--steps", 2_000, "--folder", tmp_path / "agents"]
+    run_in_process("trained_agents", tmp_path, *arguments)
+    run = tmp_path / "agents/reinforce/CartPole-v1_1"
+    assert (run / "CartPole-v1.zip").exists()
+    card = (run / "README.md").read_text()
+    _, front_matter, text = card.split("---\n")
+    (result,) = yaml.safe_load(front_matter)["model-index"][0]["results"]
+    last = np.load(run / "evaluations.npz")["results"][-1]
+    assert result["metrics"][0]["value"] == f"{last.mean():.2f} +/- {last.std():.2f}"
+    assert "sb3-reinforce enjoy --env CartPole-v1" in text and "natural_gradient: true" in text
+    # What is there is not trained again
+    written = (run / "CartPole-v1.zip").stat().st_mtime_ns
+    run_in_process("trained_agents", tmp_path, *arguments)
+    assert (run / "CartPole-v1.zip").stat().st_mtime_ns == written
