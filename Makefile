@@ -48,8 +48,9 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+# Pages are made again, but notebooks are executed only if they changed
 docs: $(INSTALLED)-docs
-	DOCS_STEPS=$(DOCS_STEPS) $(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html
+	DOCS_STEPS=$(DOCS_STEPS) $(BIN)/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going docs docs/_build/html
 	@echo "The site is in docs/_build/html/index.html"
 
 linkcheck: $(INSTALLED)-docs
