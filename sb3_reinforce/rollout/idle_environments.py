@@ -75,7 +75,8 @@ class IdleEnvironments:
             return
         self.is_idle = self.is_idle.copy()
         self.is_idle[indices] = True
-        self.n_idle = int(np.count_nonzero(self.is_idle))
+        self._idle, self._stepped = np.flatnonzero(self.is_idle), np.flatnonzero(~self.is_idle)
+        self.n_idle = len(self._idle)
         # Nobody sees it: ``step`` puts the one at which the environment waits in its place
         observation = zeros(self._engine.observation_space)
         if isinstance(self._engine, SubprocVecEnv):
@@ -120,46 +121,47 @@ class IdleEnvironments:
         """
         if self.n_idle == 0:
             return self.env.step(actions)
-        is_idle = self.is_idle
-        rows = [attributes[name][is_idle] for attributes, name in self._arrays()]
-        with self._counting(~is_idle):
+        # Indices select faster than booleans
+        idle, stepped = self._idle, self._stepped
+        rows = [attributes[name][idle] for attributes, name in self._arrays()]
+        with self._counting(stepped):
             observations, rewards, dones, infos = self.env.step(actions)
         for (attributes, name), values in zip(self._arrays(), rows, strict=True):
-            attributes[name][is_idle] = values
+            attributes[name][idle] = values
         if isinstance(observations, dict):
             for key, part in observations.items():
-                part[is_idle] = last_obs[key][is_idle]
+                part[idle] = last_obs[key][idle]
         else:
-            observations[is_idle] = last_obs[is_idle]  # type: ignore[index]
+            observations[idle] = last_obs[idle]  # type: ignore[index]
         return observations, rewards, dones, infos
 
     def _arrays(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Find the arrays in which wrappers have a row for each environment: a dictionary that has one, and its key."""
         for wrapper in self._wrappers:
-            if isinstance(wrapper, VecMonitor):
+            if type(wrapper) is VecMonitor:
                 yield vars(wrapper), "episode_returns"
                 yield vars(wrapper), "episode_lengths"
-            elif isinstance(wrapper, VecFrameStack):
+            elif type(wrapper) is VecFrameStack:
                 stacks = getattr(wrapper.stacked_obs, "sub_stacked_observations", {"": wrapper.stacked_obs})
                 for stack in stacks.values():
                     yield vars(stack), "stacked_obs"
-            elif isinstance(wrapper, VecNormalize):
+            elif type(wrapper) is VecNormalize:
                 if isinstance(wrapper.old_obs, dict):
                     yield from ((wrapper.old_obs, key) for key in wrapper.old_obs)
                 else:
                     yield vars(wrapper), "old_obs"
 
     @contextlib.contextmanager
-    def _counting(self, is_counted: NumpyArray) -> Iterator[None]:
+    def _counting(self, counted: NumpyArray) -> Iterator[None]:
         """Let ``VecNormalize`` count these rows only. The discounted return of an idle environment is 0, and stays so."""
         counters: list[RunningMeanStd] = []
         for wrapper in self._wrappers:
-            if isinstance(wrapper, VecNormalize):
+            if type(wrapper) is VecNormalize:
                 of_observations: Any = getattr(wrapper, "obs_rms", {})
                 counters.append(wrapper.ret_rms)
                 counters += of_observations.values() if isinstance(of_observations, dict) else [of_observations]
         for counter in counters:
-            vars(counter)["update"] = partial(_update_from_rows, counter, is_counted)
+            vars(counter)["update"] = partial(_update_from_rows, counter, counted)
         try:
             yield
         finally:
@@ -167,8 +169,8 @@ class IdleEnvironments:
                 vars(counter).pop("update", None)
 
 
-def _update_from_rows(counter: RunningMeanStd, is_counted: NumpyArray, values: NumpyArray) -> None:
-    RunningMeanStd.update(counter, values[is_counted])
+def _update_from_rows(counter: RunningMeanStd, rows: NumpyArray, values: NumpyArray) -> None:
+    RunningMeanStd.update(counter, values[rows])
 
 
 def zeros(space: spaces.Space[Any]) -> Any:
