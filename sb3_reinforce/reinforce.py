@@ -51,6 +51,7 @@ from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, explain_cut, find_bound, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
 from sb3_reinforce.rollout.collector import Rollout, collect_episodes
+from sb3_reinforce.rollout.progress_bar import count_steps_in_progress_bars
 from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.advantages import compute_advantages, evaluate_rollout
 from sb3_reinforce.update.critic import fit_critic
@@ -656,11 +657,10 @@ class REINFORCE(OnPolicyAlgorithm):
                 warnings.warn(warning, UserWarning, stacklevel=2)
         return super().learn(
             total_timesteps=total_timesteps,
-            callback=callback,
+            callback=count_steps_in_progress_bars(callback, progress_bar),
             log_interval=log_interval,
             tb_log_name=tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
         )
 
     def _excluded_save_params(self) -> list[str]:

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import CueEnv, FixedLengthEnv, UpdatesByHand
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import (
@@ -23,6 +28,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
 )
+from tqdm.rich import tqdm
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.rollout.idle_environments import IdleEnvironments
@@ -345,6 +351,23 @@ def test_callbacks_of_sb3_count_what_happened(tmp_path):
     count = again.obs_rms.count
     again.reset()
     assert again.obs_rms.count == count + 1
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+@pytest.mark.parametrize("others", [None, lambda *_: True, Watch(), [Watch()]], ids=["none", "function", "callback", "list"])
+@pytest.mark.parametrize("is_argument", [True, False])
+def test_progress_bars_count_the_steps_that_were_made(monkeypatch, others, is_argument):
+    shown, close = [], tqdm.close
+    monkeypatch.setattr(tqdm, "close", lambda bar: (shown.append((bar.n, bar.total)), close(bar)))
+    model = make_model(fixed_length_envs([2], [9]), n_steps=2)
+    for reset_num_timesteps in (True, False):
+        # As RL Zoo does
+        callback = others if is_argument else [*([others] if isinstance(others, BaseCallback) else []), ProgressBarCallback()]
+        model.learn(20, callback, progress_bar=is_argument, reset_num_timesteps=reset_num_timesteps)
+    # Bars are closed again when they are thrown away
+    assert model.num_timesteps == 44 and set(shown) == {(22, 20)}
+    if isinstance(others, Watch):
+        assert len(others.seen) > 0
 
 
 class Talkative(FixedLengthEnv):

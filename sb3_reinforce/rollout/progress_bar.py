@@ -1,0 +1,33 @@
+"""A progress bar that counts the steps that were made: SB3's takes all environments for stepped at every step."""
+
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+
+class StepsProgressBar(ProgressBarCallback):
+    """SB3's progress bar, with the steps of ``num_timesteps``."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._steps_before = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.num_timesteps - self._steps_before - self.pbar.n)
+        return True
+
+
+def count_steps_in_progress_bars(callback: MaybeCallback, progress_bar: bool) -> MaybeCallback:
+    """
+    Replace SB3's progress bars.
+
+    :param callback: That ``learn`` was given; RL Zoo's ``--progress`` puts a bar into the list.
+    :param progress_bar: Whether ``learn`` was asked for one.
+    :return: Callbacks that show the same bars.
+    """
+    if isinstance(callback, list):
+        callback = [StepsProgressBar() if type(child) is ProgressBarCallback else child for child in callback]
+    if not progress_bar:
+        return callback
+    if isinstance(callback, list):
+        return [*callback, StepsProgressBar()]
+    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback), StepsProgressBar()]
