@@ -33,7 +33,7 @@ from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
 from sb3_reinforce.lab.cloning import unit_weights
 from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
 from sb3_reinforce.lab.estimators import OWN, choose_estimators, make_estimators
-from sb3_reinforce.lab.findings import describe
+from sb3_reinforce.lab.findings import describe, notes
 from sb3_reinforce.lab.gradients import ScoreGradients, compression, steps_of, take_episodes
 from sb3_reinforce.lab.measurement import (
     divergence_of_step,
@@ -42,7 +42,7 @@ from sb3_reinforce.lab.measurement import (
     measure_episodes,
     prepare,
 )
-from sb3_reinforce.lab.report import make_sections, write_report
+from sb3_reinforce.lab.report import model_section, needed_table, write_report
 from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step
 from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.evaluator import PolicyEvaluator
@@ -826,8 +826,9 @@ def test_few_informative_episodes_give_no_interval(probability, is_bounded):
         assert result.ratio.is_bounded == is_bounded
         assert is_bounded or not result.bias.is_bounded or result.estimator.key == result.reference
     assert is_bounded or not measurement.target_cosine.is_bounded
-    (section,) = make_sections([measurement], dict.fromkeys(("needed", "clouds", "cosines", "trust")))[1:2]
-    for text in (" ".join(describe(measurement)), *section.text[-1:], section.table.rows[0][2], section.table.rows[0][3]):
+    row = model_section(measurement).table.rows[0]
+    said = (" ".join(describe(measurement)), " ".join(notes([measurement])), needed_table([measurement]).rows[0][1])
+    for text in (*said, row[2], row[3]):
         assert ("oo few informative episodes" in text) == (not is_bounded)
 
 
