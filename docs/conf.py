@@ -37,7 +37,7 @@ suppress_warnings = ["sphinx_autodoc_typehints.forward_reference"]
 nb_execution_mode = "cache"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600
+nb_execution_timeout = 1800
 nb_merge_streams = True
 # Progress and warnings on stderr say nothing to a reader
 nb_output_stderr = "remove"
