@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
+from sb3_reinforce.functional.baselines import ValueBaseline, name_of
 from sb3_reinforce.functional.estimator import Estimator
 
 
@@ -143,7 +144,7 @@ def check_budget(
         )
     if comparing_baseline is not None and (n_episodes == 1 or (n_steps == 1 and n_envs == 1)):
         raise ValueError(
-            f"baseline={comparing_baseline!r} compares episodes with each other, but an update has only one: "
+            f"baseline={comparing_baseline} compares episodes with each other, but an update has only one: "
             "raise n_episodes or n_steps, or choose another baseline"
         )
     if n_episodes is None or n_envs is None or n_episodes >= n_envs:
@@ -176,7 +177,7 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
     """
     Check the arguments of the algorithm.
 
-    :param arguments: By their names, or as SB3 keeps some, with an underscore before.
+    :param arguments: By their names, or as SB3 keeps some, with an underscore before; ``baseline`` is made already.
     :param n_envs: Environments of all processes; None where a model has none.
     :param n_processes: Those that train together.
     :return: Warnings.
@@ -190,13 +191,12 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
         make_schedule(arguments["critic_learning_rate"], "critic_learning_rate")
     if make_schedule(arguments["target_kl"], "target_kl")(1.0) <= 0.0:
         raise ValueError(f"target_kl must be above 0, not {arguments['target_kl']}: a step that changes nothing is none")
-    baseline = estimator.baseline
-    compared = baseline if estimator.compares_episodes else None
+    compared = name_of(estimator.baseline) if estimator.baseline.compares_episodes else None
     warnings = [
         check_budget(arguments["n_steps"], arguments["n_episodes"], n_envs, n_processes, compared),
         explain_ignored_settings(arguments),
     ]
-    if estimator.return_type == "episode" and baseline == "value":
+    if estimator.return_type == "episode" and isinstance(estimator.baseline, ValueBaseline):
         warnings.append(
             "return_type='episode' with baseline='value' subtracts the value of what is still to come from the return of "
             "the whole episode: unbiased, but noisy. return_type='reward_to_go' with discounted_weighting=True has the "

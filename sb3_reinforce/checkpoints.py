@@ -1,5 +1,6 @@
 """Files of saved models: written whole or not at all, and checked before they are loaded."""
 
+import base64
 import contextlib
 import io
 import itertools
@@ -13,7 +14,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+import cloudpickle
 from stable_baselines3.common.save_util import open_path
+
+from sb3_reinforce.functional.baselines import Baseline, make_baseline, name_of
 
 
 def model_path(path: pathlib.Path) -> pathlib.Path:
@@ -84,18 +88,75 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
     name = path if isinstance(path, str | pathlib.Path) else "The file"
     if not is_reinforce(saved):
         raise ValueError(f"{name} holds no model of REINFORCE: load it with the class that saved it, or train a new model")
-    for argument, kept, has_parameters in (
-        ("baseline", "critic", lambda value: value == "value"),
-        ("policy_averaging", "moving average of the policy", lambda value: value is not None),
-    ):
-        own = saved.get(argument)
-        wanted = arguments.get(argument, own)
-        if has_parameters(own) != has_parameters(wanted):
-            raise ValueError(
-                f"{name} holds a model with {argument}={own!r}, which has {'a' if has_parameters(own) else 'no'} {kept}: it "
-                f"cannot become one with {argument}={wanted!r}. Load it as it is, or copy its actor into a new model: "
-                "new.policy.load_state_dict(loaded.policy.state_dict(), strict=False)"
-            )
+    own_decay = saved.get("policy_averaging")
+    decay = arguments.get("policy_averaging", own_decay)
+    own_text, text = f"policy_averaging={own_decay!r}", f"policy_averaging={decay!r}"
+    _check_parts(name, own_text, text, "moving average of the policy", own_decay is not None, decay is not None)
+    # Files of older versions have a name only
+    own = saved.get("_saved_baseline") or describe_baseline(make_baseline(saved.get("baseline")), None)
+    if "baseline" in arguments:
+        baseline = make_baseline(arguments["baseline"])
+        own_text, text = f"baseline={own['name']}", f"baseline={name_of(baseline)}"
+        _check_parts(name, own_text, text, "critic", own["needs_critic"], baseline.needs_critic)
+    elif (problem := own["problem"] or _problem_of_pickle(saved.get("baseline"))) is not None:
+        raise ValueError(
+            f"{name} holds a model whose baseline, {own['name']}, is missing ({problem}): give it to load, as "
+            "REINFORCE.load(path, baseline=...)"
+        )
+
+
+def _check_parts(name: Any, own: str, wanted: str, part: str, has_part: bool, needs_part: bool) -> None:
+    if has_part != needs_part:
+        raise ValueError(
+            f"{name} holds a model with {own}, which has {'a' if has_part else 'no'} {part}: it cannot become one with "
+            f"{wanted}. Load it as it is, or copy its actor into a new model: "
+            "new.policy.load_state_dict(loaded.policy.state_dict(), strict=False)"
+        )
+
+
+def _problem_of_pickle(saved: Any) -> str | None:
+    """Say why a saved attribute could not be loaded; None if it can."""
+    try:
+        if isinstance(saved, dict):
+            cloudpickle.loads(base64.b64decode(saved[":serialized:"]))
+    except Exception as error:  # A class may raise what it likes
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def describe_baseline(baseline: Baseline, argument: Baseline | str | None) -> dict[str, Any]:
+    """
+    Find out what is saved of a baseline beside the argument.
+
+    :param baseline: That of the model.
+    :param argument: What it was made of.
+    :return: ``name``; ``needs_critic``; ``state``, pickled, of a baseline that was made of a name (an instance is saved
+        itself); ``problem``: why it is not saved, of which a warning is given, or None.
+    """
+    description = {"name": name_of(baseline), "needs_critic": baseline.needs_critic, "state": None, "problem": None}
+    try:
+        state = cloudpickle.dumps(baseline if argument is baseline else baseline.state_dict())
+    except Exception as error:  # A class may raise what it likes
+        problem = f"it could not be pickled, {type(error).__name__}: {error}"
+        warnings.warn(f"The baseline {name_of(baseline)} is not saved with the model: {problem}", UserWarning, stacklevel=3)
+        return {**description, "problem": problem}
+    has_state = argument is not baseline and len(baseline.state_dict()) > 0
+    return {**description, "state": state if has_state else None}
+
+
+def restore_baseline(argument: Baseline | str | None, saved: Mapping[str, Any] | None) -> Baseline:
+    """
+    Make the baseline of a model, with the state that was saved with the model.
+
+    :param argument: Of the model.
+    :param saved: See ``describe_baseline``; None of a new model.
+    :return: The baseline, in a new state if it is another than was saved.
+    :raises ValueError: If there is no such baseline; names it.
+    """
+    baseline = make_baseline(argument)
+    if saved is not None and saved["state"] is not None and saved["name"] == name_of(baseline) and argument is not baseline:
+        baseline.load_state_dict(cloudpickle.loads(saved["state"]))
+    return baseline
 
 
 def read_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:

@@ -24,10 +24,11 @@ from sb3_reinforce.arguments import (
     explain_few_updates,
     make_schedule,
 )
-from sb3_reinforce.checkpoints import atomic_write, check_model_file, model_path
+from sb3_reinforce.checkpoints import atomic_write, check_model_file, describe_baseline, model_path, restore_baseline
 from sb3_reinforce.distributed.partition import Partition
 from sb3_reinforce.distributed.process_group import join_process_group
 from sb3_reinforce.distributed.synchronization import Synchronization
+from sb3_reinforce.functional.baselines import Baseline, NoBaseline, name_of
 from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.functional.returns import Array
 from sb3_reinforce.policies.actor_critic import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -193,7 +194,7 @@ class REINFORCE(OnPolicyAlgorithm):
         gae_lambda: float = 1.0,
         return_type: Literal["reward_to_go", "episode"] = "reward_to_go",
         discounted_weighting: bool = False,
-        baseline: Literal["value", "leave_one_out", "time_step", "mean"] | None = "value",
+        baseline: str | Baseline | None = "value",
         normalize_advantage: bool = False,
         loss_reduction: Literal["step", "episode"] = "step",
         ent_coef: float | str | Schedule = 0.0,
@@ -253,6 +254,7 @@ class REINFORCE(OnPolicyAlgorithm):
         self.return_type = return_type
         self.discounted_weighting = discounted_weighting
         self.baseline = baseline
+        self._baseline: Baseline = NoBaseline()
         self.normalize_advantage = normalize_advantage
         self.loss_reduction = loss_reduction
         self.entropy_in_return = entropy_in_return
@@ -296,9 +298,11 @@ class REINFORCE(OnPolicyAlgorithm):
         self._maybe_recommend_cpu(MlpPolicy.__name__)
 
     def _check_arguments(self) -> None:
+        self._baseline = restore_baseline(self.baseline, vars(self).pop("_saved_baseline", None))
         n_processes = self._synchronization.processes.size
         n_envs = None if self.env is None else self.n_envs * n_processes
-        for warning in check_arguments({**vars(self), "n_steps": self.n_steps}, n_envs, n_processes):
+        arguments = {**vars(self), "n_steps": self.n_steps, "baseline": self._baseline}
+        for warning in check_arguments(arguments, n_envs, n_processes):
             self._warn_once(warning, warning)
 
     def _setup_lr_schedule(self) -> None:
@@ -339,7 +343,7 @@ class REINFORCE(OnPolicyAlgorithm):
             gae_lambda=self.gae_lambda,
             return_type=self.return_type,
             discounted_weighting=self.discounted_weighting,
-            baseline=self.baseline,
+            baseline=self._baseline,
             normalize_advantage=self.normalize_advantage,
             loss_reduction=self.loss_reduction,
         )
@@ -363,7 +367,7 @@ class REINFORCE(OnPolicyAlgorithm):
         observation_space = self.observation_space
         if self.use_masking:
             observation_space = space_without_mask(observation_space, self.action_space)
-        has_critic = self.baseline == "value"
+        has_critic = self._baseline.needs_critic
         arguments = (observation_space, self.action_space, self.lr_schedule, self.use_sde, has_critic, self.policy_kwargs)
         self.policy = make_policy(self.policy_class, *arguments).to(self.device)  # type: ignore[arg-type]
         # Refuses a policy that cannot be evaluated, before anything is collected
@@ -446,12 +450,12 @@ class REINFORCE(OnPolicyAlgorithm):
         n_envs = env.num_envs * processes.size
         bound = find_bound(self.max_rollout_steps, self._time_limit, self.n_steps, self.n_episodes, n_envs)
         quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else processes.share(self.n_episodes))
-        bootstraps = self.baseline == "value" and self.bootstrap_at_time_limit
+        bootstraps = self._baseline.needs_critic and self.bootstrap_at_time_limit
         rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
         if rollout is None:
             return None
         if rollout.n_cut > 0:
-            has_value = self.baseline == "value" and self._n_updates > 0
+            has_value = self._baseline.needs_critic and self._n_updates > 0
             self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, has_value))
         self.logger.record("rollout/episodes", rollout.n_episodes)
         self.logger.record("rollout/discarded_fraction", 1.0 - rollout_buffer.n_counted_steps / rollout.n_steps)
@@ -463,7 +467,7 @@ class REINFORCE(OnPolicyAlgorithm):
     def _evaluate_rollout(self, rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer) -> None:
         """Compute what the update needs of the policy that acted. SB3's arrays in the buffer follow from it."""
         evaluator, batch = make_evaluator(self.policy, self.micro_batch_size), rollout_buffer.whole_episodes()
-        outputs = evaluate_rollout(evaluator, batch, self.baseline == "value", self._n_updates > 0, self.entropy_in_return)
+        outputs = evaluate_rollout(evaluator, batch, self._baseline, self._n_updates > 0, self.entropy_in_return)
         rollout_buffer.set_outputs(outputs, evaluator, self.estimator, self._ent_coef_in_return)
 
     @property
@@ -542,13 +546,13 @@ class REINFORCE(OnPolicyAlgorithm):
             self._warn_once("micro_batch_size", evaluator.explain_long_episode(batch.episode_lengths))
 
         processes = self._synchronization.processes
-        advantages = compute_advantages(batch, self.estimator, self._ent_coef_in_return, processes)
+        advantages = compute_advantages(batch, self.estimator, evaluator, self._ent_coef_in_return, processes)
         targets, partition = advantages.targets, advantages.partition
-        if self.estimator.compares_episodes and len(partition.episode_lengths) == 1:
+        if self._baseline.compares_episodes and len(partition.episode_lengths) == 1:
             self._warn_once(
                 "one episode",
-                f"A rollout held a single episode, which baseline={self.baseline!r} has nothing to compare with: no baseline "
-                "was used. Raise n_steps, or use n_episodes.",
+                f"A rollout held a single episode, which baseline={name_of(self._baseline)} has nothing to compare with: no "
+                "baseline was used. Raise n_steps, or use n_episodes.",
             )
         self.logger.record("train/return_mean", targets.rewards_to_go.mean())
         self.logger.record("train/return_std", targets.rewards_to_go.std())
@@ -557,9 +561,10 @@ class REINFORCE(OnPolicyAlgorithm):
         local_targets, ent_coef_in_loss = advantages.local_targets, 0.0 if self.entropy_in_return else ent_coef
         gradient = compute_gradient(evaluator, batch, local_targets, ent_coef_in_loss, processes)
         self._policy_step(evaluator, batch, gradient, partition)
-        if advantages.values is not None:
-            self.logger.record("train/explained_variance", explained_variance(advantages.values, targets.rewards_to_go))
+        if (values := advantages.episodes.values) is not None:
+            self.logger.record("train/explained_variance", explained_variance(values, targets.rewards_to_go))
             self._fit_critic(evaluator, batch, local_targets.rewards_to_go, gradient.parameters, partition)
+        self._baseline.fit(advantages.episodes)
 
         self.logger.record("train/ent_coef", ent_coef)
         if hasattr(self.policy, "log_std"):
@@ -664,7 +669,8 @@ class REINFORCE(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "policy_average", "distributed", "_synchronization", "_warned"]
+        own = ["_rng", "policy_average", "distributed", "_synchronization", "_warned", "_baseline"]
+        return super()._excluded_save_params() + own
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -688,6 +694,9 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         if self._synchronization.processes.rank > 0:
             return
+        self._saved_baseline = describe_baseline(self._baseline, self.baseline)
+        if self._saved_baseline["problem"] is not None:
+            exclude = [*(exclude or ()), "baseline"]
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return

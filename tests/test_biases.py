@@ -26,6 +26,7 @@ from stable_baselines3.common.logger import Logger
 from test_exactness import GAMMA, PATHS, TEMPERATURE, exact_gradient, expectation, state_rows
 
 from sb3_reinforce import REINFORCE, MlpPolicy
+from sb3_reinforce.functional.baselines import Episodes, NoBaseline, ValueBaseline
 from sb3_reinforce.functional.estimator import Estimator
 
 #: Arm, reward, probability
@@ -253,12 +254,14 @@ def test_scores_of_saturated_squashed_actions_have_a_mean_that_is_not_zero():
 
 def noise_of(values: np.ndarray | None, **switches) -> float:
     """The variance of the gradient of one episode of DiamondHill, summed over the parameters."""
-    estimator = Estimator(gamma=GAMMA, loss_reduction="episode", baseline=None if values is None else "value", **switches)
+    baseline = NoBaseline() if values is None else ValueBaseline()
+    estimator = Estimator(gamma=GAMMA, loss_reduction="episode", baseline=baseline, **switches)
     mean, square = 0.0, 0.0
     for path in PATHS:
         rows = state_rows(path)
         own_values = None if values is None else values[rows]
-        weights = estimator(np.array(path.rewards, np.float64), own_values, np.array([len(rows)])).score_weights
+        episode = Episodes(np.array(path.rewards, np.float64), np.array([len(rows)]), values=own_values)
+        weights = estimator(episode).score_weights
         logit_gradient = np.zeros((3, 2))
         for row, action, weight in zip(rows, path.actions, weights, strict=True):
             logit_gradient[row] += weight * (np.eye(2)[action] - ACTION_PROBABILITIES[row])
@@ -291,9 +294,11 @@ def test_the_longer_an_episode_is_the_less_it_fits():
     """Coins: an episode of n steps, of which each pays 0 or 1. Relative to no baseline, by all sequences of coins."""
 
     def noise(n_steps, values, return_type):
-        estimator = Estimator(1.0, 1.0, return_type, baseline=None if values is None else "value", loss_reduction="episode")
+        baseline = NoBaseline() if values is None else ValueBaseline()
+        estimator = Estimator(1.0, 1.0, return_type, baseline=baseline, loss_reduction="episode")
         sequences = np.array(list(itertools.product((0.0, 1.0), repeat=n_steps)))
-        found = [estimator(rewards, values, np.array([n_steps])).score_weights * (rewards - 0.5) for rewards in sequences]
+        episodes = [Episodes(rewards, np.array([n_steps]), values=values) for rewards in sequences]
+        found = [estimator(episode).score_weights * (episode.rewards - 0.5) for episode in episodes]
         return np.var(found, axis=0).sum()
 
     for n_steps, expected in ((2, (0.3, 0.2, 0.1)), (8, (0.345, 0.099, 0.049))):

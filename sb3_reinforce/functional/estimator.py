@@ -9,14 +9,11 @@ the laboratory share this code. The layout of the arrays is that of ``returns``.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from sb3_reinforce.functional import baselines, returns
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional import returns
+from sb3_reinforce.functional.baselines import Baseline, Episodes, ValueBaseline, compute_baseline, name_of
+from sb3_reinforce.functional.returns import Array
 
 RETURN_TYPES = ("reward_to_go", "episode")
-
-BASELINES = ("value", "leave_one_out", "time_step", "mean", None)
 
 LOSS_REDUCTIONS = ("step", "episode")
 
@@ -46,8 +43,7 @@ class Estimator:
     :param gae_lambda: 1 is Monte Carlo; below, Schulman et al.'s generalized advantage (2016, eq. 16).
     :param return_type: ``"reward_to_go"`` or ``"episode"``.
     :param discounted_weighting: Weight step t by ``gamma**t``.
-    :param baseline: ``"value"``, ``"leave_one_out"``, ``"time_step"``, ``"mean"`` or None. The second and third compare
-        episodes with each other: of a single episode they subtract nothing.
+    :param baseline: What is subtracted from the returns.
     :param normalize_advantage: Subtract the mean of the advantages and divide by their standard deviation.
     :param loss_reduction: ``"step"`` or ``"episode"``.
     :raises ValueError: If a switch is out of its range or two contradict each other; the message names them.
@@ -57,7 +53,7 @@ class Estimator:
     gae_lambda: float = 1.0
     return_type: str = "reward_to_go"
     discounted_weighting: bool = False
-    baseline: str | None = "value"
+    baseline: Baseline = ValueBaseline()  # noqa: RUF009 (it has no state)
     normalize_advantage: bool = False
     loss_reduction: str = "step"
 
@@ -65,56 +61,67 @@ class Estimator:
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
-        for name, choices in (("return_type", RETURN_TYPES), ("baseline", BASELINES), ("loss_reduction", LOSS_REDUCTIONS)):
+        for name, choices in (("return_type", RETURN_TYPES), ("loss_reduction", LOSS_REDUCTIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {getattr(self, name)!r}")
-        if self.gae_lambda < 1.0 and (self.baseline != "value" or self.return_type != "reward_to_go"):
+        if self.gae_lambda < 1.0 and (not isinstance(self.baseline, ValueBaseline) or self.return_type != "reward_to_go"):
             raise ValueError(
                 f"gae_lambda={self.gae_lambda} mixes critic values into the reward-to-go: it needs baseline='value' and "
-                f"return_type='reward_to_go', not baseline={self.baseline!r} and return_type={self.return_type!r}"
+                f"return_type='reward_to_go', not baseline={name_of(self.baseline)} and return_type={self.return_type!r}"
             )
 
-    @property
-    def compares_episodes(self) -> bool:
-        """Whether the baseline needs at least two episodes."""
-        return self.baseline in ("leave_one_out", "time_step")
+    def add_returns(self, episodes: Episodes) -> Episodes:
+        """
+        Compute the returns that the baseline is subtracted from.
 
-    def __call__(self, rewards: Array, values: Array | None, episode_lengths: IntArray) -> PolicyGradientTargets:
+        :param episodes: With rewards.
+        :return: The same with returns.
+        """
+        rewards_to_go = returns.rewards_to_go(episodes.rewards, episodes.lengths, self.gamma)
+        credited = rewards_to_go
+        if self.return_type == "episode":
+            credited = returns.whole_episode_returns(episodes.rewards, episodes.lengths, self.gamma)
+        return episodes.replace(returns=credited, rewards_to_go=rewards_to_go, gamma=self.gamma)
+
+    def step_weights(self, episodes: Episodes) -> Array:
+        """
+        Compute what the advantage of each step is multiplied with.
+
+        :param episodes: The episodes.
+        :return: Shape ``(n_steps,)``.
+        """
+        gamma = self.gamma if self.discounted_weighting and self.return_type == "reward_to_go" else 1.0
+        return returns.discount_weights(episodes.lengths, gamma)
+
+    def subtracted(self, episodes: Episodes) -> Array:
+        """
+        Compute what the baseline subtracts.
+
+        :param episodes: With returns.
+        :return: Shape ``(n_steps,)``.
+        :raises ValueError: If the baseline gives anything else.
+        """
+        return compute_baseline(self.baseline, episodes)
+
+    def __call__(self, episodes: Episodes, subtracted: Array | None = None) -> PolicyGradientTargets:
         """
         Turn episodes into the weight of each step.
 
-        :param rewards: Of each step, what followed a cut episode included, shape ``(n_steps,)``.
-        :param values: V(s) of each step, shape ``(n_steps,)``; needed with ``baseline="value"`` only.
-        :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
+        :param episodes: With rewards, what followed a cut episode included, and with what the baseline needs.
+        :param subtracted: What the baseline subtracts, shape ``(n_steps,)``; None to ask it.
         :return: The weights, and what they were made of.
+        :raises ValueError: If the baseline gives numbers that cannot be subtracted.
         """
-        rewards_to_go, advantages = self._advantages(rewards, values, episode_lengths)
+        episodes = self.add_returns(episodes)
+        subtracted = self.subtracted(episodes) if subtracted is None else subtracted
+        rewards_to_go, advantages = episodes.rewards_to_go, episodes.returns - subtracted
+        if self.gae_lambda < 1.0:
+            advantages = returns.generalized_advantages(
+                episodes.rewards, subtracted, episodes.lengths, self.gamma, self.gae_lambda
+            )
+            rewards_to_go = advantages + subtracted
         weights = returns.standardize(advantages) if self.normalize_advantage else advantages
         if self.discounted_weighting and self.return_type == "reward_to_go":
-            weights = weights * returns.discount_weights(episode_lengths, self.gamma)
-        n_averaged = len(weights) if self.loss_reduction == "step" else len(episode_lengths)
+            weights = weights * self.step_weights(episodes)
+        n_averaged = len(weights) if self.loss_reduction == "step" else len(episodes.lengths)
         return PolicyGradientTargets(rewards_to_go, advantages, weights, n_averaged)
-
-    def _advantages(self, rewards: Array, values: Array | None, episode_lengths: IntArray) -> tuple[Array, Array]:
-        if self.gae_lambda < 1.0:
-            assert values is not None
-            advantages = returns.generalized_advantages(rewards, values, episode_lengths, self.gamma, self.gae_lambda)
-            return advantages + values, advantages
-
-        rewards_to_go = returns.rewards_to_go(rewards, episode_lengths, self.gamma)
-        credited = rewards_to_go
-        if self.return_type == "episode":
-            credited = returns.whole_episode_returns(rewards, episode_lengths, self.gamma)
-        return rewards_to_go, credited - self._baseline(credited, values, episode_lengths)
-
-    def _baseline(self, credited: Array, values: Array | None, episode_lengths: IntArray) -> Array:
-        if self.baseline == "value":
-            assert values is not None
-            return values
-        if self.baseline == "mean":
-            return baselines.mean_baseline(credited, episode_lengths)
-        if self.baseline is None or len(episode_lengths) == 1:
-            return np.zeros_like(credited)
-        if self.baseline == "leave_one_out":
-            return baselines.leave_one_out_baseline(credited, episode_lengths)
-        return baselines.time_step_baseline(credited, episode_lengths)

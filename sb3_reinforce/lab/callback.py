@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_reinforce.functional.baselines import LeaveOneOutBaseline, MeanBaseline
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, make_lab_evaluator
 from sb3_reinforce.lab.estimators import OWN, make_estimators
@@ -81,7 +82,8 @@ class NoiseScaleCallback(BaseCallback):
         if n_episodes < self.min_episodes:
             return
         evaluator = make_lab_evaluator(model.policy, model)
-        baseline = "leave_one_out" if model.baseline == "mean" else model.baseline
+        own_baseline = model.estimator.baseline
+        baseline = LeaveOneOutBaseline() if isinstance(own_baseline, MeanBaseline) else own_baseline
         settings = dataclasses.replace(model.estimator, loss_reduction="episode", baseline=baseline)
         own = make_estimators(model, model.gamma)[OWN]._replace(settings=settings)
         (prepared,) = prepare(Episodes(model, evaluator, batch, batch.rewards), [own], [], 0)
@@ -92,7 +94,7 @@ class NoiseScaleCallback(BaseCallback):
         weights = np.zeros((1 + len(halves), len(batch.rewards)))
         for row, group in zip(weights, [np.arange(n_episodes), *halves], strict=True):
             steps = steps_of(batch.episode_lengths, group)
-            row[steps] = prepared.targets(steps, batch.episode_lengths[group]).score_weights / len(group)
+            row[steps] = prepared.targets(group).score_weights / len(group)
         gradient, *of_halves = ScoreGradients(evaluator)(batch, weights).astype(np.float64)
         signal = float(np.mean([first @ second for first, second in zip(of_halves[::2], of_halves[1::2], strict=True)]))
         noise = n_episodes * (float(gradient @ gradient) - signal)

@@ -149,7 +149,7 @@ def make_buffer(model: OnPolicyAlgorithm, n_envs: int) -> EpisodeRolloutBuffer |
 
 def bootstraps_at_time_limit(model: OnPolicyAlgorithm) -> bool:
     """Tell whether a model bootstraps where a time limit cut an episode: SB3's do, REINFORCE if asked to."""
-    return not isinstance(model, REINFORCE) or (model.baseline == "value" and model.bootstrap_at_time_limit)
+    return not isinstance(model, REINFORCE) or (model.estimator.baseline.needs_critic and model.bootstrap_at_time_limit)
 
 
 @contextlib.contextmanager

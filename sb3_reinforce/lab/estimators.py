@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_reinforce.functional.baselines import LeaveOneOutBaseline, MeanBaseline, NoBaseline, TimeStepBaseline, ValueBaseline
 from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.reinforce import REINFORCE
 
@@ -38,7 +39,7 @@ class NamedEstimator(NamedTuple):
     def sees_batch(self) -> bool:
         """Whether the gradient of an episode depends on the other episodes of its batch."""
         settings = self.settings
-        return settings.baseline not in ("value", None) or settings.normalize_advantage or settings.loss_reduction != "episode"
+        return settings.baseline.sees_other_episodes or settings.normalize_advantage or settings.loss_reduction != "episode"
 
     @property
     def keeps_scale(self) -> bool:
@@ -56,7 +57,7 @@ class NamedEstimator(NamedTuple):
     def is_unbiased(self) -> bool:
         """Whether its expectation is its target."""
         settings = self.settings
-        return self.keeps_scale and settings.baseline != "mean" and settings.gae_lambda == 1.0 and self.key != OWN
+        return self.keeps_scale and settings.baseline.is_unbiased and settings.gae_lambda == 1.0 and self.key != OWN
 
 
 #: In the order of the report; ``all`` adds what is not in here.
@@ -66,18 +67,20 @@ LECTURE = (
 )
 _WHOLE: dict[str, Any] = {"return_type": "episode"}
 _WEIGHTED: dict[str, Any] = {"discounted_weighting": True}
-_LOO: dict[str, Any] = {"baseline": "leave_one_out"}
-_VALUE: dict[str, Any] = {"baseline": "value"}
+_SHARED: dict[str, Any] = {"baseline": NoBaseline(), "loss_reduction": "episode"}
+_LOO: dict[str, Any] = {"baseline": LeaveOneOutBaseline()}
+_VALUE: dict[str, Any] = {"baseline": ValueBaseline()}
+_MEAN: dict[str, Any] = {"baseline": MeanBaseline()}
 #: Key, label, arguments of ``Estimator`` and source of the values.
 _ESTIMATORS: tuple[tuple[str, str, dict[str, Any], str | None], ...] = (
     ("whole", "whole return", _WHOLE, None),
-    ("whole-mean", "whole return - batch mean (biased)", {**_WHOLE, "baseline": "mean"}, None),
+    ("whole-mean", "whole return - batch mean (biased)", _WHOLE | _MEAN, None),
     ("whole-loo", "whole return - leave-one-out", _WHOLE | _LOO, None),
     ("whole-critic", "whole return - this model's critic", _WHOLE | _VALUE, MODEL_CRITIC),
     ("to-go", "reward-to-go", {}, None),
-    ("to-go-mean", "to-go - batch mean (biased)", {"baseline": "mean"}, None),
+    ("to-go-mean", "to-go - batch mean (biased)", _MEAN, None),
     ("to-go-loo", "to-go - leave-one-out", _LOO, None),
-    ("to-go-time-step", "to-go - same time step", {"baseline": "time_step"}, None),
+    ("to-go-time-step", "to-go - same time step", {"baseline": TimeStepBaseline()}, None),
     ("to-go-normalized", "to-go, normalised (biased)", {"normalize_advantage": True}, None),
     ("gae", "GAE with lambda 0.95 (biased)", _VALUE | {"gae_lambda": 0.95}, MODEL_CRITIC),
     ("to-go-critic", "to-go - this model's critic", _VALUE, MODEL_CRITIC),
@@ -96,9 +99,8 @@ def make_estimators(model: OnPolicyAlgorithm, gamma: float) -> dict[str, NamedEs
 
     All have the same discount factor, the model's own settings too: gradients of different objectives cannot be compared.
     """
-    shared = {"gamma": gamma, "baseline": None, "loss_reduction": "episode"}
     known = [
-        NamedEstimator(key, label, Estimator(**{**shared, **arguments}), critic)
+        NamedEstimator(key, label, Estimator(**{"gamma": gamma, **_SHARED, **arguments}), critic)
         for key, label, arguments, critic in _ESTIMATORS
     ]
     own = dataclasses.replace(own_settings(model), gamma=gamma)
@@ -118,7 +120,7 @@ def own_settings(model: OnPolicyAlgorithm) -> Estimator:
 
 def has_critic(model: OnPolicyAlgorithm) -> bool:
     """Tell whether a model has a learned baseline."""
-    return not isinstance(model, REINFORCE) or model.baseline == "value"
+    return not isinstance(model, REINFORCE) or model.estimator.baseline.needs_critic
 
 
 def choose_estimators(
@@ -137,7 +139,7 @@ def choose_estimators(
         if name not in groups and name not in estimators:
             raise ValueError(f"estimators: there is no {name!r}, choose from lecture, all, {', '.join(estimators)}")
         for key in groups.get(name, (name,)):
-            needs_critic = estimators[key].critic == MODEL_CRITIC and estimators[key].settings.baseline == "value"
+            needs_critic = estimators[key].critic == MODEL_CRITIC and estimators[key].settings.baseline.needs_critic
             if not needs_critic or has_critic(model):
                 chosen.add(key)
             elif name not in groups:

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_reinforce.distributed.partition import single_partition
-from sb3_reinforce.functional import returns
+from sb3_reinforce.functional import baselines, returns
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
 from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.lab import statistics
@@ -27,11 +27,11 @@ from sb3_reinforce.lab.estimators import (
     has_critic,
     make_estimators,
 )
-from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, first_steps, steps_of, take_episodes
+from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, first_steps, take_episodes
 from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.rollout.batch import EpisodeBatch
+from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, describe_episodes
 from sb3_reinforce.update.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 
 #: How often the episodes are dealt into batches: at the user's batch size, of which most is said, and at all others.
@@ -53,20 +53,17 @@ class PreparedEstimator(NamedTuple):
     An estimator with its inputs.
 
     :param estimator: The estimator.
-    :param rewards: Of each step, shape ``(n_steps,)``.
-    :param values: Of each step, shape ``(n_steps,)``; None without a critic.
+    :param episodes: What it makes its weights of.
     :param ent_coef: Coefficient of the entropy bonus of its loss.
     """
 
     estimator: NamedEstimator
-    rewards: Array
-    values: Array | None
+    episodes: baselines.Episodes
     ent_coef: float
 
-    def targets(self, steps: IntArray, episode_lengths: IntArray) -> PolicyGradientTargets:
-        """Compute the weights of the steps of a batch, of which the indices are given."""
-        values = None if self.values is None else self.values[steps]
-        return self.estimator.settings(self.rewards[steps], values, episode_lengths)
+    def targets(self, group: Sequence[int] | IntArray) -> PolicyGradientTargets:
+        """Compute the weights of the steps of a batch of episodes, of which the indices are given."""
+        return self.estimator.settings(baselines.select_episodes(self.episodes, group))
 
 
 class Result(NamedTuple):
@@ -281,7 +278,12 @@ def prepare(
         if one.key == OWN:
             rewards = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef, one.settings.gamma)
             bonus = 0.0 if getattr(model, "entropy_in_return", False) else ent_coef
-        prepared.append(PreparedEstimator(one, rewards, critics.get(one.critic), bonus))
+        needs_distribution = one.settings.baseline.needs_distribution
+        outputs = PolicyOutputs(
+            critics.get(one.critic), distribution=evaluator.distributions(batch) if needs_distribution else None
+        )
+        described = batch._replace(rewards=rewards, outputs=outputs)
+        prepared.append(PreparedEstimator(one, describe_episodes(described, one.settings, 0.0, evaluator), bonus))
     return prepared
 
 
@@ -308,11 +310,11 @@ def estimator_gradients(
 
     Shape ``(len(prepared) + 1, n_parameters)``; the last row is the sum of all scores.
     """
-    own, steps = take_episodes(batch, episodes), steps_of(batch.episode_lengths, episodes)
-    targets = [one.targets(steps, own.episode_lengths) for one in prepared]
+    own = take_episodes(batch, episodes)
+    targets = [one.targets(episodes) for one in prepared]
     weights = [by.score_weights / by.n_averaged for by in targets]
     bonuses = [one.ent_coef / by.n_averaged for one, by in zip(prepared, targets, strict=True)]
-    return scores(own, np.stack([*weights, np.ones(len(steps))]), [*bonuses, 0.0])
+    return scores(own, np.stack([*weights, np.ones(len(own.rewards))]), [*bonuses, 0.0])
 
 
 def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
@@ -377,7 +379,7 @@ class _Laboratory:
         own -= constants[:, None].astype(own.dtype) * scores
         # For the step that is tried out with it
         values = np.repeat(constants, self.episodes.batch.episode_lengths)
-        self.prepared["to-go-constant"] = one._replace(values=values)
+        self.prepared["to-go-constant"] = one._replace(episodes=one.episodes.replace(values=values))
         return by_key
 
     def _best_constants(self, gradients: FloatArray, scores: FloatArray) -> Array:
@@ -519,7 +521,7 @@ class _Laboratory:
         divergences = []
         for group in groups[:N_STEPS_TRIED]:
             own = take_episodes(batch, group)
-            targets = prepared.targets(steps_of(batch.episode_lengths, group), own.episode_lengths)
+            targets = prepared.targets(group)
             divergences.append(divergence_of_step(self.episodes, own, targets, prepared.ent_coef))
         return float(np.mean(divergences))
 

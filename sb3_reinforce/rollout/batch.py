@@ -1,13 +1,15 @@
 """The counted episodes of one rollout, one after another, as arrays and tensors."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional.baselines import Episodes
+from sb3_reinforce.functional.estimator import Estimator
+from sb3_reinforce.functional.returns import Array, IntArray, complete_rewards
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,11 +24,13 @@ class PolicyOutputs(NamedTuple):
     :param final_values: V(s) of each of ``final_observations``, shape ``(n_cuts,)``; None where the limit is the end of the
         episode, as without a critic, and as long as the critic was never fitted: its values would be noise.
     :param log_probs: Of the actions, shape ``(n_steps,)``; None unless they are part of the return.
+    :param distribution: PyTorch's, of all steps, on the CPU; None unless the baseline needs it.
     """
 
     values: Array | None = None
     final_values: Array | None = None
     log_probs: Array | None = None
+    distribution: Any = None
 
 
 class EpisodeBatch(NamedTuple):
@@ -53,6 +57,48 @@ class EpisodeBatch(NamedTuple):
     episode_starts: IntArray
     action_masks: th.Tensor | None = None
     outputs: PolicyOutputs = PolicyOutputs()
+
+
+class Evaluator(Protocol):
+    """What is asked of the policy that acted, after its ``PolicyOutputs``."""
+
+    def log_probs(self, batch: EpisodeBatch) -> Array: ...  # noqa: D102
+
+    def score_products(self, batch: EpisodeBatch, returns: Array, weights: Array) -> Array: ...  # noqa: D102
+
+    def reshape_actions(self, actions: th.Tensor) -> th.Tensor: ...  # noqa: D102
+
+
+def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float, evaluator: Evaluator | None) -> Episodes:
+    """
+    Put together what an estimator, and its baseline, need of a batch.
+
+    :param batch: With what the policy says of it.
+    :param estimator: Whose baseline says what it needs.
+    :param ent_coef: What ``-log_prob`` of an action earns (Levine 2018, eq. 9); 0 if the entropy is no part of the return.
+    :param evaluator: Of the policy that acted; None if it is gone, which not every baseline can do without.
+    :return: The episodes, without returns.
+    :raises RuntimeError: If the policy is gone, and the baseline needs it.
+    """
+    values, final_values, log_probs, distribution = batch.outputs
+    rewards = complete_rewards(batch.rewards, log_probs, ent_coef, batch.cut_steps, final_values, estimator.gamma)
+    episodes = Episodes(rewards, batch.episode_lengths, values=values, distribution=distribution)
+    baseline = estimator.baseline
+    if evaluator is None and (baseline.needs_observations or baseline.needs_scores or baseline.is_fitted):
+        raise RuntimeError(
+            "rollout_buffer.returns and .advantages are there until the policy is updated: ask for them in on_rollout_end"
+        )
+    if evaluator is not None and baseline.needs_observations:
+        episodes = episodes.replace(
+            observations=map_observation(lambda part: part.cpu().numpy(), batch.observations),
+            actions=evaluator.reshape_actions(batch.actions).cpu().numpy(),
+            action_masks=None if batch.action_masks is None else batch.action_masks.cpu().numpy(),
+        )
+    if evaluator is not None and baseline.needs_scores:
+        of_policy = estimator.add_returns(episodes)
+        products = evaluator.score_products(batch, of_policy.returns, estimator.step_weights(of_policy))
+        episodes = episodes.replace(score_products=products)
+    return episodes
 
 
 def locate_step(batch: EpisodeBatch, step: int) -> tuple[int, int]:

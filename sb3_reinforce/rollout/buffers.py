@@ -1,7 +1,7 @@
 """Rollout buffers that hold whole episodes: SB3's, growing as long as an episode lasts."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,8 +10,17 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
 
 from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
-from sb3_reinforce.functional.returns import Array, IntArray, complete_rewards
-from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyArray, NumpyObs, PolicyOutputs, map_observation, named_parts
+from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.rollout.batch import (
+    EpisodeBatch,
+    Evaluator,
+    NumpyArray,
+    NumpyObs,
+    PolicyOutputs,
+    describe_episodes,
+    map_observation,
+    named_parts,
+)
 
 
 def _first_not_finite(numbers: Any) -> tuple[int, ...] | None:
@@ -55,12 +64,6 @@ def _refuse_writing(buffer: Any, values: Any) -> None:
     raise ValueError(WRITE_TO_REWARDS)
 
 
-class LogProbabilities(Protocol):
-    """Computes the log-probabilities of the actions of a batch, shape ``(n_steps,)``."""
-
-    def log_probs(self, batch: EpisodeBatch) -> Array: ...  # noqa: D102
-
-
 class _WholeEpisodes:
     """What both buffers share: storage that doubles when it is full, and a record of where counted episodes end."""
 
@@ -97,7 +100,7 @@ class _WholeEpisodes:
         #: What the policy says of the rollout, once it is over
         self.outputs: PolicyOutputs | None = None
         #: Evaluates the policy that acted, until it is updated
-        self.evaluator: LogProbabilities | None = None
+        self.evaluator: Evaluator | None = None
 
     def _allocate_observations(self) -> NumpyObs:
         if isinstance(self.observation_space, spaces.Dict):
@@ -270,16 +273,8 @@ class _WholeEpisodes:
         return self.outputs
 
     def _targets(self, name: str) -> PolicyGradientTargets:
-        outputs, estimator = self._outputs_for(name), self._estimator
-        rewards = complete_rewards(
-            self._counted_rewards(),
-            outputs.log_probs,
-            self._ent_coef,
-            self._cut_steps(),
-            outputs.final_values,
-            estimator.gamma,
-        )
-        return estimator(rewards, outputs.values, self._episode_lengths())
+        self._outputs_for(name)
+        return self._estimator(describe_episodes(self.whole_episodes(), self._estimator, self._ent_coef, self.evaluator))
 
     def _by_env(self, numbers: Array) -> NumpyArray:
         """Lay out numbers of the counted steps as SB3 does. The update would not see what is written there."""
@@ -304,14 +299,12 @@ class _WholeEpisodes:
                 storage[n_counted : self.pos, env_idx] = 0
         self.full = True
 
-    def set_outputs(
-        self, outputs: PolicyOutputs, evaluator: LogProbabilities, estimator: Estimator, ent_coef: float = 0.0
-    ) -> None:
+    def set_outputs(self, outputs: PolicyOutputs, evaluator: Evaluator, estimator: Estimator, ent_coef: float = 0.0) -> None:
         """
         Store what the policy says of the rollout, from which SB3's arrays are computed.
 
         :param outputs: Of the counted steps.
-        :param evaluator: Of the policy that acted, for ``log_probs``, which seldom anybody asks for.
+        :param evaluator: Of the policy that acted, for what seldom anybody asks for, such as ``log_probs``.
         :param estimator: Makes returns and advantages of the rewards.
         :param ent_coef: What ``-log_prob`` of an action earns, if ``outputs`` have it.
         """

@@ -9,6 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_reinforce.functional.baselines import join_distributions
+from sb3_reinforce.functional.natural_gradient import flat_gradient
 from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.policies.inspection import (
     critic_features,
@@ -116,6 +118,15 @@ class PolicyEvaluator:
         with use_action_masks(self.policy, masks):
             return distribution_of(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
 
+    def reshape_actions(self, actions: th.Tensor) -> th.Tensor:
+        """
+        Give actions the shape that the action space has.
+
+        :param actions: Shape ``(n_steps, action_dim)``.
+        :return: Shape ``(n_steps, *action_shape)``.
+        """
+        return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
+
     def log_prob_and_entropy(self, batch: EpisodeBatch, micro_batch: slice) -> tuple[th.Tensor, th.Tensor]:
         """
         Compute log-probabilities of the actions and entropies.
@@ -126,7 +137,8 @@ class PolicyEvaluator:
         :raises ValueError: If a log-probability is not finite; names the environment and the step.
         """
         actions = batch.actions[micro_batch]
-        actions = actions.long().flatten() if isinstance(self.policy.action_space, spaces.Discrete) else actions.float()
+        is_discrete = isinstance(self.policy.action_space, spaces.Discrete)
+        actions = self.reshape_actions(actions).long() if is_discrete else actions.float()
         distribution = self.distribution(batch, micro_batch)
         log_prob = distribution.log_prob(actions)
         if not th.isfinite(log_prob).all():
@@ -151,6 +163,44 @@ class PolicyEvaluator:
         :return: Shape ``(n_steps,)``.
         """
         return self._in_micro_batches(batch, lambda micro_batch: self.log_prob_and_entropy(batch, micro_batch)[0])
+
+    def distributions(self, batch: EpisodeBatch) -> Any:
+        """
+        Compute the distribution of actions at every step.
+
+        :param batch: The episodes.
+        :return: PyTorch's, of all steps, on the CPU, or a list of them for MultiDiscrete actions; None without steps.
+        :raises ValueError: If the policy's distribution is none of ``join_distributions``.
+        """
+        parts = []
+        with th.no_grad():
+            for steps in self.micro_batches(batch.episode_lengths):
+                # The policy returns the same object every time, with new contents
+                parts.append(join_distributions([getattr(self.distribution(batch, steps), "distribution", None)]))
+        return join_distributions(parts) if parts else None
+
+    def score_products(self, batch: EpisodeBatch, returns: Array, weights: Array) -> Array:
+        """
+        Compare the gradients of an episode with and without its returns: what the constant of least variance needs.
+
+        :param batch: The episodes.
+        :param returns: Of each step, shape ``(n_steps,)``.
+        :param weights: Of each step in the gradient, shape ``(n_steps,)``.
+        :return: Of each episode the inner products of ``S = sum_t weights_t s_t``, where ``s_t`` is the gradient of the
+            log-probability of a step, with ``sum_t weights_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``.
+        """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        rows = th.as_tensor(np.stack([weights * returns, weights]), dtype=th.float32, device=self.policy.device)
+        products, ends = np.zeros((len(batch.episode_lengths), 2)), np.cumsum(batch.episode_lengths)
+        for episode, (end, length) in enumerate(zip(ends.tolist(), batch.episode_lengths.tolist(), strict=True)):
+            gradients = [th.zeros((), device=self.policy.device)] * 2
+            for steps in self.micro_batches(batch.episode_lengths, slice(end - length, end)):
+                log_prob, _ = self.log_prob_and_entropy(batch, steps)
+                of_returns, of_scores = ((row[steps] * log_prob).sum() for row in rows)
+                gradients[0] = gradients[0] + flat_gradient(of_returns, parameters, retain_graph=True)
+                gradients[1] = gradients[1] + flat_gradient(of_scores, parameters)
+            products[episode] = [float(gradient @ gradients[1]) for gradient in gradients]
+        return products
 
     def values(self, batch: EpisodeBatch) -> Array:
         """

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 import sb3_reinforce
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import is_number, make_schedule
+from sb3_reinforce.functional.baselines import make_baseline
 from sb3_reinforce.zoo.errors import UserError, is_about_request
 
 SET_BY_FLAGS = {
@@ -198,7 +199,7 @@ def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
     """Find why arguments of REINFORCE change nothing beside the others, but for those that the constructor warns of."""
     values = {**DEFAULTS, **entry}
     idle: dict[str, str] = {}
-    has_critic = values["baseline"] == "value"
+    has_critic = make_baseline(values["baseline"]).needs_critic
     if not has_critic:
         critic = ("critic_epochs", "critic_batch_size", "critic_learning_rate", "vf_coef", "bootstrap_at_time_limit")
         idle |= dict.fromkeys(critic, f"baseline={values['baseline']!r} has no critic")

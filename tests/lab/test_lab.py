@@ -27,6 +27,7 @@ import sb3_reinforce.lab.gradients
 import sb3_reinforce.lab.measurement as measurement_module
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs import diamond_hill
+from sb3_reinforce.functional.baselines import ValueBaseline, name_of
 from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.functional.returns import rewards_to_go
 from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
@@ -92,7 +93,7 @@ def hill_model(**kwargs):
 
 def slow_gradient(estimator, model, episodes):
     """The definition, step by step: weight and bias of a linear softmax policy, ascent direction."""
-    gamma, credited, returns = estimator.gamma, [], []
+    gamma, credited, returns, name = estimator.gamma, [], [], name_of(estimator.baseline)
     values = [
         model.policy.predict_values(th.as_tensor(path.observations)).detach().numpy().flatten().tolist() for path in episodes
     ]
@@ -108,14 +109,14 @@ def slow_gradient(estimator, model, episodes):
         row = []
         for t, value in enumerate(own):
             baseline = 0.0
-            if estimator.baseline == "value":
+            if name == "'value'":
                 baseline = values[i][t]
-            elif estimator.baseline == "mean":
+            elif name == "'mean'":
                 baseline = np.mean([np.mean(episode) for episode in credited])
-            elif estimator.baseline is not None and others:
+            elif name != "None" and others:
                 at_time = [episode[t] for episode in others if len(episode) > t]
                 baseline = np.mean([np.mean(episode) for episode in others])
-                if estimator.baseline == "time_step" and at_time:
+                if name == "'time_step'" and at_time:
                     baseline = np.mean(at_time)
             row.append(value - baseline)
             if estimator.gae_lambda < 1.0:
@@ -234,7 +235,7 @@ def check_against_train(model, paths):
     batch = as_batch(paths)
     reader = PolicyEvaluator(model.policy, 4)
     own = prepare(Episodes(model, reader, batch, batch.rewards), [make_estimators(model, model.gamma)[OWN]], [], 0)[0]
-    step_weights = own.targets(np.arange(len(batch.rewards)), batch.episode_lengths)
+    step_weights = own.targets(np.arange(len(batch.episode_lengths)))
     rows = np.stack([step_weights.score_weights / step_weights.n_averaged] * 2), [own.ent_coef / step_weights.n_averaged] * 2
     weight_and_bias = ScoreGradients(reader)(batch, *rows)
     for row in weight_and_bias:
@@ -774,13 +775,10 @@ def test_a_step_with_the_best_constant_is_tried_out_with_it():
     estimators = choose_estimators(make_estimators(model, 1.0), ["to-go", "to-go-constant"], model)
     laboratory = measurement_module._Laboratory(episodes, estimators, 4, np.random.default_rng(0))
     constant = laboratory.prepared["to-go-constant"]
-    lengths = episodes.batch.episode_lengths
-    assert (constant.values > 1.0).all()
-    steps = np.arange(lengths.sum())
-    difference = (
-        laboratory.prepared["to-go"].targets(steps, lengths).score_weights - constant.targets(steps, lengths).score_weights
-    )
-    np.testing.assert_allclose(difference, constant.values, atol=1e-6)
+    values, everyone = constant.episodes.values, np.arange(len(episodes.batch.episode_lengths))
+    assert (values > 1.0).all()
+    difference = laboratory.prepared["to-go"].targets(everyone).score_weights - constant.targets(everyone).score_weights
+    np.testing.assert_allclose(difference, values, atol=1e-6)
 
 
 @pytest.mark.parametrize("switches", [{}, {"discounted_weighting": True}, {"return_type": "episode"}])
@@ -1016,7 +1014,8 @@ def test_the_known_knows_what_is_biased(cartpole):
         *("whole", "whole-mean", "whole-loo", "whole-critic", "weighted", "weighted-loo", "weighted-critic", "weighted-refit")
     }
     assert all(one.target == "undiscounted" for one in make_estimators(cartpole, 1.0).values())
-    assert known[OWN].settings == Estimator(gamma=0.9)
+    assert isinstance(known[OWN].settings.baseline, ValueBaseline)
+    assert known[OWN].settings == Estimator(gamma=0.9, baseline=known[OWN].settings.baseline)
 
 
 class ContinuousEnv(FixedLengthEnv):
