@@ -17,7 +17,7 @@ import numpy as np
 import torch as th
 from torch import distributions
 
-from sb3_reinforce.functional.returns import Array, IntArray, time_steps
+from sb3_reinforce.functional.returns import Array, IntArray, rewards_to_go, time_steps, whole_episode_returns
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class Episodes:
         return of its whole episode, shape ``(n_steps,)``.
     :param rewards_to_go: Of each step, shape ``(n_steps,)``.
     :param gamma: Discount factor of the returns.
+    :param return_type: ``"reward_to_go"`` or ``"episode"``.
     :param values: The critic's V(s) of each step, shape ``(n_steps,)``; None unless ``needs_critic``.
     :param observations: What was acted on, without action masks, shape ``(n_steps, *obs_shape)``, or a dict of such arrays;
         None unless ``needs_observations``.
@@ -44,6 +45,11 @@ class Episodes:
     :param score_products: Of each episode the inner products of ``S = sum_t w_t s_t``, where ``s_t`` is the score of a step
         and ``w_t`` its weight, with ``sum_t w_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``; None unless
         ``needs_scores``.
+    :param starts: With ``episodes_per_start`` the number of the start of each episode, from 0, shape ``(n_episodes,)``;
+        episodes with the same one were reset with the same seed. None otherwise.
+    :param greedy_rewards: Of each step of one episode of the deterministic policy from each start, shape
+        ``(n_greedy_steps,)``; None unless ``needs_greedy_episodes``.
+    :param greedy_lengths: Steps of each of them, shape ``(n_starts,)``.
     """
 
     rewards: Array
@@ -51,17 +57,28 @@ class Episodes:
     returns: Array = dataclasses.field(default_factory=lambda: np.zeros(0))
     rewards_to_go: Array = dataclasses.field(default_factory=lambda: np.zeros(0))
     gamma: float = 1.0
+    return_type: str = "reward_to_go"
     values: Array | None = None
     observations: Any = None
     actions: Any = None
     action_masks: Any = None
     distribution: Any = None
     score_products: Array | None = None
+    starts: IntArray | None = None
+    greedy_rewards: Array | None = None
+    greedy_lengths: IntArray | None = None
 
     @property
     def time_steps(self) -> IntArray:
         """The time of each step in its episode, from 0, shape ``(n_steps,)``."""
         return time_steps(self.lengths)
+
+    @property
+    def greedy_returns(self) -> Array:
+        """What ``returns`` would be of the episodes of the deterministic policy, shape ``(n_greedy_steps,)``."""
+        assert self.greedy_rewards is not None and self.greedy_lengths is not None
+        compute = rewards_to_go if self.return_type == "reward_to_go" else whole_episode_returns
+        return compute(self.greedy_rewards, self.greedy_lengths, self.gamma)
 
     def replace(self, **changes: Any) -> "Episodes":
         """
@@ -83,13 +100,17 @@ class Baseline:
 
     The class attributes say what ``__call__`` and ``fit`` are given, since it costs time: ``needs_critic`` builds a critic and
     fits it; ``needs_observations`` offers observations, actions and masks, which several processes have to exchange;
-    ``needs_distribution`` evaluates the policy at every step, ``needs_scores`` differentiates it for each episode.
+    ``needs_distribution`` evaluates the policy at every step, ``needs_scores`` differentiates it for each episode;
+    ``needs_common_starts`` asks for ``episodes_per_start`` of at least 2, ``needs_greedy_episodes`` for an episode of the
+    deterministic policy from each start.
     """
 
     needs_critic: ClassVar[bool] = False
     needs_observations: ClassVar[bool] = True
     needs_distribution: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
+    needs_common_starts: ClassVar[bool] = False
+    needs_greedy_episodes: ClassVar[bool] = False
     #: Whether it compares an episode with others, so that a single one has no baseline
     compares_episodes: ClassVar[bool] = False
     #: Whether what is subtracted from an episode depends on the other episodes of the rollout
@@ -193,12 +214,114 @@ class TimeStepBaseline(Baseline):
         return time_step_baseline(episodes.returns, episodes.lengths)
 
 
+class MovingAverageBaseline(Baseline):
+    """
+    An exponential average of the returns of past rollouts: reinforcement comparison (Sutton 1984; Williams 1992, section 3).
+
+    The number is the same for all steps. The average is that of Adam (Kingma & Ba 2015, section 3): what is missing at the
+    beginning does not count as zero. In the first rollout nothing is subtracted.
+
+    :param decay: Of the average, in [0, 1): the last ``1 / (1 - decay)`` rollouts or so count.
+    :raises ValueError: If it is out of its range.
+    """
+
+    needs_observations = sees_other_episodes = False
+    is_unbiased = is_deterministic = True
+
+    def __init__(self, decay: float = 0.9) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.decay = decay
+        self.sum = self.weight = 0.0
+
+    def __call__(self, episodes: Episodes) -> Array:
+        """See ``Baseline``."""
+        return np.full(len(episodes.returns), self.sum / self.weight if self.weight > 0.0 else 0.0)
+
+    def fit(self, episodes: Episodes) -> None:
+        """See ``Baseline``. Every episode counts once, as in ``mean_baseline``."""
+        mean = float(episode_means(episodes.returns, episodes.lengths).mean())
+        self.sum = self.decay * self.sum + (1.0 - self.decay) * mean
+        self.weight = self.decay * self.weight + 1.0 - self.decay
+
+
+class LinearBaseline(Baseline):
+    """
+    A linear function of the observation and the time, fitted on the last rollout: the features of ``linear_features`` (Duan et
+    al. 2016, section 4 and rllab's ``LinearFeatureBaseline``). In the first rollout nothing is subtracted.
+
+    :param regularization: What ridge regression adds to the diagonal; 1e-5 as in rllab.
+    :raises ValueError: If it is not above 0.
+    """
+
+    sees_other_episodes = False
+    is_unbiased = is_deterministic = True
+
+    def __init__(self, regularization: float = 1e-5) -> None:
+        if not regularization > 0.0:
+            raise ValueError(f"regularization must be above 0, not {regularization}")
+        self.regularization = regularization
+        self.coefficients: Array | None = None
+
+    def __call__(self, episodes: Episodes) -> Array:
+        """See ``Baseline``."""
+        if self.coefficients is None:
+            return np.zeros(len(episodes.returns))
+        return linear_features(episodes.observations, episodes.time_steps) @ self.coefficients
+
+    def fit(self, episodes: Episodes) -> None:
+        """See ``Baseline``."""
+        features = linear_features(episodes.observations, episodes.time_steps)
+        self.coefficients = ridge_regression(features, episodes.returns, self.regularization)
+
+
+class OptimalBaseline(Baseline):
+    """See ``optimal_baseline``. Differentiates the policy for each episode, which takes several times as long as the update."""
+
+    needs_observations = False
+    needs_scores = compares_episodes = is_unbiased = is_deterministic = True
+
+    def __call__(self, episodes: Episodes) -> Array:
+        """See ``Baseline``."""
+        assert episodes.score_products is not None
+        return optimal_baseline(episodes.score_products, episodes.lengths)
+
+
+class GreedyBaseline(Baseline):
+    """See ``greedy_baseline``."""
+
+    needs_observations = False
+    needs_greedy_episodes = is_unbiased = is_deterministic = True
+
+    def __call__(self, episodes: Episodes) -> Array:
+        """See ``Baseline``."""
+        assert episodes.starts is not None and episodes.greedy_lengths is not None
+        return greedy_baseline(episodes.greedy_returns, episodes.greedy_lengths, episodes.starts, episodes.lengths)
+
+
+class GroupBaseline(Baseline):
+    """See ``group_baseline``."""
+
+    needs_observations = False
+    needs_common_starts = compares_episodes = is_unbiased = is_deterministic = True
+
+    def __call__(self, episodes: Episodes) -> Array:
+        """See ``Baseline``."""
+        assert episodes.starts is not None
+        return group_baseline(episodes.returns, episodes.lengths, episodes.starts, episodes.return_type == "reward_to_go")
+
+
 #: The baselines that have a name.
 BASELINES: dict[str | None, type[Baseline]] = {
     "value": ValueBaseline,
     "leave_one_out": LeaveOneOutBaseline,
     "time_step": TimeStepBaseline,
     "mean": MeanBaseline,
+    "moving_average": MovingAverageBaseline,
+    "linear": LinearBaseline,
+    "optimal": OptimalBaseline,
+    "greedy": GreedyBaseline,
+    "group": GroupBaseline,
     None: NoBaseline,
 }
 
@@ -303,8 +426,18 @@ def join_episodes(parts: Sequence[Episodes]) -> Episodes:
     """
     if len(parts) == 1:
         return parts[0]
-    fields = [field.name for field in dataclasses.fields(Episodes) if field.name != "gamma"]
-    return parts[0].replace(**{name: _join([getattr(part, name) for part in parts]) for name in fields})
+    fields = [field.name for field in dataclasses.fields(Episodes) if field.name not in ("gamma", "return_type")]
+    joined = parts[0].replace(**{name: _join([getattr(part, name) for part in parts]) for name in fields})
+    if joined.starts is None:
+        return joined
+    # Where the bound of a rollout cut it short, there may be starts from which only the deterministic policy went
+    n_starts = [max(len(_array(part.greedy_lengths)), int(_array(part.starts).max(initial=-1)) + 1) for part in parts]
+    offsets = np.repeat(np.cumsum(n_starts) - n_starts, [len(part.lengths) for part in parts])
+    return joined.replace(starts=joined.starts + offsets)
+
+
+def _array(numbers: IntArray | None) -> IntArray:
+    return np.zeros(0, dtype=np.int64) if numbers is None else numbers
 
 
 def _join(parts: list[Any]) -> Any:
@@ -318,7 +451,9 @@ def _join(parts: list[Any]) -> Any:
 
 
 #: What there is one of for each episode, and not for each step.
-_OF_EPISODES = ("lengths", "score_products")
+_OF_EPISODES = ("lengths", "score_products", "starts")
+#: What all episodes have in common.
+_OF_ALL = ("greedy_rewards", "greedy_lengths")
 
 
 def select_episodes(episodes: Episodes, indices: Sequence[int] | IntArray) -> Episodes:
@@ -331,7 +466,8 @@ def select_episodes(episodes: Episodes, indices: Sequence[int] | IntArray) -> Ep
     """
     starts = np.cumsum(episodes.lengths) - episodes.lengths
     steps = np.concatenate([np.arange(starts[index], starts[index] + episodes.lengths[index]) for index in indices])
-    fields = {field.name: getattr(episodes, field.name) for field in dataclasses.fields(episodes)}
+    names = [field.name for field in dataclasses.fields(episodes) if field.name not in _OF_ALL]
+    fields = {name: getattr(episodes, name) for name in names}
     of_episodes = {name: _select(fields.pop(name), np.asarray(indices)) for name in _OF_EPISODES}
     return episodes.replace(**of_episodes, **{name: _select(part, steps) for name, part in fields.items()})
 
@@ -426,3 +562,92 @@ def time_step_baseline(returns: Array, episode_lengths: IntArray) -> Array:
     others = np.bincount(steps)[steps] - 1
     sum_of_others = np.bincount(steps, weights=returns)[steps] - returns
     return np.where(others > 0, sum_of_others / np.maximum(others, 1), leave_one_out_baseline(returns, episode_lengths))
+
+
+def linear_features(observations: Any, time_steps: IntArray) -> Array:
+    """
+    Compute what ``LinearBaseline`` is linear in: the observation o, its square, ``t/100``, ``(t/100)**2``, ``(t/100)**3``, 1.
+
+    :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such arrays; clipped to [-10, 10], as in rllab.
+    :param time_steps: Shape ``(n_steps,)``.
+    :return: Shape ``(n_steps, 2 * n_observed + 4)``.
+    """
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    rows = [np.asarray(part, dtype=np.float64).reshape(len(time_steps), -1) for part in parts]
+    observed, time = np.clip(np.concatenate(rows, axis=1), -10.0, 10.0), time_steps[:, None] / 100.0
+    return np.concatenate([observed, observed**2, time, time**2, time**3, np.ones_like(time)], axis=1)
+
+
+def ridge_regression(features: Array, targets: Array, regularization: float) -> Array:
+    """
+    Minimise ``|features @ x - targets|**2 + regularization * |x|**2`` (Hoerl & Kennard 1970).
+
+    :param features: Shape ``(n_steps, n_features)``.
+    :param targets: Shape ``(n_steps,)``.
+    :param regularization: Above 0.
+    :return: x, shape ``(n_features,)``.
+    """
+    n_steps, n_features = features.shape
+    if n_features <= n_steps:
+        solution = np.linalg.solve(features.T @ features + regularization * np.eye(n_features), features.T @ targets)
+    else:
+        # The same, by a smaller system: images have more features than a rollout has steps
+        solution = features.T @ np.linalg.solve(features @ features.T + regularization * np.eye(n_steps), targets)
+    return np.asarray(solution, dtype=np.float64)
+
+
+def optimal_baseline(score_products: Array, episode_lengths: IntArray) -> Array:
+    """
+    Estimate the constant with which the gradient of an episode has the least variance, from the other episodes.
+
+    With ``S`` the sum of the scores of an episode and ``A`` that of its scores times its returns, the gradient with the
+    constant b is ``A - b S``, and since S has mean zero its variance is least for ``b = E[A . S] / E[S . S]`` (Greensmith et
+    al. 2004, section 4; for whole returns Peters & Schaal 2008, section 3.2). Unbiased, because an episode never sees itself.
+
+    :param score_products: ``A . S`` and ``S . S`` of each episode, shape ``(n_episodes, 2)``.
+    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, at least two of them.
+    :return: Shape ``(n_steps,)``, constant inside an episode; 0 where the others have no gradient.
+    """
+    products, squares = (score_products.sum(axis=0) - score_products).T
+    constants = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0.0)
+    return np.repeat(constants, episode_lengths)
+
+
+def group_baseline(returns: Array, episode_lengths: IntArray, starts: IntArray, by_time_step: bool) -> Array:
+    """
+    Average the other episodes from the same start (Kool et al. 2019; POMO, Kwon et al. 2020; GRPO, Shao et al. 2024).
+
+    Unbiased, because given what the environment does, an episode's actions are independent of those of the others.
+
+    :param returns: Shape ``(n_steps,)``.
+    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
+    :param starts: The start of each episode, shape ``(n_episodes,)``.
+    :param by_time_step: Whether to average as ``time_step_baseline``, for rewards-to-go; or as ``leave_one_out_baseline``.
+    :return: Shape ``(n_steps,)``; 0 in an episode without others.
+    """
+    average = time_step_baseline if by_time_step else leave_one_out_baseline
+    start_of_step, baseline = np.repeat(starts, episode_lengths), np.zeros(len(returns))
+    for start in np.unique(starts):
+        own, lengths = start_of_step == start, episode_lengths[starts == start]
+        if len(lengths) > 1:
+            baseline[own] = average(returns[own], lengths)
+    return baseline
+
+
+def greedy_baseline(greedy_returns: Array, greedy_lengths: IntArray, starts: IntArray, episode_lengths: IntArray) -> Array:
+    """
+    Take the return of the deterministic policy from the same start (self-critical training, Rennie et al. 2017; Kool et al.
+    2019) at the same time step; its mean where its episode is shorter.
+
+    Unbiased, because the deterministic episode does not depend on what was drawn.
+
+    :param greedy_returns: Of the steps of the deterministic episodes, one episode for each start.
+    :param greedy_lengths: Their lengths, shape ``(n_starts,)``.
+    :param starts: The start of each episode, an index into ``greedy_lengths``, shape ``(n_episodes,)``.
+    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
+    :return: Shape ``(n_steps,)``.
+    """
+    steps, start_of_step = time_steps(episode_lengths), np.repeat(starts, episode_lengths)
+    first_steps, means = np.cumsum(greedy_lengths) - greedy_lengths, episode_means(greedy_returns, greedy_lengths)
+    at_same_time = np.minimum(steps, greedy_lengths[start_of_step] - 1) + first_steps[start_of_step]
+    return np.where(steps < greedy_lengths[start_of_step], greedy_returns[at_same_time], means[start_of_step])

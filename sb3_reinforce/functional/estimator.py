@@ -81,7 +81,8 @@ class Estimator:
         credited = rewards_to_go
         if self.return_type == "episode":
             credited = returns.whole_episode_returns(episodes.rewards, episodes.lengths, self.gamma)
-        return episodes.replace(returns=credited, rewards_to_go=rewards_to_go, gamma=self.gamma)
+        computed = {"returns": credited, "rewards_to_go": rewards_to_go}
+        return episodes.replace(**computed, gamma=self.gamma, return_type=self.return_type)
 
     def step_weights(self, episodes: Episodes) -> Array:
         """
