@@ -11,9 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.functional.baselines import ValueBaseline, name_of
+from sb3_reinforce.functional.baselines import Baseline, ValueBaseline, name_of
 from sb3_reinforce.functional.estimator import Estimator
+from sb3_reinforce.rollout.common_starts import check_restartable
 
 
 def is_number(value: Any) -> bool:
@@ -60,6 +62,7 @@ NOT_NEGATIVE = Numbers("at least 0 and finite", lambda value: is_number(value) a
 NUMERIC_ARGUMENTS = {
     "n_steps": COUNT_OR_NONE,
     "n_episodes": COUNT_OR_NONE,
+    "episodes_per_start": COUNT_OR_NONE,
     "gamma": UNIT_INTERVAL,
     "gae_lambda": UNIT_INTERVAL,
     "vf_coef": NOT_NEGATIVE,
@@ -156,6 +159,38 @@ def check_budget(
     )
 
 
+def check_common_starts(
+    episodes_per_start: int | None, n_episodes: int | None, baseline: Baseline, env: VecEnv | None, n_processes: int
+) -> None:
+    """
+    Check that episodes can have common starts, where they are to have them.
+
+    :param episodes_per_start: As the user says; None for none.
+    :param n_episodes: Of all environments of all processes.
+    :param baseline: Of the model.
+    :param env: None where a model has none.
+    :param n_processes: Processes that train together.
+    :raises ValueError: If they cannot; names the argument.
+    """
+    if baseline.needs_common_starts and (episodes_per_start is None or episodes_per_start < 2):
+        raise ValueError(
+            f"baseline={name_of(baseline)} compares episodes from the same start: set episodes_per_start to 2 or more, not "
+            f"{episodes_per_start}"
+        )
+    if episodes_per_start is None and not baseline.needs_greedy_episodes:
+        return
+    argument = f"baseline={name_of(baseline)}"
+    if episodes_per_start is not None:
+        argument = f"episodes_per_start={episodes_per_start}"
+    each = episodes_per_start or 1
+    if n_episodes is None or n_episodes % each != 0:
+        raise ValueError(f"{argument} needs n_episodes, a multiple of {each}, and n_episodes is {n_episodes}")
+    if n_episodes // each < n_processes:
+        raise ValueError(f"{argument} gives {n_episodes // each} starts for {n_processes} processes: raise n_episodes")
+    if env is not None:
+        check_restartable(env, argument)
+
+
 #: Settings of the natural step, which have no effect without it, and their defaults.
 NATURAL_STEP_DEFAULTS = {"target_kl": 0.01, "cg_max_steps": 10, "cg_damping": 0.1, "fisher_max_steps": 2_000}
 
@@ -191,6 +226,8 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
         make_schedule(arguments["critic_learning_rate"], "critic_learning_rate")
     if make_schedule(arguments["target_kl"], "target_kl")(1.0) <= 0.0:
         raise ValueError(f"target_kl must be above 0, not {arguments['target_kl']}: a step that changes nothing is none")
+    starts = (arguments["episodes_per_start"], arguments["n_episodes"])
+    check_common_starts(*starts, estimator.baseline, arguments["env"], n_processes)
     compared = name_of(estimator.baseline) if estimator.baseline.compares_episodes else None
     warnings = [
         check_budget(arguments["n_steps"], arguments["n_episodes"], n_envs, n_processes, compared),

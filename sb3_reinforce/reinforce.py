@@ -52,6 +52,7 @@ from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, explain_cut, find_bound, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
 from sb3_reinforce.rollout.collector import Rollout, collect_episodes
+from sb3_reinforce.rollout.common_starts import choose_common_starts
 from sb3_reinforce.rollout.progress_bar import count_steps_in_progress_bars
 from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.advantages import compute_advantages, evaluate_rollout
@@ -91,6 +92,9 @@ class REINFORCE(OnPolicyAlgorithm):
         nor ``n_episodes`` is given.
     :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start
         (at the same step: in the order of the environments).
+    :param episodes_per_start: So many episodes start from the same seed, with which the environments are reset: those of a
+        ``DummyVecEnv`` or ``SubprocVecEnv``, in waves if there are more episodes than environments. Divides ``n_episodes``.
+        The gradient stays unbiased, as actions are drawn independently of the environment's noise. None: random starts.
     :param gamma: Discount factor inside the return, in [0, 1].
     :param gae_lambda: 1 is Monte Carlo. Below 1 the advantage is Schulman et al.'s generalized estimate: it needs
         ``baseline="value"``, is biased by the critic, and is no longer REINFORCE.
@@ -102,7 +106,9 @@ class REINFORCE(OnPolicyAlgorithm):
         Makes no difference with ``return_type="episode"``, whose return is discounted from the first step anyway.
     :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the
         other episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch,
-        biased, as it contains the episode's own return; None: nothing. Only with ``"value"`` a critic is built.
+        biased, as it contains the episode's own return; None: nothing; ``"moving_average"``, ``"linear"``, ``"optimal"``,
+        ``"greedy"``, ``"group"``: see ``docs/baselines.md``. Or one of your own: an instance of a class derived from
+        ``functional.baselines.Baseline``, or its class path, ``"my_module:MyBaseline"``.
     :param normalize_advantage: Whether to subtract the mean of the advantages and divide by their standard deviation.
         Off by default, since it is biased for finite batches; it makes the step size independent of the scale of the rewards.
     :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode,
@@ -190,6 +196,7 @@ class REINFORCE(OnPolicyAlgorithm):
         learning_rate: float | str | Schedule = 5e-3,
         n_steps: int | None = None,
         n_episodes: int | None = None,
+        episodes_per_start: int | None = None,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         return_type: Literal["reward_to_go", "episode"] = "reward_to_go",
@@ -251,6 +258,7 @@ class REINFORCE(OnPolicyAlgorithm):
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         self.n_episodes = n_episodes
+        self.episodes_per_start = episodes_per_start
         self.return_type = return_type
         self.discounted_weighting = discounted_weighting
         self.baseline = baseline
@@ -449,9 +457,14 @@ class REINFORCE(OnPolicyAlgorithm):
         processes = self._synchronization.processes
         n_envs = env.num_envs * processes.size
         bound = find_bound(self.max_rollout_steps, self._time_limit, self.n_steps, self.n_episodes, n_envs)
-        quota = EpisodeQuota(n_rollout_steps, None if self.n_episodes is None else processes.share(self.n_episodes))
+        # Of a start all episodes are collected in one process
+        each, n_episodes = self.episodes_per_start or 1, self.n_episodes
+        n_episodes = None if n_episodes is None else each * processes.share(n_episodes // each)
+        quota = EpisodeQuota(n_rollout_steps, n_episodes)
+        starts = choose_common_starts(n_episodes, self.episodes_per_start, self._baseline)
         bootstraps = self._baseline.needs_critic and self.bootstrap_at_time_limit
-        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, bound, bootstraps, self._rng, self.use_masking)
+        settings = (bound, bootstraps, self._rng, self.use_masking, starts)
+        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, *settings)
         if rollout is None:
             return None
         if rollout.n_cut > 0:

@@ -276,7 +276,7 @@ class LinearBaseline(Baseline):
 
 
 class OptimalBaseline(Baseline):
-    """See ``optimal_baseline``. Differentiates the policy for each episode, which takes several times as long as the update."""
+    """See ``optimal_baseline``. Differentiates the policy for each episode, which takes longer than the rest of the update."""
 
     needs_observations = False
     needs_scores = compares_episodes = is_unbiased = is_deterministic = True

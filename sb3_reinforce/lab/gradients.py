@@ -46,6 +46,8 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
         "final_observations": None if len(cuts) == 0 else map_observation(lambda obs: obs[cuts], finals),
         "episode_starts": batch.episode_starts[np.asarray(episodes)],
         "outputs": PolicyOutputs(),
+        "starts": None if batch.starts is None else batch.starts[np.asarray(episodes)],
+        "greedy_rewards": batch.greedy_rewards,
     }
     # Whatever else a batch has, it has for each step
     rest = {name: value for name, value in batch._asdict().items() if name not in own and value is not None}

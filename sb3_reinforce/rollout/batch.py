@@ -1,6 +1,6 @@
 """The counted episodes of one rollout, one after another, as arrays and tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -46,6 +46,9 @@ class EpisodeBatch(NamedTuple):
     :param episode_starts: Environment and step of the rollout at which each episode began, shape ``(n_episodes, 2)``.
     :param action_masks: Shape ``(n_steps, n_options)``, True for valid actions; None without masks.
     :param outputs: What the policy says of these steps.
+    :param starts: The number of the start of each episode, shape ``(n_episodes,)``: those with the same one were reset with
+        the same seed. None without common starts.
+    :param greedy_rewards: Of the episode of the deterministic policy from each start; none if there are no such episodes.
     """
 
     observations: PyTorchObs
@@ -57,6 +60,8 @@ class EpisodeBatch(NamedTuple):
     episode_starts: IntArray
     action_masks: th.Tensor | None = None
     outputs: PolicyOutputs = PolicyOutputs()
+    starts: IntArray | None = None
+    greedy_rewards: Sequence[Array] = ()
 
 
 class Evaluator(Protocol):
@@ -82,8 +87,11 @@ def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float
     """
     values, final_values, log_probs, distribution = batch.outputs
     rewards = complete_rewards(batch.rewards, log_probs, ent_coef, batch.cut_steps, final_values, estimator.gamma)
-    episodes = Episodes(rewards, batch.episode_lengths, values=values, distribution=distribution)
     baseline = estimator.baseline
+    episodes = Episodes(rewards, batch.episode_lengths, values=values, distribution=distribution, starts=batch.starts)
+    if len(batch.greedy_rewards) > 0:
+        lengths = np.array([len(own) for own in batch.greedy_rewards])
+        episodes = episodes.replace(greedy_rewards=np.concatenate(batch.greedy_rewards), greedy_lengths=lengths)
     if evaluator is None and (baseline.needs_observations or baseline.needs_scores or baseline.is_fitted):
         raise RuntimeError(
             "rollout_buffer.returns and .advantages are there until the policy is updated: ask for them in on_rollout_end"

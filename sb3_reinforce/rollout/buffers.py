@@ -1,6 +1,6 @@
 """Rollout buffers that hold whole episodes: SB3's, growing as long as an episode lasts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,10 @@ class _WholeEpisodes:
         #: For every environment, the number of steps at which each of its counted episodes was over
         self.episode_ends: list[list[int]] = [[] for _ in range(self.n_envs)]
         self._cuts: list[list[tuple[int, NumpyObs]]] = [[] for _ in range(self.n_envs)]
+        #: For every environment, the number of the start of each of its counted episodes, if they have common starts
+        self.starts: list[list[int]] = [[] for _ in range(self.n_envs)]
+        #: The rewards of the episode of the deterministic policy from each start, if there is one
+        self.greedy_rewards: dict[int, Array] = {}
         #: What the policy says of the rollout, once it is over
         self.outputs: PolicyOutputs | None = None
         #: Evaluates the policy that acted, until it is updated
@@ -170,6 +174,31 @@ class _WholeEpisodes:
         self.episode_ends[env_idx].append(self.pos)
         if final_observation is not None:
             self._cuts[env_idx].append((self.pos - 1, final_observation))
+
+    def finish_wave(self, first_step: int, starts: Sequence[int], is_greedy: bool) -> None:
+        """
+        Close up the counted episodes that began together after earlier ones: their steps follow on those.
+
+        :param first_step: At which they began.
+        :param starts: The number of the start of each, in the first environments.
+        :param is_greedy: Whether the policy was deterministic. Then only the rewards are kept, and no episode counts.
+        """
+        storages = [self._rewards, self._actions, *named_parts("", self._observations).values()]
+        for env_idx, start in enumerate(starts):
+            end = self.episode_ends[env_idx].pop()
+            n_before = self._steps_of_env[env_idx]
+            if is_greedy:
+                self.greedy_rewards[start] = self._rewards[first_step:end, env_idx].astype(np.float64)
+                self._cuts[env_idx] = [cut for cut in self._cuts[env_idx] if cut[0] < first_step]
+                continue
+            for storage in [*storages, *([] if self.action_masks is None else [self.action_masks])]:
+                storage[n_before : n_before + end - first_step, env_idx] = storage[first_step:end, env_idx]
+            self.episode_ends[env_idx].append(n_before + end - first_step)
+            self._cuts[env_idx] = [
+                (step if step < first_step else n_before + step - first_step, final) for step, final in self._cuts[env_idx]
+            ]
+            self.starts[env_idx].append(start)
+        self.pos = max(self._steps_of_env)
 
     @property
     def n_counted_steps(self) -> int:
@@ -378,6 +407,8 @@ class _WholeEpisodes:
             ).reshape(-1, 2),
             action_masks=action_masks,
             outputs=self.outputs or PolicyOutputs(),
+            starts=np.concatenate([np.array(own, dtype=np.int64) for own in self.starts]) if any(self.starts) else None,
+            greedy_rewards=[self.greedy_rewards[start] for start in sorted(self.greedy_rewards)],
         )
 
     def _counted(self, storage: NumpyArray) -> NumpyArray:

@@ -17,6 +17,7 @@ from sb3_reinforce.rollout.action_masks import ActionMaskReader
 from sb3_reinforce.rollout.batch import NumpyArray, map_observation
 from sb3_reinforce.rollout.budget import EpisodeQuota
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.rollout.common_starts import CommonStarts, check_restartable, reset_to
 from sb3_reinforce.rollout.idle_environments import IdleEnvironments
 
 
@@ -106,6 +107,7 @@ def collect_episodes(
     bootstraps: bool,
     rng: np.random.Generator,
     use_masking: bool = False,
+    common_starts: CommonStarts | None = None,
 ) -> Rollout | None:
     """
     Step the environments until every counted episode is finished.
@@ -115,20 +117,86 @@ def collect_episodes(
 
     :param model: Acts with its policy, counts the steps and keeps the last observations.
     :param env: The training environment.
-    :param callback: Called at the start and at every step; it finds the locals of this function, among them ``is_idle``: where
-        no step was made, shape ``(n_envs,)``.
+    :param callback: Called at the start and at every step; it finds the locals of ``step_episodes``, among them ``is_idle``:
+        where no step was made, shape ``(n_envs,)``.
     :param rollout_buffer: Filled with the steps.
-    :param quota: Decides which episodes count.
+    :param quota: Decides which episodes count, unless they have common starts.
     :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
     :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
-    :param rng: Draws the actions.
+    :param rng: Draws the actions, and the seeds of common starts.
     :param use_masking: Whether the environment says which actions are allowed.
+    :param common_starts: Which episodes are collected instead, wave by wave; None for none.
     :return: What was collected, or None if the callback stopped early.
     :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
-        environment and the step. Or if there are no masks where there should be.
+        environment and the step. Or if there are no masks, or no common starts, where there should be.
     """
-    start_episodes(model, env)
     rollout_buffer.reset()
+    if common_starts is None:
+        start_episodes(model, env)
+    callback.on_rollout_start()
+    settings = (bootstraps, rng, use_masking)
+    if common_starts is None:
+        rollout = step_episodes(model, env, callback, rollout_buffer, quota, max_steps, *settings)
+    else:
+        rollout = step_waves(model, env, callback, rollout_buffer, common_starts, max_steps, *settings)
+    if rollout is not None:
+        rollout_buffer.finish_rollout()
+    return rollout
+
+
+def step_waves(
+    model: OnPolicyAlgorithm,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
+    common_starts: CommonStarts,
+    max_steps: float,
+    bootstraps: bool,
+    rng: np.random.Generator,
+    use_masking: bool,
+) -> Rollout | None:
+    """
+    Collect episodes from common starts. See ``collect_episodes``; the episodes of the deterministic policy count as steps
+    only, and are cut at the same bound.
+    """
+    check_restartable(env, "episodes_per_start")
+    seeds = rng.integers(2**31, size=common_starts.n_starts)
+    total, steps_made = Rollout(0, 0, 0, []), 0
+    for wave in common_starts.waves(env.num_envs):
+        if steps_made >= max_steps:
+            break
+        reset_to(model, env, wave.starts, seeds)
+        quota, first_step = EpisodeQuota(0, len(wave.starts)), rollout_buffer.pos
+        left = max_steps - steps_made
+        rollout = step_episodes(
+            model, env, callback, rollout_buffer, quota, left, bootstraps, rng, use_masking, wave.is_greedy
+        )
+        if rollout is None:
+            return None
+        steps_made += 0 if wave.is_greedy else rollout_buffer.pos - first_step
+        n_episodes, n_cut = total.n_episodes + rollout.n_episodes, total.n_cut + rollout.n_cut
+        total = Rollout(total.n_steps + rollout.n_steps, n_episodes, n_cut, total.infos + rollout.infos)
+        rollout_buffer.finish_wave(first_step, wave.starts.tolist(), wave.is_greedy)
+    return total
+
+
+def step_episodes(
+    model: OnPolicyAlgorithm,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
+    quota: EpisodeQuota,
+    max_steps: float,
+    bootstraps: bool,
+    rng: np.random.Generator,
+    use_masking: bool,
+    deterministic: bool = False,
+) -> Rollout | None:
+    """
+    Step the environments, which are at the start of an episode, until every counted episode is finished.
+
+    See ``collect_episodes``; a deterministic policy is not asked for what training episodes are: their returns are not noted.
+    """
     if model.use_sde:
         model.policy.reset_noise(env.num_envs)
     to_env_actions = make_action_transform(model)
@@ -144,8 +212,8 @@ def collect_episodes(
     is_watched = not is_of_libraries(callback)
     obs_tensor: Any = None
 
-    callback.on_rollout_start()
     sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
+    sample_actions.deterministic = deterministic
 
     environments = IdleEnvironments(env)
     try:
@@ -200,7 +268,7 @@ def collect_episodes(
                         info = infos[env_idx]
                         goes_on = bootstraps and info.get("TimeLimit.truncated", False)
                         rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
-                        model._update_info_buffer([info], dones[env_idx : env_idx + 1])
+                        model._update_info_buffer([] if deterministic else [info], dones[env_idx : env_idx + 1])
                         finished_infos.append(info)
                         n_episodes += 1
                         # At the bound no episode can start any more
@@ -219,5 +287,6 @@ def collect_episodes(
         rollout_buffer.finish_episode(env_idx, final_observation)
     rollout_buffer.check_finite()
     callback.update_locals(locals())
-    rollout_buffer.finish_rollout()
+    if deterministic:
+        return Rollout(model.num_timesteps - steps_before, 0, 0, [])
     return Rollout(model.num_timesteps - steps_before, n_episodes + n_running, n_running, finished_infos)

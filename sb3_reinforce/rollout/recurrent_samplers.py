@@ -90,7 +90,7 @@ class RecurrentDistributionSampler(_TorchHiddenState, ActionSampler):
         mask_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
         with th.no_grad(), use_action_masks(policy, mask_tensor):
             distribution = policy._get_action_dist_from_latent(self.latent(observations))
-            actions: NumpyArray = distribution.get_actions().cpu().numpy()
+            actions: NumpyArray = distribution.get_actions(self.deterministic).cpu().numpy()
         return actions.reshape(-1, *policy.action_space.shape)  # type: ignore[misc]
 
 

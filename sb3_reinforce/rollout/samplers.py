@@ -48,8 +48,15 @@ COMPARED_SIZE = 4_096
 COPIED_SIZE = 1_000_000
 
 
+#: With it, ``make_draw`` draws the most probable action, or the mean.
+NO_NOISE: NumpyArray = np.zeros(1, dtype=np.float32)
+
+
 class ActionSampler:
     """What the collector asks for actions."""
+
+    #: Whether to take the most probable action, or the mean, instead of a sample
+    deterministic = False
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """
@@ -149,7 +156,7 @@ class DistributionSampler(ActionSampler):
         mask_tensor = None if masks is None else th.as_tensor(masks, device=self.policy.device)
         with th.no_grad(), use_action_masks(self.policy, mask_tensor):
             distribution = distribution_of(self.policy, obs_as_tensor(observations, self.policy.device))
-            actions: NumpyArray = distribution.get_actions().cpu().numpy()
+            actions: NumpyArray = distribution.get_actions(self.deterministic).cpu().numpy()
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
 
 
@@ -173,7 +180,7 @@ class ForwardSampler(ActionSampler):
         mask_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
         obs_tensor = obs_as_tensor(observations, policy.device)
         with th.no_grad(), use_action_masks(policy, mask_tensor):
-            actions, _, log_prob = policy(obs_tensor)
+            actions, _, log_prob = policy(obs_tensor, self.deterministic)
             taken = actions if isinstance(policy.action_space, spaces.Discrete) else actions.flatten(1)
             expected = distribution_of(policy, obs_tensor).log_prob(taken)
         # The actions of a squashed Gaussian tell the noise behind them to a few digits only
@@ -207,7 +214,8 @@ class ParameterSampler(ActionSampler):
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """See ``ActionSampler``."""
         parameters = self.actor(observations)
-        return self.draw(parameters if masks is None else apply_action_mask(parameters, masks), next(self.noise))
+        noise = NO_NOISE if self.deterministic else next(self.noise)
+        return self.draw(parameters if masks is None else apply_action_mask(parameters, masks), noise)
 
     def reset_states(self, dones: NumpyArray) -> None:
         """See ``ActionSampler``."""

@@ -1,0 +1,106 @@
+"""Several episodes from the same start: the environments of a rollout are reset with equal seeds, wave by wave."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_reinforce.functional.baselines import Baseline
+from sb3_reinforce.functional.returns import IntArray
+from sb3_reinforce.rollout.batch import named_parts
+
+
+class CommonStarts(NamedTuple):
+    """
+    The episodes of a rollout, by their starts.
+
+    :param n_starts: Number of starts.
+    :param episodes_per_start: Episodes that count from each of them.
+    :param has_greedy_episodes: Whether the deterministic policy goes from each of them, too.
+    """
+
+    n_starts: int
+    episodes_per_start: int
+    has_greedy_episodes: bool
+
+    def waves(self, n_envs: int) -> Iterator["Wave"]:
+        """
+        Divide the episodes into waves of as many as there are environments. Those of the deterministic policy come first.
+
+        :param n_envs: Number of environments.
+        :return: The waves, in order.
+        """
+        greedy = np.arange(self.n_starts if self.has_greedy_episodes else 0)
+        for starts, is_greedy in ((greedy, True), (np.repeat(np.arange(self.n_starts), self.episodes_per_start), False)):
+            for first in range(0, len(starts), n_envs):
+                yield Wave(starts[first : first + n_envs], is_greedy)
+
+
+def choose_common_starts(n_episodes: int | None, episodes_per_start: int | None, baseline: Baseline) -> CommonStarts | None:
+    """
+    Choose the starts of a rollout.
+
+    :param n_episodes: Episodes of the rollout in this process.
+    :param episodes_per_start: As the user says; None for 1.
+    :param baseline: Says whether the deterministic policy goes from each start, too.
+    :return: None if every episode may start as it likes.
+    """
+    if n_episodes is None or (episodes_per_start is None and not baseline.needs_greedy_episodes):
+        return None
+    each = episodes_per_start or 1
+    return CommonStarts(n_episodes // each, each, baseline.needs_greedy_episodes)
+
+
+class Wave(NamedTuple):
+    """
+    Episodes that begin at the same time, one in each of the first environments.
+
+    :param starts: The number of the start of each.
+    :param is_greedy: Whether the policy is deterministic.
+    """
+
+    starts: IntArray
+    is_greedy: bool
+
+
+def check_restartable(env: VecEnv, argument: str) -> None:
+    """
+    Refuse environments that cannot be reset with equal seeds.
+
+    :param env: Any vectorised environment.
+    :param argument: What asks for it, for the message.
+    :raises ValueError: Names the environment.
+    """
+    engine = env.unwrapped
+    if not isinstance(engine, DummyVecEnv | SubprocVecEnv):
+        raise ValueError(
+            f"{argument} needs environments that can be reset with equal seeds, a DummyVecEnv or a SubprocVecEnv, and "
+            f"{type(engine).__name__} is none"
+        )
+
+
+def reset_to(model: OnPolicyAlgorithm, env: VecEnv, starts: IntArray, seeds: IntArray) -> None:
+    """
+    Reset all environments, those of the same start with the same seed.
+
+    :param model: Keeps the observations.
+    :param env: A ``DummyVecEnv`` or ``SubprocVecEnv``, in any wrappers.
+    :param starts: The number of the start of each of the first environments.
+    :param seeds: Of each start.
+    :raises ValueError: If environments look different after the same seed; names two of them.
+    """
+    engine: Any = env.unwrapped
+    # VecEnv.seed gives each environment a seed of its own
+    engine._seeds = [*seeds[starts].tolist(), *[None] * (env.num_envs - len(starts))]
+    model._last_obs = env.reset()  # type: ignore[assignment]
+    model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    for name, rows in named_parts("observation", model._last_obs).items():
+        for env_idx, start in enumerate(starts.tolist()):
+            first = starts.tolist().index(start)
+            if not np.array_equal(rows[env_idx], rows[first], equal_nan=rows.dtype.kind == "f"):
+                raise ValueError(
+                    f"The first {name} of environments {first} and {env_idx} differ, though both were reset with the seed "
+                    f"{seeds[start]}: episodes can have a common start only where reset(seed=...) decides it"
+                )
