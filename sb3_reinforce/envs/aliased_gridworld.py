@@ -1,5 +1,6 @@
 """AliasedGridworld: two cells look alike and need opposite actions, so that the best memoryless policy must toss a coin."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -100,7 +101,9 @@ def _transition(cell: int, action: int) -> tuple[int, float, bool]:
     return (cell + 1 if action == EAST else cell - 1), 0.0, False
 
 
-def enumerate_paths(action_probabilities: npt.ArrayLike, limit: int = TIME_LIMIT) -> list[Path]:
+def enumerate_paths(
+    action_probabilities: npt.ArrayLike, limit: int = TIME_LIMIT, starts: Sequence[int] = START_CELLS
+) -> list[Path]:
     """
     List all paths that the policy can take, with their probabilities.
 
@@ -109,6 +112,7 @@ def enumerate_paths(action_probabilities: npt.ArrayLike, limit: int = TIME_LIMIT
 
     :param action_probabilities: P(action | observation), shape ``(4, 4)``: rows as ``OBSERVATIONS``, columns N, E, S, W.
     :param limit: Time limit in steps; what is cut there is a path too.
+    :param starts: Cells in which an episode may start, all equally likely.
     :return: The paths; their probabilities sum to 1 if the rows do.
     """
     probabilities = np.asarray(action_probabilities, dtype=np.float64)
@@ -134,8 +138,8 @@ def enumerate_paths(action_probabilities: npt.ArrayLike, limit: int = TIME_LIMIT
             else:
                 follow(next_cell, path_probability, so_far)
 
-    for start in START_CELLS:
-        follow(start, 1 / len(START_CELLS), [])
+    for start in starts:
+        follow(start, 1 / len(starts), [])
     return paths
 
 

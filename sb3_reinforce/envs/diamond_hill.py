@@ -88,11 +88,12 @@ def _transition(state: tuple[int, int], action: int, slips: bool) -> tuple[tuple
     return ((3, 0), 10.0, True) if action == RIGHT else ((1, 0), 0.0, True)
 
 
-def enumerate_paths(action_probabilities: npt.ArrayLike) -> list[Path]:
+def enumerate_paths(action_probabilities: npt.ArrayLike, slip_probability: float = SLIP_PROBABILITY) -> list[Path]:
     """
     List all five paths through DiamondHill with their probabilities.
 
     :param action_probabilities: P(action | state), shape ``(3, 2)``: a row per decision state, columns left and right.
+    :param slip_probability: That of a slip in state [1, 0].
     :return: The paths; their probabilities sum to 1 if the rows do.
     """
     probabilities = np.asarray(action_probabilities, dtype=np.float64)
@@ -102,7 +103,7 @@ def enumerate_paths(action_probabilities: npt.ArrayLike) -> list[Path]:
     def follow(state: tuple[int, int], probability: float, steps: list[tuple[tuple[int, int], int, float]]) -> None:
         for action in (LEFT, RIGHT):
             slippery = state == (1, 0) and action == RIGHT
-            for slips, chance in ((True, SLIP_PROBABILITY), (False, 1 - SLIP_PROBABILITY)) if slippery else ((False, 1.0),):
+            for slips, chance in ((True, slip_probability), (False, 1 - slip_probability)) if slippery else ((False, 1.0),):
                 next_state, reward, terminated = _transition(state, action, slips)
                 so_far = [*steps, (state, action, reward)]
                 path_probability = probability * probabilities[row_of[state], action] * chance

@@ -173,7 +173,10 @@ def step_waves(
         )
         if rollout is None:
             return None
-        steps_made += 0 if wave.is_greedy else rollout_buffer.pos - first_step
+        if wave.is_greedy:
+            rollout = rollout._replace(n_episodes=0, n_cut=0, infos=[])
+        else:
+            steps_made += rollout_buffer.pos - first_step
         n_episodes, n_cut = total.n_episodes + rollout.n_episodes, total.n_cut + rollout.n_cut
         total = Rollout(total.n_steps + rollout.n_steps, n_episodes, n_cut, total.infos + rollout.infos)
         rollout_buffer.finish_wave(first_step, wave.starts.tolist(), wave.is_greedy)
@@ -287,6 +290,4 @@ def step_episodes(
         rollout_buffer.finish_episode(env_idx, final_observation)
     rollout_buffer.check_finite()
     callback.update_locals(locals())
-    if deterministic:
-        return Rollout(model.num_timesteps - steps_before, 0, 0, [])
     return Rollout(model.num_timesteps - steps_before, n_episodes + n_running, n_running, finished_infos)

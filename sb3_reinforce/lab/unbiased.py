@@ -1,0 +1,279 @@
+"""The exact bias and variance of a baseline: every rollout of environments that are small enough to list them all."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+
+from sb3_reinforce.envs import aliased_gridworld, diamond_hill
+from sb3_reinforce.envs.paths import Path
+from sb3_reinforce.functional.baselines import (
+    BASELINES,
+    Baseline,
+    Episodes,
+    NoBaseline,
+    make_baseline,
+    name_of,
+    select_episodes,
+)
+from sb3_reinforce.functional.estimator import Estimator
+from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.lab.gradients import ScoreGradients, steps_of
+from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.rollout.batch import EpisodeBatch, describe_episodes
+from sb3_reinforce.update import make_evaluator
+from sb3_reinforce.update.advantages import evaluate_rollout
+
+GAMMA = 0.9
+#: Of AliasedGridworld: enough to find the money.
+TIME_LIMIT = 2
+#: Takes P(action | observation), gives for everything that an environment may draw its probability and the paths then.
+Enumeration = Callable[[Array], list[tuple[float, list[Path]]]]
+
+
+def _enumerate_diamond_hill(probabilities: Array) -> list[tuple[float, list[Path]]]:
+    slip = diamond_hill.SLIP_PROBABILITY
+    return [(p, diamond_hill.enumerate_paths(probabilities, float(slips))) for p, slips in ((slip, True), (1 - slip, False))]
+
+
+def _enumerate_gridworld(probabilities: Array) -> list[tuple[float, list[Path]]]:
+    cells = aliased_gridworld.START_CELLS
+    return [(1 / len(cells), aliased_gridworld.enumerate_paths(probabilities, TIME_LIMIT, (cell,))) for cell in cells]
+
+
+class SmallEnvironment(NamedTuple):
+    """
+    An environment of which all paths can be listed.
+
+    :param observations: In which the agent acts, a row for each row of the probabilities.
+    :param masks: Which actions are allowed there; None for all.
+    :param enumerate: Lists the paths.
+    """
+
+    observations: Any
+    masks: Any
+    enumerate: Enumeration
+
+
+#: In the gridworld nobody walks into walls: masks are part of what is checked.
+ENVIRONMENTS = {
+    "sb3_reinforce/DiamondHill-v0": SmallEnvironment(diamond_hill.DECISION_STATES, None, _enumerate_diamond_hill),
+    "sb3_reinforce/AliasedGridworld-v0": SmallEnvironment(
+        aliased_gridworld.OBSERVATIONS, aliased_gridworld.OBSERVATIONS == 0, _enumerate_gridworld
+    ),
+}
+
+
+class EnumeratedGradient(NamedTuple):
+    """
+    What the gradient is with a baseline: the mean over episodes of the sums over their steps, of the discounted objective.
+
+    :param environment: Where.
+    :param return_type: That of ``REINFORCE``.
+    :param baseline: Its name.
+    :param expected: The expected gradient, shape ``(n_parameters,)``.
+    :param exact: The gradient of the objective, shape ``(n_parameters,)``.
+    :param variance: Trace of the covariance of the gradient of a rollout.
+    """
+
+    environment: str
+    return_type: str
+    baseline: str
+    expected: Array
+    exact: Array
+    variance: float
+
+    @property
+    def bias(self) -> float:
+        """Distance of the expected gradient from the exact one, in units of the length of the latter."""
+        return float(np.linalg.norm(self.expected - self.exact) / np.linalg.norm(self.exact))
+
+
+class BaselineCheck(NamedTuple):
+    """
+    What was found of a baseline, and of others beside it.
+
+    :param baseline: Its name.
+    :param results: First its own, for each environment and return type, then those of the others.
+    """
+
+    baseline: str
+    results: list[EnumeratedGradient]
+
+    @property
+    def own(self) -> list[EnumeratedGradient]:
+        """The results of the baseline itself."""
+        return [result for result in self.results if result.baseline == self.baseline]
+
+    def assert_unbiased(self, tolerance: float = 1e-6) -> None:
+        """
+        Fail unless the baseline is unbiased in all environments, with both return types.
+
+        :param tolerance: Largest bias that is taken for rounding.
+        :raises AssertionError: Says where it is biased, and how far.
+        """
+        found = [
+            f"{one.environment}, return_type={one.return_type!r}: {one.bias:.3g}" for one in self.own if one.bias > tolerance
+        ]
+        if found:
+            raise AssertionError(
+                f"baseline {self.baseline} is biased, in units of the exact gradient: {'; '.join(found)}. What is subtracted "
+                "from the return of a step must not depend on its action, nor on what follows from it"
+            )
+
+    def __str__(self) -> str:
+        """A table: bias and variance, the latter in units of that without a baseline."""
+        lines = [f"{'environment':32} {'return_type':13} {'baseline':28} {'bias':>9} {'variance':>9}"]
+        plain = {(one.environment, one.return_type): one.variance for one in self.results if one.baseline == "None"}
+        for one in self.results:
+            unit = plain.get((one.environment, one.return_type), 1.0)
+            columns = f"{one.environment:32} {one.return_type:13} {one.baseline:28}"
+            lines.append(f"{columns} {one.bias:9.2g} {one.variance / unit:9.3f}")
+        return "\n".join(lines)
+
+
+def check_unbiased(
+    baseline: Baseline | str | None, n_episodes: int = 2, compared: Sequence[str | None] | None = None
+) -> BaselineCheck:
+    """
+    Compute the exact bias and variance of the gradient with a baseline, by listing all rollouts of two small environments.
+
+    A fitted baseline is fitted once, on one episode along every path, and then used as it is: how it learns is not checked.
+    Episodes with common starts are all from one start.
+
+    :param baseline: As ``REINFORCE`` takes it. A copy is used.
+    :param n_episodes: Of a rollout, at least 2; the number of rollouts grows exponentially with it.
+    :param compared: Names of those that are shown beside it; all by default.
+    :return: What was found.
+    :raises ValueError: If there is no such baseline, it gives numbers that cannot be subtracted, or there are too few episodes.
+    """
+    if n_episodes < 2:
+        raise ValueError(f"n_episodes must be at least 2, since baselines compare episodes, not {n_episodes}")
+    own = make_baseline(baseline)
+    names = [name for name in (BASELINES if compared is None else compared) if make_baseline(name).__class__ is not type(own)]
+    results = []
+    for one in (own, *map(make_baseline, names)):
+        for environment in ENVIRONMENTS:
+            for return_type in ("reward_to_go", "episode"):
+                results.append(enumerate_gradients(environment, return_type, one, n_episodes))
+    return BaselineCheck(name_of(own), results)
+
+
+def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, n_episodes: int) -> EnumeratedGradient:
+    """
+    Compute expectation and variance of the gradient with a baseline.
+
+    :param environment: One of ``ENVIRONMENTS``.
+    :param return_type: That of ``REINFORCE``.
+    :param baseline: A copy is used.
+    :param n_episodes: Of a rollout.
+    :return: What was found.
+    """
+    try:
+        baseline = copy.deepcopy(baseline)
+    except Exception:  # Of what cannot be copied, such as a lock, the class may raise what it likes
+        pass
+    estimator = Estimator(GAMMA, 1.0, return_type, True, baseline, loss_reduction="episode")
+    draws, episodes, scores = _list_paths(environment, estimator)
+    baseline.fit(episodes)
+    plain = Estimator(GAMMA, 1.0, return_type, True, NoBaseline(), loss_reduction="episode")
+    exact, mean, square = (np.zeros(scores.shape[1]) for _ in range(3))
+    for probability, indices, _ in _list_rollouts(draws, 1, False):
+        exact += probability * _gradient(plain, episodes, scores, indices)
+    has_common_starts = baseline.needs_common_starts or baseline.needs_greedy_episodes
+    for probability, indices, greedy in _list_rollouts(draws, n_episodes, has_common_starts):
+        rollout = episodes
+        if has_common_starts:
+            first = int(episodes.lengths[:greedy].sum())
+            rewards = episodes.rewards[first : first + episodes.lengths[greedy]]
+            starts = np.zeros(len(episodes.lengths), dtype=np.int64)
+            rollout = episodes.replace(starts=starts, greedy_rewards=rewards, greedy_lengths=np.array([len(rewards)]))
+        gradient = _gradient(estimator, rollout, scores, indices)
+        mean += probability * gradient
+        square += probability * gradient**2
+    return EnumeratedGradient(environment, return_type, name_of(baseline), mean, exact, float(square.sum() - mean @ mean))
+
+
+class _Draw(NamedTuple):
+    """What an environment may draw: its probability, the paths then by index with their probabilities, and the greedy one."""
+
+    probability: float
+    paths: list[tuple[int, float]]
+    greedy: int
+
+
+def _list_paths(environment: str, estimator: Estimator) -> tuple[list[_Draw], Episodes, Array]:
+    """All paths as episodes, and the score of each of their steps, with a random linear policy."""
+    observations, masks, enumerate_paths = ENVIRONMENTS[environment]
+    model = REINFORCE(
+        "MlpPolicy",
+        gym.make(environment),
+        baseline=estimator.baseline,
+        n_episodes=2,
+        episodes_per_start=2,
+        use_masking=masks is not None,
+        policy_kwargs={"net_arch": {"pi": [], "vf": [4]}},
+        seed=0,
+        device="cpu",
+    )
+    with th.random.fork_rng(devices=[]), th.no_grad():
+        th.manual_seed(0)
+        for parameter in model.policy.action_net.parameters():
+            parameter.normal_()
+    evaluator = make_evaluator(model.policy)
+
+    def batch_of(paths: Sequence[Path]) -> EpisodeBatch:
+        seen = np.concatenate([path.observations for path in paths])
+        rows = [int(np.argmax((observations == row).all(axis=1))) for row in seen]
+        return EpisodeBatch(
+            observations=th.as_tensor(seen),
+            actions=th.as_tensor(np.concatenate([path.actions for path in paths]))[:, None],
+            rewards=np.concatenate([path.rewards for path in paths]).astype(np.float64),
+            episode_lengths=np.array([len(path.actions) for path in paths]),
+            cut_steps=np.zeros(0, dtype=np.int64),
+            final_observations=None,
+            episode_starts=np.array([(0, 0)] * len(paths)),
+            action_masks=None if masks is None else th.as_tensor(masks[rows]),
+        )
+
+    never = np.zeros((1, model.action_space.n), dtype=np.int64)
+    everywhere = [Path(1.0, row[None], never[:, 0], np.zeros(1)) for row in observations]
+    probabilities = evaluator.distributions(batch_of(everywhere)).probs.double().numpy()
+    draws, listed = [], []
+    for probability, paths in enumerate_paths(probabilities):
+        possible = [path for path in paths if path.probability > 0.0]
+        best = [_is_greedy(path, observations, probabilities) for path in possible]
+        indices = range(len(listed), len(listed) + len(possible))
+        own = [(index, path.probability) for index, path in zip(indices, possible, strict=True)]
+        draws.append(_Draw(probability, own, indices[best.index(True)]))
+        listed += possible
+    batch = batch_of(listed)
+    batch = batch._replace(outputs=evaluate_rollout(evaluator, batch, estimator.baseline, False, False))
+    scores = ScoreGradients(evaluator)(batch, np.eye(len(batch.rewards))).astype(np.float64)
+    return draws, estimator.add_returns(describe_episodes(batch, estimator, 0.0, evaluator)), scores
+
+
+def _is_greedy(path: Path, observations: Any, probabilities: Array) -> bool:
+    rows = [int(np.argmax((observations == row).all(axis=1))) for row in path.observations]
+    return bool((probabilities[rows].argmax(axis=1) == path.actions).all())
+
+
+def _list_rollouts(draws: list[_Draw], n_episodes: int, has_common_start: bool) -> Iterator[tuple[float, IntArray, int]]:
+    """The probability of each rollout, its paths, and the path of the deterministic policy if they have a common start."""
+    if not has_common_start:
+        everything = [(index, draw.probability * p) for draw in draws for index, p in draw.paths]
+        draws = [_Draw(1.0, everything, 0)]
+    for draw in draws:
+        for rollout in itertools.product(draw.paths, repeat=n_episodes):
+            indices, probabilities = zip(*rollout, strict=True)
+            yield draw.probability * float(np.prod(probabilities)), np.array(indices), draw.greedy
+
+
+def _gradient(estimator: Estimator, episodes: Episodes, scores: Array, indices: IntArray) -> Array:
+    targets = estimator(select_episodes(episodes, indices))
+    gradient: Array = targets.score_weights @ scores[steps_of(episodes.lengths, indices)] / targets.n_averaged
+    return gradient
