@@ -22,7 +22,7 @@ from sb3_reinforce.functional.baselines import (
 )
 from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.functional.returns import Array, IntArray
-from sb3_reinforce.lab.gradients import ScoreGradients, steps_of
+from sb3_reinforce.lab.gradients import steps_of
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch, describe_episodes
 from sb3_reinforce.update import make_evaluator
@@ -116,22 +116,21 @@ class BaselineCheck(NamedTuple):
         :param tolerance: Largest bias that is taken for rounding.
         :raises AssertionError: Says where it is biased, and how far.
         """
-        found = [
-            f"{one.environment}, return_type={one.return_type!r}: {one.bias:.3g}" for one in self.own if one.bias > tolerance
-        ]
-        if found:
+        biased = [one for one in self.own if not one.bias <= tolerance]
+        if biased:
+            words = "; ".join(f"{one.environment}, return_type={one.return_type!r}: {one.bias:.3g}" for one in biased)
             raise AssertionError(
-                f"baseline {self.baseline} is biased, in units of the exact gradient: {'; '.join(found)}. What is subtracted "
-                "from the return of a step must not depend on its action, nor on what follows from it"
+                f"baseline {self.baseline} is biased, in units of the exact gradient: {words}. What is subtracted from the "
+                "return of a step must not depend on its action, nor on what follows from it"
             )
 
     def __str__(self) -> str:
         """A table: bias and variance, the latter in units of that without a baseline."""
-        lines = [f"{'environment':32} {'return_type':13} {'baseline':28} {'bias':>9} {'variance':>9}"]
+        lines = [f"{'environment':34} {'return_type':13} {'baseline':20} {'bias':>9} {'variance':>9}"]
         plain = {(one.environment, one.return_type): one.variance for one in self.results if one.baseline == "None"}
         for one in self.results:
             unit = plain.get((one.environment, one.return_type), 1.0)
-            columns = f"{one.environment:32} {one.return_type:13} {one.baseline:28}"
+            columns = f"{one.environment:34} {one.return_type:13} {one.baseline:20}"
             lines.append(f"{columns} {one.bias:9.2g} {one.variance / unit:9.3f}")
         return "\n".join(lines)
 
@@ -149,7 +148,7 @@ def check_unbiased(
     :param n_episodes: Of a rollout, at least 2; the number of rollouts grows exponentially with it.
     :param compared: Names of those that are shown beside it; all by default.
     :return: What was found.
-    :raises ValueError: If there is no such baseline, it gives numbers that cannot be subtracted, or there are too few episodes.
+    :raises ValueError: If there is no such baseline, it gives numbers that cannot be subtracted, or episodes are too few.
     """
     if n_episodes < 2:
         raise ValueError(f"n_episodes must be at least 2, since baselines compare episodes, not {n_episodes}")
@@ -226,11 +225,13 @@ def _list_paths(environment: str, estimator: Estimator) -> tuple[list[_Draw], Ep
             parameter.normal_()
     evaluator = make_evaluator(model.policy)
 
+    def rows_of(path: Path) -> list[int]:
+        return [int(np.argmax((observations == row).all(axis=1))) for row in path.observations]
+
     def batch_of(paths: Sequence[Path]) -> EpisodeBatch:
-        seen = np.concatenate([path.observations for path in paths])
-        rows = [int(np.argmax((observations == row).all(axis=1))) for row in seen]
+        rows = [row for path in paths for row in rows_of(path)]
         return EpisodeBatch(
-            observations=th.as_tensor(seen),
+            observations=th.as_tensor(observations[rows]),
             actions=th.as_tensor(np.concatenate([path.actions for path in paths]))[:, None],
             rewards=np.concatenate([path.rewards for path in paths]).astype(np.float64),
             episode_lengths=np.array([len(path.actions) for path in paths]),
@@ -240,26 +241,26 @@ def _list_paths(environment: str, estimator: Estimator) -> tuple[list[_Draw], Ep
             action_masks=None if masks is None else th.as_tensor(masks[rows]),
         )
 
-    never = np.zeros((1, model.action_space.n), dtype=np.int64)
-    everywhere = [Path(1.0, row[None], never[:, 0], np.zeros(1)) for row in observations]
+    everywhere = [Path(1.0, row[None], np.zeros(1, dtype=np.int64), np.zeros(1)) for row in observations]
     probabilities = evaluator.distributions(batch_of(everywhere)).probs.double().numpy()
-    draws, listed = [], []
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    draws: list[_Draw] = []
+    listed: list[Path] = []
     for probability, paths in enumerate_paths(probabilities):
         possible = [path for path in paths if path.probability > 0.0]
-        best = [_is_greedy(path, observations, probabilities) for path in possible]
+        best = [bool((probabilities[rows_of(path)].argmax(axis=1) == path.actions).all()) for path in possible]
         indices = range(len(listed), len(listed) + len(possible))
         own = [(index, path.probability) for index, path in zip(indices, possible, strict=True)]
         draws.append(_Draw(probability, own, indices[best.index(True)]))
         listed += possible
     batch = batch_of(listed)
     batch = batch._replace(outputs=evaluate_rollout(evaluator, batch, estimator.baseline, False, False))
-    scores = ScoreGradients(evaluator)(batch, np.eye(len(batch.rewards))).astype(np.float64)
+    # Of a linear softmax policy, in double precision: the derivative of the log-probability by the logits, times the inputs
+    rows = [row for path in listed for row in rows_of(path)]
+    by_logits = np.eye(probabilities.shape[1])[np.concatenate([path.actions for path in listed])] - probabilities[rows]
+    inputs = np.column_stack([observations[rows].astype(np.float64), np.ones(len(rows))])
+    scores = (by_logits[:, :, None] * inputs[:, None, :]).reshape(len(rows), -1)
     return draws, estimator.add_returns(describe_episodes(batch, estimator, 0.0, evaluator)), scores
-
-
-def _is_greedy(path: Path, observations: Any, probabilities: Array) -> bool:
-    rows = [int(np.argmax((observations == row).all(axis=1))) for row in path.observations]
-    return bool((probabilities[rows].argmax(axis=1) == path.actions).all())
 
 
 def _list_rollouts(draws: list[_Draw], n_episodes: int, has_common_start: bool) -> Iterator[tuple[float, IntArray, int]]:

@@ -315,7 +315,7 @@ def enumerate_cue_paths(probabilities: Callable[[list[np.ndarray], np.ndarray], 
     return [path for cue, p in enumerate(CueEnv.CUE_PROBABILITIES) for path in extend(cue, CuePath([], [], [], [], p))]
 
 
-def gradients_of_paths(model: REINFORCE, paths: Sequence[CuePath]) -> dict[str, np.ndarray]:
+def gradients_of_paths(model: REINFORCE, paths: Sequence[CuePath], greedy: CuePath | None = None) -> dict[str, np.ndarray]:
     """The gradient that the model's own ``train`` computes from these episodes, ascent direction, by parameter."""
     buffer = model.rollout_buffer
     buffer.reset()
@@ -325,6 +325,9 @@ def gradients_of_paths(model: REINFORCE, paths: Sequence[CuePath]) -> dict[str, 
             seen = whole if isinstance(model.observation_space, spaces.Dict) else observation[None]
             buffer.add(seen, np.array([action]), np.array([reward]), mask[None].astype(bool))
         buffer.finish_episode(0)
+        if greedy is not None:
+            buffer.starts[0].append(0)
+            buffer.greedy_rewards = {0: np.array(greedy.rewards)}
     model.policy.optimizer.recorded.clear()
     model.train()
     recorded = zip(model.policy.named_parameters(), model.policy.optimizer.recorded[0], strict=True)
