@@ -1,8 +1,7 @@
-"""The baselines of the literature, and those of users, through the model's own train: exact, saved, and shared by processes."""
+"""The baselines of the literature, and those of users, through the model's own train: exact, and saved with it."""
 
 import copy
 import itertools
-import pickle
 import threading
 import warnings
 
@@ -30,7 +29,7 @@ from test_memory_and_masks import SMALL, log_probs_of
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs import aliased_gridworld, diamond_hill
 from sb3_reinforce.envs.diamond_hill import DECISION_STATES, SLIP_PROBABILITY
-from sb3_reinforce.functional.baselines import Baseline, Episodes, LinearBaseline, MovingAverageBaseline
+from sb3_reinforce.functional.baselines import Baseline, Episodes, MovingAverageBaseline
 from sb3_reinforce.lab import check_unbiased
 
 GAMMA = 0.9
@@ -280,3 +279,345 @@ def test_expected_gradient_of_a_recurrent_policy_with_masks(baseline):
     exact = dict(zip(expected, th.autograd.grad(objective, [parameters[name] for name in expected]), strict=True))
     for name, gradient in exact.items():
         np.testing.assert_allclose(expected[name], gradient, rtol=0, atol=1e-6, err_msg=name)
+
+
+# Common starts
+
+
+class StartEnv(gym.Env):
+    """The seed decides the first observation and the noise of the steps; episodes end at random."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.start, self.time = self.np_random.normal(), 0
+        return np.array([self.start, 0.0], np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        noise = self.np_random.normal()
+        over = self.np_random.random() < 0.2
+        return np.array([self.start, noise], np.float32), float(noise), over, self.time == 12, {}
+
+
+class DeafEnv(StartEnv):
+    """Does not care for the seed."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset()
+
+
+@pytest.mark.parametrize("engine", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize(("n_envs", "n_episodes", "each"), [(4, 8, 4), (3, 8, 4), (2, 6, 3), (5, 4, 2), (1, 4, 2)])
+def test_episodes_of_a_start_begin_alike_and_have_the_same_noise(engine, n_envs, n_episodes, each):
+    if engine is SubprocVecEnv and n_envs != 3:
+        pytest.skip("processes take seconds to start")
+    env = VecNormalize(VecFrameStack(make_vec_env(StartEnv, n_envs, vec_env_cls=engine), 2), norm_obs=False, norm_reward=False)
+    arguments = {"n_episodes": n_episodes, "episodes_per_start": each, "baseline": "group", "seed": 0, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_episodes=4 is below the number of environments")
+        model = REINFORCE("MlpPolicy", env, **arguments)
+    starts_of_rollouts = []
+    for _ in range(2):
+        model.learn(1, reset_num_timesteps=False)
+        batch = model.rollout_buffer.whole_episodes()
+        assert sorted(batch.starts.tolist()) == sorted(np.repeat(np.arange(n_episodes // each), each).tolist())
+        ends = np.cumsum(batch.episode_lengths)
+        rewards = [batch.rewards[end - n : end] for end, n in zip(ends, batch.episode_lengths, strict=True)]
+        first = [float(batch.observations[end - n, 2]) for end, n in zip(ends, batch.episode_lengths, strict=True)]
+        by_start = {start: {first[i] for i in np.flatnonzero(batch.starts == start)} for start in set(batch.starts.tolist())}
+        assert all(len(seen) == 1 for seen in by_start.values()), "every episode of a start begins alike"
+        starts_of_rollouts += [seen.pop() for seen in by_start.values()]
+        for start in by_start:
+            alike = [rewards[i] for i in np.flatnonzero(batch.starts == start)]
+            # What is random does not depend on the actions here, so that whole episodes are alike
+            for other in alike[1:]:
+                np.testing.assert_array_equal(other, alike[0])
+        np.testing.assert_allclose(model.rollout_buffer.advantages, 0.0, atol=1e-6)
+    assert len(set(starts_of_rollouts)) == len(starts_of_rollouts), "different starts are different"
+    env.close()
+
+
+def test_the_deterministic_episode_is_that_of_predict():
+    env = make_vec_env("CartPole-v1", 2, seed=0)
+    model = REINFORCE("MlpPolicy", env, baseline="greedy", n_episodes=3, seed=0, device="cpu", learning_rate=0.0)
+    model.learn(1)
+    batch = model.rollout_buffer.whole_episodes()
+    assert sorted(batch.starts.tolist()) == [0, 1, 2]
+    seeds = np.random.default_rng(0).integers(2**31, size=3)
+    other = gym.make("CartPole-v1")
+    ends = np.cumsum(batch.episode_lengths)
+    for start, rewards in enumerate(batch.greedy_rewards):
+        observation, _ = other.reset(seed=int(seeds[start]))
+        episode = int(np.flatnonzero(batch.starts == start)[0])
+        np.testing.assert_array_equal(batch.observations[ends[episode] - batch.episode_lengths[episode]], observation)
+        n, over = 0, False
+        while not over:
+            action, _ = model.predict(observation, deterministic=True)
+            observation, _, terminated, truncated, _ = other.step(int(action))
+            n, over = n + 1, terminated or truncated
+        assert rewards.tolist() == [1.0] * n
+    n_greedy = sum(map(len, batch.greedy_rewards))
+    assert model.num_timesteps >= model.rollout_buffer.n_counted_steps + n_greedy
+    assert len(model.ep_info_buffer) == 3, "the deterministic episodes are no training episodes"
+
+
+def test_the_bound_of_a_rollout_holds_for_all_waves():
+    env = make_vec_env(FixedLengthEnv, 2, env_kwargs={"lengths": [10]})
+    arguments = {"n_episodes": 6, "episodes_per_start": 2, "max_rollout_steps": 15, "seed": 0, "device": "cpu"}
+    model = REINFORCE("MlpPolicy", env, baseline="leave_one_out", **arguments)
+    with pytest.warns(UserWarning, match="max_rollout_steps=15"):
+        model.learn(1)
+    batch = model.rollout_buffer.whole_episodes()
+    assert batch.episode_lengths.tolist() == [10, 5, 10, 5] and batch.starts.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"baseline": "group"}, "baseline='group' compares episodes from the same start: set episodes_per_start to 2 or more"),
+        ({"baseline": "group", "episodes_per_start": 1, "n_episodes": 4}, "set episodes_per_start to 2 or more, not 1"),
+        ({"episodes_per_start": 2}, "episodes_per_start=2 needs n_episodes, a multiple of 2, and n_episodes is None"),
+        ({"episodes_per_start": 3, "n_episodes": 4}, "episodes_per_start=3 needs n_episodes, a multiple of 3, .* is 4"),
+        ({"episodes_per_start": 0, "n_episodes": 4}, "episodes_per_start must be None or a whole number of at least 1, not 0"),
+        ({"baseline": "greedy"}, "baseline='greedy' needs n_episodes, a multiple of 1, and n_episodes is None"),
+        ({"baseline": "optimal", "n_episodes": 1}, "baseline='optimal' compares episodes with each other"),
+    ],
+)
+def test_starts_that_cannot_be_had_are_refused_before_training(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        REINFORCE("MlpPolicy", "CartPole-v1", **arguments)
+
+
+class OneProcessForAll(DummyVecEnv):
+    """Stands for an engine of its own kind."""
+
+
+def test_engines_and_environments_that_cannot_restart_are_refused():
+    from sb3_reinforce.vec_env import GymnasiumVecEnv
+
+    env = GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"))
+    for arguments, name in (
+        ({"baseline": "greedy"}, "baseline='greedy'"),
+        ({"episodes_per_start": 2}, "episodes_per_start=2"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{name} needs environments that can be reset with equal seeds.*GymnasiumVecEnv is"
+        ):
+            REINFORCE("MlpPolicy", env, n_episodes=4, **arguments)
+    model = REINFORCE("MlpPolicy", make_vec_env(DeafEnv, 2), n_episodes=4, episodes_per_start=2, seed=0, device="cpu")
+    with pytest.raises(ValueError, match=r"The first observation of environments 0 and 1 differ, though both were reset"):
+        model.learn(1)
+
+
+# Saved with the model
+
+
+class Counter(Baseline):
+    """Counts what it was fitted on."""
+
+    def __init__(self) -> None:
+        self.n_fitted, self.seen = 0, np.zeros(2)
+
+    def __call__(self, episodes: Episodes) -> np.ndarray:
+        return np.full(len(episodes.rewards), float(self.n_fitted))
+
+    def fit(self, episodes: Episodes) -> None:
+        self.n_fitted += 1
+        self.seen = self.seen + episodes.lengths[:2]
+
+
+class WithLock(Counter):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def learned(baseline, **kwargs):
+    return REINFORCE("MlpPolicy", "CartPole-v1", baseline=baseline, n_episodes=2, seed=0, device="cpu", **kwargs).learn(60)
+
+
+@pytest.mark.parametrize("given", ["instance", "path", "moving_average", "linear"])
+def test_state_is_saved_and_loaded(tmp_path, given):
+    baseline = {"instance": Counter(), "path": f"{__name__}:Counter"}.get(given, given)
+    model = learned(baseline)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=gym.make("CartPole-v1"))
+    state, restored = model.estimator.baseline.state_dict(), loaded.estimator.baseline.state_dict()
+    assert state.keys() == restored.keys() and len(state) > 0
+    for name, value in state.items():
+        np.testing.assert_array_equal(restored[name], value)
+    if given in ("instance", "path"):
+        assert restored["n_fitted"] == model._n_updates > 0
+    loaded.learn(30)
+    assert loaded.estimator.baseline.state_dict() is not state
+
+
+def test_a_baseline_of_another_class_begins_anew(tmp_path):
+    learned("moving_average").save(tmp_path / "model")
+    assert REINFORCE.load(tmp_path / "model", baseline="linear").estimator.baseline.coefficients is None
+    assert REINFORCE.load(tmp_path / "model", baseline=MovingAverageBaseline(0.5)).estimator.baseline.decay == 0.5
+    with pytest.raises(
+        ValueError, match="baseline='moving_average', which has no critic: it cannot become one with baseline='v"
+    ):
+        REINFORCE.load(tmp_path / "model", baseline="value")
+
+
+def test_what_cannot_be_pickled_is_missing_and_named(tmp_path):
+    model = learned(WithLock())
+    with pytest.warns(
+        UserWarning, match="The baseline test_own_baselines:WithLock is not saved with the model: it could not be"
+    ):
+        model.save(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"model.* test_own_baselines:WithLock, is missing \(it could not be pickled.* give it"
+    ):
+        REINFORCE.load(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", baseline=WithLock(), env=gym.make("CartPole-v1"))
+    th.testing.assert_close(loaded.policy.state_dict(), model.policy.state_dict())
+    loaded.learn(30)
+
+
+def test_a_class_that_is_gone_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from sb3_reinforce.functional.baselines import NoBaseline\nclass Mine(NoBaseline):\n    pass\n"
+    (tmp_path / "passing_module.py").write_text(code)
+    import passing_module
+
+    learned(passing_module.Mine()).save(tmp_path / "instance")
+    learned("passing_module:Mine").save(tmp_path / "path")
+    (tmp_path / "passing_module.py").unlink()
+    monkeypatch.delitem(__import__("sys").modules, "passing_module")
+    with pytest.raises(ValueError, match=r"passing_module:Mine, is missing \(ModuleNotFoundError: No module named"):
+        REINFORCE.load(tmp_path / "instance")
+    with pytest.raises(ValueError, match="baseline='passing_module:Mine' cannot be imported: No module named"):
+        REINFORCE.load(tmp_path / "path")
+
+
+def test_a_failing_baseline_leaves_the_policy_as_it_was():
+    class Failing(Counter):
+        def fit(self, episodes):
+            raise RuntimeError("not fitted")
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=Failing(), n_episodes=2, seed=0, device="cpu")
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(RuntimeError, match="not fitted"):
+        model.learn(1)
+    th.testing.assert_close(model.policy.state_dict(), before)
+    assert model._n_updates == 0
+
+
+def test_callbacks_find_the_advantages_until_the_update():
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.model.rollout_buffer
+            counted = buffer.counted
+            n_fitted = self.model.estimator.baseline.n_fitted
+            np.testing.assert_allclose((buffer.returns - buffer.advantages)[counted], n_fitted, atol=1e-4)
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=Counter(), n_episodes=2, seed=0, device="cpu")
+    model.learn(60, callback=Look())
+    with pytest.raises(RuntimeError, match="there until the policy is updated"):
+        _ = model.rollout_buffer.advantages
+
+
+def test_a_baseline_with_a_critic_has_its_values_fitted():
+    class HalfOfTheCritic(Baseline):
+        needs_critic = True
+
+        def __call__(self, episodes):
+            return 0.5 * episodes.values
+
+    model = REINFORCE("MlpPolicy", "CartPole-v1", baseline=HalfOfTheCritic(), n_episodes=2, seed=0, device="cpu")
+    before = copy.deepcopy(model.policy.value_net.state_dict())
+    model.learn(1)
+    assert not th.equal(model.policy.value_net.weight, before["weight"])
+    assert "use_critic" not in model.policy_kwargs
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)], ids=str)
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_every_action_space_has_its_distribution(space, use_sde):
+    if use_sde and not isinstance(space, spaces.Box):
+        pytest.skip("gSDE is for continuous actions")
+
+    class Sees(Baseline):
+        needs_distribution = True
+
+        def __call__(self, episodes):
+            parts = episodes.distribution if isinstance(episodes.distribution, list) else [episodes.distribution]
+            assert all(len(part.mean) == len(episodes.rewards) or len(part.probs) == len(episodes.rewards) for part in parts)
+            log_prob = sum(
+                part.log_prob(th.as_tensor(episodes.actions[:, i] if len(parts) > 1 else episodes.actions).float())
+                for i, part in enumerate(parts)
+            )
+            assert th.isfinite(log_prob).all()
+            return np.zeros(len(episodes.rewards))
+
+    class AnyActions(FixedLengthEnv):
+        def __init__(self):
+            super().__init__([3, 4])
+            self.action_space = space
+
+    REINFORCE("MlpPolicy", AnyActions(), baseline=Sees(), n_episodes=2, micro_batch_size=2, use_sde=use_sde, seed=0).learn(1)
+
+
+# Proof for everyone
+
+
+def test_check_unbiased_finds_what_is_unbiased():
+    check = check_unbiased(Expected(), compared=["leave_one_out", "mean", None])
+    check.assert_unbiased()
+    by_name = {name: [one for one in check.results if one.baseline == name] for name in ("'leave_one_out'", "'mean'", "None")}
+    assert all(one.bias < 1e-12 for name in ("'leave_one_out'", "None") for one in by_name[name])
+    whole = [one for one in by_name["'mean'"] if one.return_type == "episode"]
+    assert [one.bias for one in whole] == pytest.approx([0.5, 0.5])
+    assert "AliasedGridworld" in str(check) and len(str(check).splitlines()) == 1 + 4 * 4
+
+
+@pytest.mark.parametrize("name", [name for name in LITERATURE])
+def test_check_unbiased_of_the_literature(name):
+    check_unbiased(name, compared=[]).assert_unbiased(1e-9)
+
+
+def test_a_biased_baseline_is_caught_with_its_exact_bias():
+    check = check_unbiased(HalfOfItself(), compared=[None])
+    for one in check.own:
+        np.testing.assert_allclose(one.expected, one.exact / 2, atol=1e-12)
+        plain = next(o for o in check.results if o.baseline == "None" and o[:2] == one[:2])
+        assert one.variance == pytest.approx(plain.variance / 4)
+    with pytest.raises(AssertionError, match=r"test_own_baselines:HalfOfItself is biased, .*DiamondHill.*'episode': 0.5"):
+        check.assert_unbiased()
+
+
+def test_check_unbiased_of_one_that_learns_while_it_is_asked():
+    """A running mean of all that it has seen, the present returns among it, is biased, whatever was enumerated before."""
+
+    class Running(Baseline):
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, episodes):
+            self.seen.append(float(episodes.returns.mean()))
+            return np.full(len(episodes.returns), np.mean(self.seen))
+
+    check = check_unbiased(Running(), compared=["mean"])
+    with pytest.raises(AssertionError, match="is biased"):
+        check.assert_unbiased()
+    # As the mean of the batch with equal lengths, it contains one half of the own return
+    own = next(one for one in check.own if one.return_type == "episode" and "Aliased" in one.environment)
+    assert own.bias == pytest.approx(0.5, abs=0.05)
+
+
+def test_check_unbiased_needs_two_episodes():
+    with pytest.raises(ValueError, match="n_episodes must be at least 2"):
+        check_unbiased(None, n_episodes=1)

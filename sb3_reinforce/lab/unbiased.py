@@ -1,6 +1,7 @@
 """The exact bias and variance of a baseline: every rollout of environments that are small enough to list them all."""
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -144,7 +145,7 @@ def check_unbiased(
     A fitted baseline is fitted once, on one episode along every path, and then used as it is: how it learns is not checked.
     Episodes with common starts are all from one start.
 
-    :param baseline: As ``REINFORCE`` takes it. A copy is used.
+    :param baseline: As ``REINFORCE`` takes it. Copies are used.
     :param n_episodes: Of a rollout, at least 2; the number of rollouts grows exponentially with it.
     :param compared: Names of those that are shown beside it; all by default.
     :return: What was found.
@@ -168,14 +169,11 @@ def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, 
 
     :param environment: One of ``ENVIRONMENTS``.
     :param return_type: That of ``REINFORCE``.
-    :param baseline: A copy is used.
+    :param baseline: Copies are used.
     :param n_episodes: Of a rollout.
     :return: What was found.
     """
-    try:
-        baseline = copy.deepcopy(baseline)
-    except Exception:  # Of what cannot be copied, such as a lock, the class may raise what it likes
-        pass
+    baseline = copy.deepcopy(baseline)
     estimator = Estimator(GAMMA, 1.0, return_type, True, baseline, loss_reduction="episode")
     draws, episodes, scores = _list_paths(environment, estimator)
     baseline.fit(episodes)
@@ -191,6 +189,9 @@ def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, 
             rewards = episodes.rewards[first : first + episodes.lengths[greedy]]
             starts = np.zeros(len(episodes.lengths), dtype=np.int64)
             rollout = episodes.replace(starts=starts, greedy_rewards=rewards, greedy_lengths=np.array([len(rewards)]))
+        if vars(baseline):
+            # What it notes while it is asked must not pass from one rollout to the next
+            estimator = dataclasses.replace(estimator, baseline=copy.deepcopy(baseline))
         gradient = _gradient(estimator, rollout, scores, indices)
         mean += probability * gradient
         square += probability * gradient**2
