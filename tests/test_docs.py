@@ -271,7 +271,7 @@ def test_tests_that_are_named_exist(page):
 def documented_objects():
     """What the pages of the API document: modules, classes."""
     for page in sorted((DOCS / "api").glob("*.md")):
-        yield from re.findall(r"auto(?:module|class):: (sb3_reinforce\S*)", page.read_text())
+        yield from re.findall(r"auto(?:module|class|function):: (sb3_reinforce\S*)", page.read_text())
 
 
 @pytest.mark.parametrize("name", list(documented_objects()))
