@@ -1,4 +1,4 @@
-"""What the arguments may be: the numbers in one table, schedules, spaces; and what is said if they are not."""
+"""Checks of the algorithm's arguments: numbers, switches, budgets, schedules and spaces."""
 
 import dataclasses
 import math
@@ -19,36 +19,21 @@ from sb3_reinforce.rollout.common_starts import check_restartable
 
 
 def is_number(value: Any) -> bool:
-    """
-    Tell a number from what Python merely treats as one.
-
-    :param value: Anything.
-    :return: True for Python's and NumPy's real numbers, False for ``True``.
-    """
+    """True for Python's and NumPy's real numbers, False for ``True``."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole_number(value: Any) -> bool:
-    """
-    Tell whether a value can count something.
-
-    :param value: Anything.
-    :return: True for Python's and NumPy's integers, False for ``True`` and ``2.0``.
-    """
+    """True for Python's and NumPy's integers, False for ``True`` and ``2.0``."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-#: With fewer updates, a training is warned about.
+#: Fewer updates are worth a warning.
 MIN_UPDATES = 20
 
 
 class Numbers(NamedTuple):
-    """
-    A set of numbers.
-
-    :param words: Completes "must be ...".
-    :param contains: Tells whether a value of any type is one of them.
-    """
+    """A set of numbers; ``words`` complete "must be ..."."""
 
     words: str
     contains: Callable[[Any], bool]
@@ -87,12 +72,7 @@ NUMERIC_ARGUMENTS = {
 
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:
-    """
-    Hold arguments against the table. The coefficients that may be schedules are read, and checked, by ``make_schedule``.
-
-    :param arguments: Values of any type by the names of the table.
-    :raises ValueError: Names the first argument whose value is of the wrong type or out of range.
-    """
+    """Raise a ``ValueError`` that names the first argument that is not in its set of ``NUMERIC_ARGUMENTS``."""
     for name, value in arguments.items():
         if not NUMERIC_ARGUMENTS[name].contains(value):
             raise ValueError(f"{name} must be {NUMERIC_ARGUMENTS[name].words}, not {value!r}")
@@ -111,12 +91,7 @@ SWITCHES = (
 
 
 def check_switches(arguments: Mapping[str, Any]) -> None:
-    """
-    Check that what is on or off is a boolean, since any other value but 0 and an empty one would silently mean on.
-
-    :param arguments: Values of any type by names of ``SWITCHES``.
-    :raises ValueError: Names the first argument whose value is neither True nor False.
-    """
+    """Raise a ``ValueError`` that names the first switch that is not a boolean: ``"False"`` would silently mean True."""
     for name, value in arguments.items():
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False, not {value!r}")
@@ -126,15 +101,10 @@ def check_budget(
     n_steps: int | None, n_episodes: int | None, n_envs: int | None, n_processes: int, comparing_baseline: str | None
 ) -> str | None:
     """
-    Check that the budget of a rollout makes sense.
+    Return a warning about environments that no episode of the budget reaches, or None.
 
-    :param n_steps: Of each environment.
-    :param n_episodes: Of all environments of all processes.
-    :param n_envs: Environments of all processes; None where a model has none.
-    :param n_processes: Processes that train together.
-    :param comparing_baseline: The baseline, if it compares episodes with each other.
-    :return: A warning about environments that will not be used; None if all is well.
-    :raises ValueError: If there are two budgets, fewer episodes than processes, or none to compare an episode with.
+    ``n_envs`` counts the environments of all processes, and is None where a model has none. Raises ``ValueError`` for two
+    budgets, for fewer episodes than processes, and if ``comparing_baseline`` has no second episode to compare with.
     """
     if n_steps is not None and n_episodes is not None:
         raise ValueError(
@@ -196,12 +166,7 @@ NATURAL_STEP_DEFAULTS = {"target_kl": 0.01, "cg_max_steps": 10, "cg_damping": 0.
 
 
 def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:
-    """
-    Say which settings of the natural step have no effect.
-
-    :param arguments: The settings and ``natural_gradient``, by name.
-    :return: A warning; None if there is a natural step, or nothing was set.
-    """
+    """Return a warning that names the settings of the natural step that have no effect, or None."""
     changed = [name for name, default in NATURAL_STEP_DEFAULTS.items() if arguments[name] != default]
     if not changed or arguments["natural_gradient"]:
         return None
@@ -210,13 +175,10 @@ def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:
 
 def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processes: int) -> list[str]:
     """
-    Check the arguments of the algorithm.
+    Check the arguments of the algorithm, which may have an underscore before their names as in SB3, and return warnings.
 
-    :param arguments: By their names, or as SB3 keeps some, with an underscore before; ``baseline`` is made already.
-    :param n_envs: Environments of all processes; None where a model has none.
-    :param n_processes: Those that train together.
-    :return: Warnings.
-    :raises ValueError: If an argument is out of its range or two contradict each other; the message names them.
+    ``n_envs`` counts the environments of all processes, and is None where a model has none. Raises ``ValueError``, which names
+    the argument, for a value out of its range and for two arguments that contradict each other.
     """
     check_numbers({name: arguments.get(name, arguments.get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
     check_switches({name: arguments[name] for name in SWITCHES})
@@ -245,14 +207,7 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
 
 
 def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str | None:
-    """
-    Say that a training has few updates: whoever comes from A2C or PPO expects hundreds.
-
-    :param total_timesteps: Budget of ``learn``.
-    :param n_steps: Budget of a rollout in steps of each environment.
-    :param n_envs: Number of environments, those of all processes.
-    :return: A warning; None if there are ``MIN_UPDATES`` or more.
-    """
+    """Return a warning if there are fewer than ``MIN_UPDATES`` updates, or None: A2C and PPO make hundreds."""
     n_updates = math.ceil(total_timesteps / (n_steps * n_envs))
     if n_updates >= MIN_UPDATES:
         return None
@@ -264,25 +219,13 @@ def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str 
 
 
 class CheckedSchedule(FloatSchedule):
-    """
-    A coefficient as a function of the progress remaining, which is never negative, infinite or NaN.
-
-    :param value: A number, or the function.
-    :param name: Of the argument, for the error message.
-    """
+    """A coefficient as a function of the progress remaining. Raises ``ValueError`` where it is negative or infinite."""
 
     def __init__(self, value: float | Schedule, name: str) -> None:
         super().__init__(value)
         self.name = name
 
     def __call__(self, progress_remaining: float) -> float:
-        """
-        Compute the coefficient.
-
-        :param progress_remaining: From 1 to 0.
-        :return: The coefficient.
-        :raises ValueError: If the function fails, or is negative or infinite there.
-        """
         try:
             coefficient = super().__call__(progress_remaining)
         except Exception as error:
@@ -303,8 +246,7 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
 
     :param value: A number, such a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
     :param name: Of the argument, for the error message.
-    :return: The schedule.
-    :raises ValueError: If the value cannot be read, or the schedule fails, or starts or ends below 0.
+    :raises ValueError: If the value is none of these, or the schedule fails, or starts or ends below 0.
     """
     schedule: CheckedSchedule | None = None
     if isinstance(value, str):
@@ -326,12 +268,7 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
 
 
 def check_env_type(env: Any) -> None:
-    """
-    Refuse vector environments that SB3 takes for one of OpenAI Gym, or an EnvPool for a single environment.
-
-    :param env: What was given as environment.
-    :raises ValueError: Names the adapter.
-    """
+    """Refuse vector environments that SB3 would take for a single environment, and name the adapter."""
     if any(cls.__module__.startswith("envpool.") for cls in type(env).__mro__):
         raise ValueError(
             "env is an EnvPool, which must become a VecEnv: sb3_reinforce.vec_env.make_envpool_vec_env(env_id, n_envs), or "
@@ -345,13 +282,7 @@ def check_env_type(env: Any) -> None:
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """
-    Refuse the spaces that SB3's policies would misread, or fail on deep inside PyTorch.
-
-    :param observation_space: Of the environment.
-    :param action_space: Of the environment.
-    :raises ValueError: Names the space, and the wrapper that makes one of it that can be learned with.
-    """
+    """Refuse spaces that SB3's policies misread or fail on inside PyTorch, and name the wrapper that helps."""
     observation_parts = {"observation space": observation_space}
     if isinstance(observation_space, spaces.Dict):
         observation_parts = {f"observation space at key {key!r}": part for key, part in observation_space.items()}

@@ -1,8 +1,8 @@
 """
-The processes of one training and what they exchange, by ``torch.distributed``. In one process every exchange is the identity.
+The processes of one training and their exchanges, by ``torch.distributed``. In a single process every exchange is the
+identity.
 
-Data is gathered and sums are added up, but nothing is ever averaged over processes: they hold different numbers of steps and
-episodes, and a mean of their means would be the mean of something else.
+Values are gathered and sums are added up. Means are never averaged: processes hold different numbers of steps and episodes.
 """
 
 import atexit
@@ -22,25 +22,26 @@ T = TypeVar("T")
 #: What torchrun tells the processes that it starts.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-#: How long a process that ends waits for the threads of gloo, which need milliseconds.
+#: A process that ends waits so long for the threads of gloo, which need milliseconds.
 LEAVING_SECONDS = 0.1
 
-#: What gloo, NCCL and PyTorch's store say where another process closed its connection, or has not answered in time.
+#: Messages of gloo, NCCL and PyTorch's store if another process closed its connection, or did not answer in time.
 LOST_PROCESS = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|timed?[ -]?out|remote (process|error)", re.IGNORECASE
 )
 
 
 class ProcessError(RuntimeError):
-    """Something failed in one process, so that all of them stop; or another process is gone."""
+    """One process failed, so that all stop; or another process is gone."""
 
 
 class ProcessGroup(NamedTuple):
     """
     The processes of one training, as one of them sees it.
 
-    Every process makes the same exchanges in the same order. Before each exchange they tell each other whether one of them has
-    failed since the last one (``failing_together``), so that none waits for a process that will not come.
+    Every process makes the same exchanges in the same order. Before each exchange, the processes tell each other whether one
+    of them has failed since the last one, so that none waits for a process that will not come: an exchange raises a
+    ``ProcessError`` that names the process that failed.
 
     :param rank: The number of this process, from 0. Process 0 alone has callbacks, logs and files.
     :param size: Number of processes.
@@ -50,22 +51,11 @@ class ProcessGroup(NamedTuple):
     size: int = 1
 
     def share(self, total: int) -> int:
-        """
-        Divide something that can be counted.
-
-        :param total: How much there is.
-        :return: This process's share. No two processes differ by more than 1.
-        """
+        """The part of a count that falls to this process. The parts of two processes differ by at most 1."""
         return total // self.size + (self.rank < total % self.size)
 
     def gather(self, value: T) -> list[T]:
-        """
-        Give the values of all processes to all.
-
-        :param value: This process's. Pickled.
-        :return: The values in the order of the processes.
-        :raises ProcessError: If a process has failed, which is named, or is gone.
-        """
+        """Give the values of all processes, pickled, to all processes, in the order of the processes."""
         if self.size == 1:
             return [value]
         pickled = pickle.dumps(value)
@@ -76,13 +66,7 @@ class ProcessGroup(NamedTuple):
         return [pickle.loads(other) for other in values]
 
     def broadcast(self, value: T) -> T:
-        """
-        Give the value of process 0 to all.
-
-        :param value: Pickled in process 0, unused elsewhere.
-        :return: The same object in process 0, a copy of it elsewhere.
-        :raises ProcessError: If a process has failed, which is named, or is gone.
-        """
+        """Give the value of process 0 to all: the same object in process 0, a copy in the others."""
         if self.size == 1:
             return value
         pickled = [pickle.dumps(value) if self.rank == 0 else b""]
@@ -92,13 +76,7 @@ class ProcessGroup(NamedTuple):
         return value if self.rank == 0 else pickle.loads(pickled[0])
 
     def sum(self, tensor: th.Tensor) -> th.Tensor:
-        """
-        Add up a tensor over all processes.
-
-        :param tensor: Of the same shape everywhere. Changed in place.
-        :return: The sum, the same to the last bit everywhere.
-        :raises ProcessError: If a process has failed, which is named, or is gone.
-        """
+        """Add up a tensor over all processes in place. The sum is the same to the last bit in all of them."""
         if self.size > 1:
             self._check_others()
             with _lost_process_named():
@@ -107,12 +85,9 @@ class ProcessGroup(NamedTuple):
 
     def sum_gradients(self, parameters: Sequence[th.nn.Parameter], numbers: Sequence[float]) -> list[float]:
         """
-        Add up gradients over all processes, and a few numbers with them, in a single reduction.
+        Add up gradients and a few numbers over all processes in one reduction, and return the sums of the numbers.
 
-        :param parameters: Their ``grad`` may be None in some processes. Afterwards it is None where it was None in all.
-        :param numbers: As many everywhere.
-        :return: The sums of the numbers.
-        :raises ProcessError: If a process has failed, which is named, or is gone.
+        A gradient that is None in some processes counts as zero there; one that is None in all of them stays None.
         """
         if self.size == 1 or not parameters:
             return list(numbers) if self.size == 1 else self.sum(th.tensor(numbers, dtype=th.float64)).tolist()
@@ -129,12 +104,7 @@ class ProcessGroup(NamedTuple):
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """
-        Tell the other processes if this one fails.
-
-        :return: Context manager around work that makes exchanges.
-        :raises ProcessError: In all processes, if one of them fails; names it and the error.
-        """
+        """If this process fails in the context, raise a ``ProcessError`` that names it in all processes."""
         try:
             yield
         except ProcessError:
@@ -145,12 +115,7 @@ class ProcessGroup(NamedTuple):
             self._check_others(error)
 
     def device_of(self, device: th.device) -> th.device:
-        """
-        Choose a GPU of its own for each process of a machine, as far as there are enough.
-
-        :param device: The one that was asked for.
-        :return: The same, with a number if it is a GPU without one.
-        """
+        """Choose a GPU for this process: a different one for each process of a machine, if there are enough."""
         if self.size == 1 or device.type != "cuda" or device.index is not None:
             return device
         return th.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % th.cuda.device_count())
@@ -163,8 +128,8 @@ class ProcessGroup(NamedTuple):
             if failures.item() == 0:
                 return
             descriptions: list[Any] = [None] * self.size
-            own = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
-            distributed.all_gather_object(descriptions, own)
+            local = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+            distributed.all_gather_object(descriptions, local)
         failed = [f"Process {rank} failed with {text}" for rank, text in enumerate(descriptions) if text is not None]
         raise ProcessError("; ".join(failed)) from error
 
@@ -175,12 +140,10 @@ SINGLE_PROCESS = ProcessGroup()
 
 def join_process_group(device: th.device) -> ProcessGroup:
     """
-    Join the other processes that torchrun started, or take the process group that there is already.
+    Join the processes that torchrun started, or take the process group that exists already.
 
-    :param device: Of the model. With a GPU for every rank of the machine, what lies on them is added up by NCCL, the rest
-        by gloo.
-    :return: This process among them.
-    :raises ValueError: If torchrun has not started this process.
+    With a GPU for every process of the machine, NCCL adds up tensors on the GPUs, and gloo the others. Raises ``ValueError``
+    in a process that torchrun did not start.
     """
     if not distributed.is_available():
         raise ValueError("distributed=True needs a build of PyTorch with torch.distributed")
@@ -202,9 +165,9 @@ def join_process_group(device: th.device) -> ProcessGroup:
 
 
 def leave_process_group() -> None:
-    """Leave the process group. A process that ends without this, or right after its last exchange, may abort."""
+    """Leave the process group. Without this, a process that ends right after its last exchange may abort."""
     if distributed.is_initialized():
-        # A thread of gloo lets go of the last tensors, which it needs the interpreter for: one that is gone ends the process
+        # A thread of gloo frees the last tensors, for which it needs the interpreter: without one it aborts the process
         time.sleep(LEAVING_SECONDS)
         distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What the processes of one training do together around the updates: start alike, and finish every rollout as one."""
+"""What the processes of one training do together around an update: start alike, and count a rollout as one."""
 
 import inspect
 import io
@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-#: Arguments that may differ: processes have environments of their own, and only process 0 has logs.
+#: Arguments that may differ: each process has different environments, and only process 0 has logs.
 LOCAL_ARGUMENTS = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
 
 #: The running statistics of a ``VecNormalize``, by name.
@@ -26,14 +26,14 @@ Statistics = dict[str, RunningMeanStd]
 
 class LocalRollout(NamedTuple):
     """
-    What a process tells the others of its rollout.
+    The rollout of one process, as it is told to the others.
 
     :param goes_on: False if a callback stopped the training.
-    :param n_steps: Steps of all its environments.
-    :param n_used: Those of counted episodes.
+    :param n_steps: Steps of all environments of the process.
+    :param n_used: Steps of counted episodes.
     :param n_episodes: Counted episodes.
-    :param episode_infos: Of those with ``Monitor``.
-    :param successes: Of those that say whether they succeeded.
+    :param episode_infos: Of the counted episodes, with ``Monitor``.
+    :param successes: Of the counted episodes that say whether they succeeded.
     :param increments: What the rollout adds to the statistics of ``VecNormalize``.
     :param checksum: Of the parameters that acted.
     """
@@ -49,11 +49,7 @@ class LocalRollout(NamedTuple):
 
 
 class Synchronization:
-    """
-    One training in several processes, as one of them takes part in it.
-
-    :param processes: Those that train together. With one, everything here has no effect.
-    """
+    """The part that one process takes in a training in several. With a single process, nothing here has an effect."""
 
     def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         self.processes = processes
@@ -63,18 +59,15 @@ class Synchronization:
         """
         Check that all processes train the same model, and give them the parameters, optimizer and statistics of process 0.
 
-        To be called before the environments are reset, since ``VecNormalize`` already counts the first observations.
-
-        :param model: Of this process.
-        :param total_timesteps: Argument of ``learn``.
-        :raises ValueError: If the processes differ in arguments or spaces; names the first difference.
+        To be called before the environments are reset, since ``VecNormalize`` already counts the first observations. Raises
+        ``ValueError``, which names the first difference, if arguments or spaces differ.
         """
         processes = self.processes
         if processes.size == 1:
             if (n_processes := os.environ.get("WORLD_SIZE", "")) not in ("", "0", "1"):
                 warnings.warn(
                     f"WORLD_SIZE={n_processes}, as from torchrun, but distributed=True is not set: each process trains a "
-                    "model of its own, the same one if the seeds are equal, and all write the same files. Set "
+                    "separate model, the same one if the seeds are equal, and all write the same files. Set "
                     "distributed=True (on the command line --distributed), or start one process",
                     UserWarning,
                     stacklevel=3,
@@ -90,24 +83,18 @@ class Synchronization:
             print(f"Training with {processes.size} processes: one policy, one gradient")
 
     def begin_rollout(self, model: OnPolicyAlgorithm) -> None:
-        """
-        Note what is common to all processes before they collect.
-
-        :param model: Of this process.
-        """
+        """Note what is common to all processes before they collect."""
         assert model.ep_info_buffer is not None and model.ep_success_buffer is not None
         self._n_steps = model.num_timesteps
         self._episode_infos, self._successes = list(model.ep_info_buffer), list(model.ep_success_buffer)
 
     def finish_rollout(self, model: OnPolicyAlgorithm, goes_on: bool, infos: list[dict[str, Any]]) -> bool:
         """
-        Put together what the processes have counted. Steps, episode statistics and ``VecNormalize`` are then those of all.
+        Add up the steps, episode statistics and ``VecNormalize`` statistics of all processes.
 
-        :param model: Of this process.
-        :param goes_on: False if a callback stopped the training here.
-        :param infos: At the ends of this process's counted episodes.
-        :return: False if a callback stopped it in any process.
-        :raises ProcessError: If another process has failed, or is gone.
+        :param goes_on: False if a callback stopped the training in this process.
+        :param infos: At the ends of the counted episodes of this process.
+        :return: False if a callback stopped the training in any process.
         """
         if self.processes.size == 1:
             return goes_on
@@ -163,12 +150,7 @@ class Synchronization:
 
 
 def describe_model(model: OnPolicyAlgorithm) -> dict[str, str]:
-    """
-    Write down what must be the same in all processes.
-
-    :param model: A model that is set up.
-    :return: Descriptions without addresses, by the names of arguments and spaces.
-    """
+    """Describe what must be the same in all processes, by the names of arguments and spaces."""
     names = [name for name in inspect.signature(type(model)).parameters if name not in LOCAL_ARGUMENTS]
     # SB3 keeps some arguments as private attributes
     values = {name: vars(model).get(name, vars(model).get(f"_{name}")) for name in names}
@@ -182,12 +164,7 @@ def describe_model(model: OnPolicyAlgorithm) -> dict[str, str]:
 
 
 def check_same_model(descriptions: list[dict[str, str]]) -> None:
-    """
-    Refuse to train different models as one.
-
-    :param descriptions: Of each process.
-    :raises ValueError: If they differ; names the first difference and a process that has it.
-    """
+    """Raise a ``ValueError`` that names the first difference and a process that has it."""
     first = descriptions[0]
     for rank, other in enumerate(descriptions[1:], start=1):
         for name in {**first, **other}:
@@ -199,12 +176,7 @@ def check_same_model(descriptions: list[dict[str, str]]) -> None:
 
 
 def find_statistics(model: OnPolicyAlgorithm) -> Statistics:
-    """
-    Find the running statistics of ``VecNormalize``.
-
-    :param model: Knows its environment.
-    :return: By name, those that the model's own wrapper goes on to use; none without a wrapper.
-    """
+    """The running statistics of the model's ``VecNormalize`` by name; none without one."""
     wrapper: VecNormalize | None = model.get_vec_normalize_env()
     if wrapper is None:
         return {}
@@ -217,13 +189,9 @@ def find_statistics(model: OnPolicyAlgorithm) -> Statistics:
 
 def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
     """
-    Take away what was known before, so that what several processes have in common is not counted several times.
+    The statistics of the numbers that are in ``now`` and not yet in ``before``; their count is 0 if there are none.
 
     The inverse of how Chan et al. (1979) combine the statistics of two samples, which is what SB3 does.
-
-    :param before: Statistics.
-    :param now: The same with more numbers in them.
-    :return: The statistics of these numbers alone. Their count is 0 if there are none.
     """
     more = before.copy()
     more.count = now.count - before.count
@@ -235,12 +203,7 @@ def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
 
 
 def checksum(model: OnPolicyAlgorithm) -> int:
-    """
-    Sum up a policy in a number.
-
-    :param model: Any model.
-    :return: The same for parameters that are the same to the last bit.
-    """
+    """A number that is the same for policies whose parameters are the same to the last bit."""
     total = 0
     for parameter in model.policy.parameters():
         total = zlib.crc32(parameter.detach().cpu().contiguous().numpy().tobytes(), total)

@@ -11,9 +11,8 @@ def make_averaged_policy(policy: ActorCriticPolicy, decay: float) -> AveragedMod
     """
     Start an exponential moving average of a policy's parameters (Polyak & Juditsky 1992; Ruppert 1988).
 
-    :param policy: Copied. The first update of the average takes its parameters as they are.
-    :param decay: What the average keeps of itself at an update, in (0, 1): it spans about ``1 / (1 - decay)`` updates.
-    :return: PyTorch's averaged model, whose ``module`` is a policy of its own.
+    It spans about ``1 / (1 - decay)`` updates; the first update takes the parameters as they are. The average's ``module`` is
+    a copy of the policy.
     """
     if policy.use_sde:
         reset_noise_with_own_generator(policy)  # PyTorch cannot copy what has a history
@@ -21,11 +20,7 @@ def make_averaged_policy(policy: ActorCriticPolicy, decay: float) -> AveragedMod
 
 
 def reset_noise_with_own_generator(policy: ActorCriticPolicy) -> None:
-    """
-    Draw new exploration matrices for gSDE, without moving PyTorch's generator.
-
-    :param policy: Changed in place.
-    """
+    """Draw new exploration matrices for gSDE, without moving PyTorch's generator."""
     # No other device is used, and to ask a GPU for its generator is to start it
     devices = [policy.device] if policy.device.type == "cuda" else []
     with th.random.fork_rng(devices), th.no_grad():

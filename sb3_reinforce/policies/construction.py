@@ -1,4 +1,4 @@
-"""From the arguments of an algorithm to a policy; recurrent ones are imported only when they are asked for."""
+"""From the arguments of an algorithm to a policy. Recurrent policies are imported only when one is asked for."""
 
 from typing import Any
 
@@ -9,34 +9,23 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_reinforce.policies.actor_critic import OptionalCriticMixin, remove_critic
 from sb3_reinforce.policies.inspection import check_features_extractor
 
-#: Policies with memory, which need sb3-contrib.
+#: Names of the recurrent policies, which need sb3-contrib.
 RECURRENT_POLICIES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
 
 
 def check_policy_class(policy_class: Any) -> None:
-    """
-    Refuse what is no actor-critic policy.
-
-    :param policy_class: That the user chose.
-    :raises ValueError: If it is none; says what to use instead of sb3-contrib's maskable ones.
-    """
+    """Refuse a class that is no actor-critic policy, and name what replaces sb3-contrib's maskable policies."""
     if isinstance(policy_class, type) and issubclass(policy_class, ActorCriticPolicy):
         return
     name = getattr(policy_class, "__name__", repr(policy_class))
     if name.startswith("Maskable"):
-        own = next((kind for kind in ("Cnn", "MultiInput") if kind in name), "Mlp")
-        raise ValueError(f"policy: {name} is for MaskablePPO; use {own}Policy with use_masking=True")
+        kind = next((kind for kind in ("Cnn", "MultiInput") if kind in name), "Mlp")
+        raise ValueError(f"policy: {name} is for MaskablePPO; use {kind}Policy with use_masking=True")
     raise ValueError(f"policy must be a name such as 'MlpPolicy' or a class derived from SB3's ActorCriticPolicy, not {name}")
 
 
 def import_recurrent_policy(name: str) -> type[ActorCriticPolicy]:
-    """
-    Import a policy with memory.
-
-    :param name: One of ``RECURRENT_POLICIES``.
-    :return: The class.
-    :raises ModuleNotFoundError: If sb3-contrib is not installed; says what to install.
-    """
+    """Import one of ``RECURRENT_POLICIES``; without sb3-contrib, the error says what to install."""
     try:
         from sb3_reinforce.policies import recurrent
     except ModuleNotFoundError as error:
@@ -59,17 +48,9 @@ def make_policy(
     policy_kwargs: dict[str, Any],
 ) -> ActorCriticPolicy:
     """
-    Build a policy, without a critic if no value is learned.
+    Build a policy on the CPU, without a critic if no value is learned. ``policy_kwargs`` are not changed.
 
-    :param policy_class: Any actor-critic policy.
-    :param observation_space: Without action masks.
-    :param action_space: Of the environment.
-    :param lr_schedule: Of the policy's optimizer.
-    :param use_sde: Whether to use gSDE.
-    :param has_critic: Whether a value is learned.
-    :param policy_kwargs: The user's; not changed.
-    :return: The policy, on the CPU.
-    :raises ValueError: If ``policy_kwargs`` contradict ``has_critic``, or the policy cannot read the observations.
+    Raises ``ValueError`` if ``policy_kwargs`` contradict ``has_critic``, or the policy cannot process the observations.
     """
     takes_use_critic = issubclass(policy_class, OptionalCriticMixin)
     if takes_use_critic and policy_kwargs.get("use_critic", has_critic) != has_critic:
@@ -86,12 +67,7 @@ def make_policy(
 
 
 def copy_containers(value: Any) -> Any:
-    """
-    Copy dicts and lists, and leave what they hold as it is: a network among the arguments of a policy must stay the user's.
-
-    :param value: Anything.
-    :return: A copy, if it is one of the two, of whatever depth.
-    """
+    """Copy dicts and lists at any depth, but not what they hold: a network in ``policy_kwargs`` stays the user's."""
     if isinstance(value, dict):
         return {key: copy_containers(item) for key, item in value.items()}
     return [copy_containers(item) for item in value] if isinstance(value, list) else value

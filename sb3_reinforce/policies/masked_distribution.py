@@ -16,12 +16,10 @@ NumpyArray = np.ndarray[Any, np.dtype[Any]]
 #: The mask's key in a Dict observation and in an info: the name in gymnasium, PettingZoo and Jumanji.
 MASK_KEY = "action_mask"
 
-#: A forbidden logit below the largest legal one: its probability is exactly 0 in float32 and float64, and no derivative of
-#: it is NaN, as with minus infinity, or overflows.
-FORBIDDEN_LOGIT = -1e4
+#: Logit of an invalid option, where the largest valid one is 0: its probability is exactly 0 in float32 and float64, and no
+#: derivative of it overflows, or is NaN as with minus infinity.
+INVALID_LOGIT = -1e4
 
-
-#: What is said where masks are expected and there are none.
 NO_MASKS = (
     "predict() was given no action masks, and chooses among all actions: hand them over as action_masks, or wrap the "
     "environment in sb3_reinforce.rollout.action_masks.ActionMaskInObservation"
@@ -30,11 +28,9 @@ NO_MASKS = (
 
 def action_dims_of(action_space: spaces.Space[Any]) -> list[int]:
     """
-    Tell how an action mask is laid out, as in sb3-contrib: the options of each component of an action, in a row.
+    Number of options of each component of an action. A mask has an entry for every option, in a row, as in sb3-contrib.
 
-    :param action_space: Discrete, MultiDiscrete, or MultiBinary, whose every entry has the options 0 and 1.
-    :return: Number of options of each component; the mask has one entry for every option.
-    :raises ValueError: If actions of this space cannot be masked.
+    Every entry of a MultiBinary action has the options 0 and 1. Raises ``ValueError`` for actions that cannot be masked.
     """
     if isinstance(action_space, spaces.Discrete):
         return [int(action_space.n)]
@@ -49,12 +45,9 @@ def action_dims_of(action_space: spaces.Space[Any]) -> list[int]:
 
 def space_without_mask(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
-    Find what the network sees: the observation without the mask.
+    The observation space of the network: without ``action_mask``, if that is a key of it.
 
-    :param observation_space: Of the environment.
-    :param action_space: Of the environment.
-    :return: The space without ``action_mask``, if that is a key of it.
-    :raises ValueError: If the actions cannot be masked, the mask has the wrong size, or nothing but the mask is observed.
+    Raises ``ValueError`` for actions that cannot be masked, a mask of the wrong size, and observations that are only a mask.
     """
     n_options = sum(action_dims_of(action_space))
     if not has_action_mask(observation_space):
@@ -74,61 +67,42 @@ def space_without_mask(observation_space: spaces.Space[Any], action_space: space
 
 
 def has_action_mask(observation_space: spaces.Space[Any]) -> bool:
-    """
-    Tell whether observations carry a mask.
-
-    :param observation_space: Of the environment.
-    :return: Whether it is a Dict with the key ``action_mask``.
-    """
+    """Whether observations are a Dict with the key ``action_mask``."""
     return isinstance(observation_space, spaces.Dict) and MASK_KEY in observation_space.spaces
 
 
 def split_observation(observation: Any) -> tuple[Any, Any]:
-    """
-    Take the mask out of an observation.
-
-    :param observation: One or several observations.
-    :return: The observation without the mask, and the mask, None if there is none.
-    """
+    """Split one or several observations into the observation without the mask, and the mask or None."""
     if not isinstance(observation, dict) or MASK_KEY not in observation:
         return observation, None
     return {key: part for key, part in observation.items() if key != MASK_KEY}, observation[MASK_KEY]
 
 
-def check_masks(masks: Any, choices: Sequence[int], n_rows: int, whose: str) -> NumpyArray:
+def check_masks(masks: Any, action_dims: Sequence[int], n_rows: int, whose: str) -> NumpyArray:
     """
-    Check masks and bring them into one form.
+    Convert masks to booleans, and check that every component of an action has a valid option.
 
-    :param masks: An array with a row for each environment, or a sequence of arrays; of booleans, or of 0 and 1.
-    :param choices: See ``action_dims_of``.
-    :param n_rows: Number of rows.
-    :param whose: Says whose mask one is, with ``{}`` for the number of the row.
-    :return: Shape ``(n_rows, n_options)``, True for what is allowed.
+    :param masks: A row for each environment: an array or a sequence of arrays, of booleans or of 0 and 1.
+    :param action_dims: See ``action_dims_of``.
+    :param n_rows: Number of environments.
+    :param whose: Names the mask in errors; ``{}`` stands for the number of the row.
+    :return: Shape ``(n_rows, n_options)``, True for valid options.
     :raises ValueError: If a mask has the wrong shape or type, or allows no action.
     """
-    allowed = to_boolean_masks(masks, sum(choices), n_rows, whose)
-    if len(choices) == 1:
+    allowed = to_boolean_masks(masks, sum(action_dims), n_rows, whose)
+    if len(action_dims) == 1:
         has_option = allowed.any(axis=1, keepdims=True)
     else:
-        has_option = np.logical_or.reduceat(allowed, np.cumsum([0, *choices[:-1]]), axis=1)
+        has_option = np.logical_or.reduceat(allowed, np.cumsum([0, *action_dims[:-1]]), axis=1)
     if not has_option.all():
         row, component = np.argwhere(~has_option)[0].tolist()
-        of_component = f" for component {component}" if len(choices) > 1 else ""
+        of_component = f" for component {component}" if len(action_dims) > 1 else ""
         raise ValueError(f"The action mask {whose.format(row)} allows no action{of_component}: one at least must be legal")
     return allowed
 
 
 def to_boolean_masks(masks: Any, n_options: int, n_rows: int, whose: str) -> NumpyArray:
-    """
-    Bring masks into one form.
-
-    :param masks: An array with a row for each environment, or a sequence of arrays; of booleans, or of 0 and 1.
-    :param n_options: Number of entries of a mask.
-    :param n_rows: Number of rows.
-    :param whose: Says whose mask one is, with ``{}`` for the number of the row.
-    :return: Shape ``(n_rows, n_options)``.
-    :raises ValueError: If a mask has the wrong shape or type.
-    """
+    """Convert masks to booleans, see ``check_masks``, also where they allow no action."""
     if len(masks) != n_rows:
         raise ValueError(f"There must be an action mask for each of {n_rows} observations, but there are {len(masks)}")
     if not isinstance(masks, np.ndarray) or masks.size != n_rows * n_options:
@@ -155,12 +129,9 @@ def to_boolean_masks(masks: Any, n_options: int, n_rows: int, whose: str) -> Num
 
 def apply_action_mask(logits: NumpyArray, masks: NumpyArray) -> NumpyArray:
     """
-    Take forbidden options away from what a draw chooses from.
+    Set the logits of invalid options to minus infinity, shape ``(n_envs, n_options)``.
 
-    :param logits: Of categorical components in a row, shape ``(n_envs, n_options)``; or of binary ones,
-        shape ``(n_envs, n_options / 2)``.
-    :param masks: Shape ``(n_envs, n_options)``, True for what is allowed.
-    :return: Logits with minus infinity for what is forbidden; of a binary component plus infinity, where 0 is.
+    MultiBinary actions have one logit for the two options of an entry, which is plus infinity where 0 is invalid.
     """
     if logits.shape == masks.shape:
         return np.where(masks, logits, -np.inf)
@@ -169,36 +140,31 @@ def apply_action_mask(logits: NumpyArray, masks: NumpyArray) -> NumpyArray:
 
 def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
     """
-    Give the logits of the distribution over what is allowed: the policy's, renormalised.
+    The logits of the distribution over the valid actions: the policy's, renormalised.
 
-    The largest legal logit of every component becomes 0, so that a forbidden option has probability 0 whatever the legal
-    logits are; it has none of the gradient, and none of the entropy.
+    The largest valid logit of every component becomes 0, so that an invalid option has probability 0 whatever the valid logits
+    are. It has no part in the gradient and the entropy.
 
-    :param logits: As the policy's network gives them, shape ``(n_steps, n_logits)``.
-    :param masks: Shape ``(n_steps, n_options)``, True for what is allowed.
-    :param action_space: See ``action_dims_of``.
-    :return: Shape ``(n_steps, n_logits)``.
+    :param logits: Of the policy's network, shape ``(n_steps, n_logits)``.
+    :param masks: Shape ``(n_steps, n_options)``, True for valid options.
     """
     if isinstance(action_space, spaces.MultiBinary):
         only_0, only_1 = ~masks[:, 1::2], ~masks[:, 0::2]
-        return logits.masked_fill(only_0, FORBIDDEN_LOGIT).masked_fill(only_1, -FORBIDDEN_LOGIT)
-    choices = action_dims_of(action_space)
-    components = zip(th.split(logits, choices, dim=1), th.split(masks, choices, dim=1), strict=True)
-    return th.cat([_masked_component(own_logits, own_masks) for own_logits, own_masks in components], dim=1)
-
-
-def _masked_component(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:
-    largest = logits.detach().masked_fill(~masks, -th.inf).amax(dim=1, keepdim=True)
-    return (logits - largest).masked_fill(~masks, FORBIDDEN_LOGIT)
+        return logits.masked_fill(only_0, INVALID_LOGIT).masked_fill(only_1, -INVALID_LOGIT)
+    action_dims = action_dims_of(action_space)
+    masked = []
+    for part, mask in zip(th.split(logits, action_dims, dim=1), th.split(masks, action_dims, dim=1), strict=True):
+        largest = part.detach().masked_fill(~mask, -th.inf).amax(dim=1, keepdim=True)
+        masked.append((part - largest).masked_fill(~mask, INVALID_LOGIT))
+    return th.cat(masked, dim=1)
 
 
 @contextlib.contextmanager
 def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | None) -> Iterator[None]:
     """
-    Let a policy's distribution be the masked one, whatever is asked of the policy meanwhile.
+    Mask the distribution of a policy within the context, for masks of shape ``(n_steps, n_options)``; None for no masks.
 
-    :param policy: Any actor-critic policy that builds its distribution from logits, as all of SB3's do.
-    :param masks: One for each observation that the policy is given, shape ``(n_steps, n_options)``; None for no masks.
+    The policy must build its distribution from logits, as all of SB3's do.
     """
     if masks is None:
         yield
@@ -212,7 +178,7 @@ def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | None) -> Iter
 
 
 def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_space: spaces.Space[Any]) -> Distribution:
-    """Copy one of SB3's distributions, so that it takes the logits that its class would take, and masks them."""
+    """Copy one of SB3's distributions, so that it masks the logits that it is given."""
     result = copy.copy(distribution)
 
     def proba_distribution(action_logits: th.Tensor) -> Distribution:
@@ -223,24 +189,17 @@ def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_sp
 
 
 def split_mask_for(policy: ActorCriticPolicy, observation: Any) -> tuple[Any, Any]:
-    """
-    Take the masks out of an observation, unless the policy was built to see them.
-
-    :param policy: Which is given the observation.
-    :param observation: One or several observations.
-    :return: The observation as the network sees it, and the masks, None if there are none.
-    """
+    """Split observations into what the network is given, and the masks or None; see ``split_observation``."""
     return (observation, None) if has_action_mask(policy.observation_space) else split_observation(observation)
 
 
 def take_action_masks(policy: ActorCriticPolicy, observation: Any, action_masks: Any = None) -> tuple[Any, th.Tensor | None]:
     """
-    Take the masks out of what a policy is given, and check them.
+    Split the observations that a policy is given into what its network takes and checked masks.
 
-    :param policy: Which is to act.
     :param observation: One or several observations as NumPy arrays, or several as tensors.
-    :param action_masks: One for each observation; they rule over those in the observation.
-    :return: The observation without the mask; and the masks, shape ``(n_observations, n_options)``, None if there are none.
+    :param action_masks: A mask for each observation, instead of the masks in the observations.
+    :return: The observation without the mask; and masks of shape ``(n_observations, n_options)``, None if there are none.
     :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
     """
     observation, observed_masks = split_mask_for(policy, observation)
