@@ -160,7 +160,7 @@ def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Spac
 
 
 @contextlib.contextmanager
-def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | None) -> Iterator[None]:
+def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | NumpyArray | None) -> Iterator[None]:
     """
     Mask the distribution of a policy within the context, for masks of shape ``(n_steps, n_options)``; None for no masks.
 
@@ -170,6 +170,7 @@ def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | None) -> Iter
         yield
         return
     unmasked = policy.action_dist
+    masks = th.as_tensor(masks, device=policy.device) if isinstance(masks, np.ndarray) else masks
     policy.action_dist = _masked_distribution(unmasked, masks, policy.action_space)
     try:
         yield

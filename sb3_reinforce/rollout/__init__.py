@@ -23,13 +23,11 @@ from sb3_reinforce.rollout.samplers import (
 
 def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> ActionSampler:
     """
-    Choose the fastest exact way to sample from a policy.
+    Choose the fastest exact way to sample from a policy, with all environments at the start of an episode.
 
-    :param policy: In evaluation mode.
-    :param n_envs: Number of environments, all at the start of an episode.
-    :param rng: Source of all randomness, except for policies with a distribution of their own, which use PyTorch's.
-    :return: NumPy actor and draw for a standard MLP; PyTorch actor and NumPy draw for any feature extractor or network
-        under SB3's own distributions; the policy's own distribution object for everything else (gSDE, overridden methods).
+    NumPy computes actor and draw for a standard MLP or LSTM; PyTorch the actor and NumPy the draw for any features extractor
+    or network with one of SB3's distributions; the policy's distribution object draws everything else (gSDE, overridden
+    methods), from PyTorch's generator instead of ``rng``.
     """
     policy = unwrap_compiled(policy)
     if is_recurrent(policy):

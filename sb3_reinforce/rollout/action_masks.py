@@ -18,7 +18,7 @@ from sb3_reinforce.policies.masked_distribution import (
 )
 from sb3_reinforce.rollout.batch import NumpyObs
 
-#: Takes the observations, the infos of the last step, and where an episode starts; gives the masks as they come.
+#: Takes the observations, the infos of the last step, and where an episode starts; returns the masks of the environment.
 MaskSource = Callable[[NumpyObs, Sequence[dict[str, Any]], NumpyArray], Any]
 
 #: The method's name in sb3-contrib.
@@ -73,7 +73,7 @@ class ActionMaskReader:
     """
 
     def __init__(self, env: VecEnv) -> None:
-        self.choices = action_dims_of(env.action_space)
+        self.action_dims = action_dims_of(env.action_space)
         self.n_envs = env.num_envs
         self.source = find_mask_source(env)
 
@@ -87,11 +87,11 @@ class ActionMaskReader:
         :param infos: Of the last step of every environment.
         :param starts: Where an episode starts, shape ``(n_envs,)``.
         :param n_steps: Steps of the rollout so far, for messages.
-        :return: Shape ``(n_envs, n_options)``, True for what is allowed.
+        :return: Shape ``(n_envs, n_options)``, True for valid options.
         :raises ValueError: If a mask has the wrong shape or type, or allows no action; names the environment and the step.
         """
         masks = self.source(observations, infos, starts)
-        return check_masks(masks, self.choices, self.n_envs, f"of environment {{}} at step {n_steps} of the rollout")
+        return check_masks(masks, self.action_dims, self.n_envs, f"of environment {{}} at step {n_steps} of the rollout")
 
 
 def sample_valid_actions(masks: Any, action_space: spaces.Space[Any], rng: np.random.Generator) -> NumpyArray:
@@ -104,9 +104,9 @@ def sample_valid_actions(masks: Any, action_space: spaces.Space[Any], rng: np.ra
     :return: Shape ``(n_envs, *action_shape)``.
     :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
     """
-    choices = action_dims_of(action_space)
-    allowed = check_masks(masks, choices, len(masks), "of environment {}")
-    components = np.split(np.where(allowed, rng.random(allowed.shape), -1.0), np.cumsum(choices)[:-1], axis=1)
+    action_dims = action_dims_of(action_space)
+    allowed = check_masks(masks, action_dims, len(masks), "of environment {}")
+    components = np.split(np.where(allowed, rng.random(allowed.shape), -1.0), np.cumsum(action_dims)[:-1], axis=1)
     actions = np.stack([component.argmax(axis=1) for component in components], axis=1)
     return actions.reshape(-1, *action_space.shape)  # type: ignore[misc]
 
@@ -133,8 +133,8 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
         parts = env.observation_space.spaces if self._is_dict else {OBSERVATION_KEY: env.observation_space}  # type: ignore[attr-defined]
         self.observation_space = spaces.Dict({**parts, MASK_KEY: spaces.MultiBinary(self._n_options)})
         self._has_method = env.has_wrapper_attr(MASK_METHOD)
-        giver = f"method {MASK_METHOD}()" if self._has_method else f"info[{MASK_KEY!r}]"
-        self._whose = f"that {env} gives by its {giver}".replace("{", "{{").replace("}", "}}")
+        source = f"method {MASK_METHOD}()" if self._has_method else f"info[{MASK_KEY!r}]"
+        self._whose = f"that {env} gives by its {source}".replace("{", "{{").replace("}", "}}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """

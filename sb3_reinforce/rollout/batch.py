@@ -10,8 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_reinforce.functional.baselines import Episodes
 from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.functional.returns import Array, IntArray, complete_rewards
-
-NumpyArray = np.ndarray[Any, np.dtype[Any]]
+from sb3_reinforce.policies.masked_distribution import NumpyArray as NumpyArray
 
 NumpyObs = NumpyArray | dict[str, NumpyArray]
 
@@ -22,7 +21,7 @@ class PolicyOutputs(NamedTuple):
 
     :param values: V(s) of each step, shape ``(n_steps,)``; None without a critic.
     :param final_values: V(s) of each of ``final_observations``, shape ``(n_cuts,)``; None where the limit is the end of the
-        episode, as without a critic, and as long as the critic was never fitted: its values would be noise.
+        episode: without a critic, and before its first fit, when its values would be noise.
     :param log_probs: Of the actions, shape ``(n_steps,)``; None unless they are part of the return.
     :param distribution: PyTorch's, of all steps, on the CPU; None unless the baseline needs it.
     """
@@ -35,12 +34,12 @@ class PolicyOutputs(NamedTuple):
 
 class EpisodeBatch(NamedTuple):
     """
-    The counted episodes of one rollout, one after another. The steps of all episodes lie in a row.
+    The counted episodes of one rollout, one after another.
 
     :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
     :param actions: As the policy drew them, before clipping or rescaling. Shape ``(n_steps, action_dim)``.
     :param rewards: Shape ``(n_steps,)``.
-    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, the episodes of an environment in a row.
+    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, one environment after another.
     :param cut_steps: Last step of each episode that a time limit or the bound of the rollout cut, shape ``(n_cuts,)``.
     :param final_observations: What followed those steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
     :param episode_starts: Environment and step of the rollout at which each episode began, shape ``(n_episodes, 2)``.
@@ -67,11 +66,11 @@ class EpisodeBatch(NamedTuple):
 class Evaluator(Protocol):
     """What is asked of the policy that acted, after its ``PolicyOutputs``."""
 
-    def log_probs(self, batch: EpisodeBatch) -> Array: ...  # noqa: D102
+    def log_probs(self, batch: EpisodeBatch) -> Array: ...
 
-    def score_products(self, batch: EpisodeBatch, returns: Array, weights: Array) -> Array: ...  # noqa: D102
+    def score_products(self, batch: EpisodeBatch, returns: Array, weights: Array) -> Array: ...
 
-    def reshape_actions(self, actions: th.Tensor) -> th.Tensor: ...  # noqa: D102
+    def reshape_actions(self, actions: th.Tensor) -> th.Tensor: ...
 
 
 def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float, evaluator: Evaluator | None) -> Episodes:
@@ -122,6 +121,11 @@ def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: function(part) for key, part in observation.items()}
     return function(observation)
+
+
+def select_steps(observations: PyTorchObs, steps: Any) -> Any:
+    """The observations of some steps, a slice or an array of indices."""
+    return map_observation(lambda obs: obs[steps], observations)
 
 
 def named_parts(name: str, observation: Any) -> dict[str, Any]:

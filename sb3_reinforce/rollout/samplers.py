@@ -1,9 +1,9 @@
 """
-From observations to actions while collecting: the actor and a draw, and nothing else.
+From observations to actions while collecting: an actor and a draw.
 
-A policy gradient needs only the actions during the rollout; log-probabilities, entropies and values are computed in
-one batch at the update. What is left per step is the actor, which for a small MLP is faster in NumPy than in PyTorch,
-and a draw, which is one vector operation on noise generated ahead in blocks.
+Log-probabilities, entropies and values are computed in one batch at the update. What is left for every step is the actor,
+which for a small MLP is faster in NumPy than in PyTorch, and a draw, one vector operation on noise that is generated in
+blocks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +15,13 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     DiagGaussianDistribution,
+    Distribution,
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
@@ -31,9 +33,7 @@ from sb3_reinforce.policies.inspection import (
     overrides,
 )
 from sb3_reinforce.policies.masked_distribution import apply_action_mask, use_action_masks
-from sb3_reinforce.rollout.batch import NumpyObs
-
-NumpyArray = np.ndarray[Any, np.dtype[Any]]
+from sb3_reinforce.rollout.batch import NumpyArray, NumpyObs
 
 #: Turns distribution parameters and noise into actions of shape ``(n_envs, *action_shape)``.
 Draw = Callable[[NumpyArray, NumpyArray], NumpyArray]
@@ -53,7 +53,7 @@ NO_NOISE: NumpyArray = np.zeros(1, dtype=np.float32)
 
 
 class ActionSampler:
-    """What the collector asks for actions."""
+    """Samples actions for the collector."""
 
     #: Whether to take the most probable action, or the mean, instead of a sample
     deterministic = False
@@ -63,34 +63,30 @@ class ActionSampler:
         Sample an action for every environment.
 
         :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :param masks: Shape ``(n_envs, n_options)``, True for what is allowed; None if everything is.
+        :param masks: Shape ``(n_envs, n_options)``, True for valid options; None if all are.
         :return: Shape ``(n_envs, *action_shape)``, neither clipped nor rescaled.
         """
         raise NotImplementedError
 
     def reset_states(self, dones: NumpyArray) -> None:
-        """
-        Forget what was seen in episodes that ended.
-
-        :param dones: Shape ``(n_envs,)``.
-        """
+        """Reset the hidden states of the environments whose episode ended, shape ``(n_envs,)``."""
 
     def refresh(self) -> None:
         """Copy the policy's parameters again if they were changed."""
 
 
 class Actor:
-    """What computes distribution parameters: logits, or the mean of a Gaussian."""
+    """Computes distribution parameters: logits, or the mean of a Gaussian."""
 
-    #: Those of the policy whose parameters it holds copies of
+    #: Modules of the policy whose parameters it has copied
     copied_modules: Sequence[nn.Module] = ()
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
         """
-        Compute the distribution parameters, and remember the observations if the policy is recurrent.
+        Compute the distribution parameters, shape ``(n_envs, n_parameters)``, and update the hidden states of a recurrent
+        policy.
 
-        :param observations: Shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :return: Shape ``(n_envs, n_parameters)``; may be overwritten by the next call.
+        The next call may overwrite them.
         """
         raise NotImplementedError
 
@@ -98,88 +94,69 @@ class Actor:
         """Copy the policy's parameters."""
 
     def reset_states(self, dones: NumpyArray) -> None:
-        """See ``ActionSampler``."""
+        pass
 
 
 class ParameterWatch:
     """
-    Notices changes of parameters. A look takes a few microseconds for a small network.
+    Notices changes of the parameters of modules, not those of their children, in microseconds for a small network.
 
     Small parameters are compared by value, large ones by PyTorch's count of changes in place, which a write through ``.data``
     or through a NumPy array does not raise.
-
-    :param modules: Whose own parameters are watched, not those of their children.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         # A parameter that is replaced is found here again
         self._tables = [module._parameters for module in modules]
-        self._look()
+        self._remember()
 
-    def _look(self) -> None:
+    def _remember(self) -> None:
         parameters = [p for table in self._tables for p in table.values() if p is not None]
         is_small = [p.numel() <= COMPARED_SIZE and p.is_contiguous() for p in parameters]
         self._small = [_array(p) for p, small in zip(parameters, is_small, strict=True) if small]
         self._large = [p for p, small in zip(parameters, is_small, strict=True) if not small]
-        # Values on another device cannot be looked at so cheaply
+        # To compare values on another device takes too long
         self._is_blind = any(p.device.type != "cpu" for p in parameters)
-        self._seen = self._state()
+        self._last_state = self._state()
 
     def _state(self) -> tuple[bytes, list[int], list[int]]:
         addresses = [p.data_ptr() for table in self._tables for p in table.values() if p is not None]
         return b"".join(self._small), addresses, [p._version for p in self._large]  # type: ignore[arg-type]
 
     def has_changed(self) -> bool:
-        """
-        Look for changes.
-
-        :return: Whether there may have been any since the last call.
-        """
-        if not self._is_blind and self._state() == self._seen:
+        """Whether parameters may have changed since the last call."""
+        if not self._is_blind and self._state() == self._last_state:
             return False
-        self._look()
+        self._remember()
         return True
 
 
 class DistributionSampler(ActionSampler):
-    """
-    Samples from the policy's own distribution object.
-
-    :param policy: Any actor-critic policy.
-    """
+    """Samples from the policy's distribution object."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
-        """See ``ActionSampler``."""
-        mask_tensor = None if masks is None else th.as_tensor(masks, device=self.policy.device)
-        with th.no_grad(), use_action_masks(self.policy, mask_tensor):
-            distribution = distribution_of(self.policy, obs_as_tensor(observations, self.policy.device))
+        with th.no_grad(), use_action_masks(self.policy, masks):
+            distribution = self._distribution(obs_as_tensor(observations, self.policy.device))
             actions: NumpyArray = distribution.get_actions(self.deterministic).cpu().numpy()
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
 
+    def _distribution(self, observations: PyTorchObs) -> Distribution:
+        return distribution_of(self.policy, observations)
+
 
 class ForwardSampler(ActionSampler):
-    """
-    Samples by the policy's own ``forward``, as A2C does.
-
-    :param policy: Overrides ``forward``, but not what makes the distribution that an update differentiates.
-    """
+    """Samples by a policy's ``forward``, as A2C does, if the policy overrides that but not its distribution."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
-        """
-        See ``ActionSampler``.
-
-        :raises ValueError: If the log-probabilities of ``forward`` are those of another distribution.
-        """
         policy = self.policy
-        mask_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
         obs_tensor = obs_as_tensor(observations, policy.device)
-        with th.no_grad(), use_action_masks(policy, mask_tensor):
+        with th.no_grad(), use_action_masks(policy, masks):
             actions, _, log_prob = policy(obs_tensor, self.deterministic)
             taken = actions if isinstance(policy.action_space, spaces.Discrete) else actions.flatten(1)
             expected = distribution_of(policy, obs_tensor).log_prob(taken)
@@ -194,14 +171,7 @@ class ForwardSampler(ActionSampler):
 
 
 class ParameterSampler(ActionSampler):
-    """
-    Samples from distribution parameters, without a distribution object.
-
-    :param policy: A policy for which ``has_standard_distribution`` holds.
-    :param actor: Computes the parameters.
-    :param n_envs: Number of environments.
-    :param rng: Source of the noise.
-    """
+    """Samples from distribution parameters without a distribution object. See ``has_standard_distribution``."""
 
     def __init__(self, policy: ActorCriticPolicy, actor: Actor, n_envs: int, rng: np.random.Generator) -> None:
         self.policy = policy
@@ -212,77 +182,44 @@ class ParameterSampler(ActionSampler):
         self.watch = ParameterWatch([policy, *actor.copied_modules])
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
-        """See ``ActionSampler``."""
         parameters = self.actor(observations)
         noise = NO_NOISE if self.deterministic else next(self.noise)
         return self.draw(parameters if masks is None else apply_action_mask(parameters, masks), noise)
 
     def reset_states(self, dones: NumpyArray) -> None:
-        """See ``ActionSampler``."""
         self.actor.reset_states(dones)
 
     def refresh(self) -> None:
-        """See ``ActionSampler``."""
         if self.watch.has_changed():
             self.actor.load()
             self.draw = make_draw(self.policy)
 
 
 class TorchActor(Actor):
-    """
-    The actor of a policy in PyTorch.
-
-    :param policy: A policy for which ``has_standard_distribution`` holds.
-    """
+    """The actor of a policy in PyTorch."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
-        """See ``Actor``."""
-        policy = self.policy
         with th.no_grad():
-            obs_tensor = obs_as_tensor(observations, policy.device)
-            features = actor_features(policy, obs_tensor)
-            parameters: NumpyArray = policy.action_net(policy.mlp_extractor.forward_actor(features)).cpu().numpy()
+            latent = self._latent(obs_as_tensor(observations, self.policy.device))
+            parameters: NumpyArray = self.policy.action_net(latent).cpu().numpy()
         return parameters
+
+    def _latent(self, observations: PyTorchObs) -> th.Tensor:
+        return self.policy.mlp_extractor.forward_actor(actor_features(self.policy, observations))
 
 
 class NumpyMlpActor(Actor):
-    """
-    The actor of a standard MLP policy in NumPy, on a copy of the policy's weights.
-
-    :param policy: A policy for which ``is_standard_mlp`` holds.
-    :param n_envs: Number of environments.
-    """
+    """The actor of a standard MLP policy in NumPy, on a copy of the policy's weights. See ``has_numpy_layers``."""
 
     def __init__(self, policy: ActorCriticPolicy, n_envs: int) -> None:
         flatten = make_flatten(policy)
         assert flatten is not None
         self.flatten = flatten
-        self.layers = NumpyLayers(policy, n_envs)
-        self.copied_modules = self.layers.linears
-
-    def load(self) -> None:
-        """See ``Actor``."""
-        self.layers.load()
-
-    def __call__(self, observations: NumpyObs) -> NumpyArray:
-        """See ``Actor``."""
-        return self.layers(self.flatten(observations))
-
-
-class NumpyLayers:
-    """
-    The fully connected layers of a policy's actor in NumPy, on a copy of the policy's weights.
-
-    :param policy: A policy for which ``has_numpy_layers`` holds.
-    :param n_envs: Number of environments.
-    """
-
-    def __init__(self, policy: ActorCriticPolicy, n_envs: int) -> None:
         modules = [*policy.mlp_extractor.policy_net, policy.action_net]
-        self.linears = modules[::2]
+        self.linears = self.copied_modules = modules[::2]
         activations: dict[type[nn.Module], Callable[[NumpyArray, NumpyArray], Any]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
         # Results go into buffers and biases are as large as they are: both spare NumPy half the time of such small arrays
         self.layers = [
@@ -297,19 +234,15 @@ class NumpyLayers:
         self.load()
 
     def load(self) -> None:
-        """Copy the policy's parameters."""
         for linear, (weight, bias, _, _) in zip(self.linears, self.layers, strict=True):
             # NumPy transposes large matrices tens of times slower
             th.from_numpy(weight).copy_(linear.weight.detach().T)
             bias[:] = _array(linear.bias)
 
-    def __call__(self, latent: NumpyArray) -> NumpyArray:
-        """
-        Compute the distribution parameters.
+    def __call__(self, observations: NumpyObs) -> NumpyArray:
+        return self._through_layers(self.flatten(observations))
 
-        :param latent: What the first layer is given, shape ``(n_envs, n_features)``.
-        :return: Shape ``(n_envs, n_parameters)``; overwritten by the next call.
-        """
+    def _through_layers(self, latent: NumpyArray) -> NumpyArray:
         for weight, bias, output, activation in self.layers:
             latent = np.dot(latent, weight, output)
             np.add(latent, bias, output)
@@ -320,11 +253,9 @@ class NumpyLayers:
 
 def make_flatten(policy: ActorCriticPolicy) -> Callable[[Any], NumpyArray] | None:
     """
-    Make the function that does in NumPy what a policy does to observations before its first layer.
+    Make the NumPy function from observations to the features of the first layer, float32, shape ``(n_envs, n_features)``.
 
-    :param policy: Any actor-critic policy.
-    :return: From observations to features of shape ``(n_envs, n_features)``, float32. None if these are more than the numbers
-        of flat observations, or of a Dict of them, in a row.
+    None if these are more than the numbers of flat observations, or of a Dict of flat observations, in a row.
     """
     space, extractor = policy.observation_space, policy.pi_features_extractor
     if type(extractor) is FlattenExtractor:
@@ -332,7 +263,7 @@ def make_flatten(policy: ActorCriticPolicy) -> Callable[[Any], NumpyArray] | Non
     if type(extractor) is not CombinedExtractor or not isinstance(space, spaces.Dict):
         return None
     parts = {
-        key: _make_flatten_part(space[key]) if type(own) is nn.Flatten else None for key, own in extractor.extractors.items()
+        key: _make_flatten_part(space[key]) if type(part) is nn.Flatten else None for key, part in extractor.extractors.items()
     }
     flattens = [(key, flatten) for key, flatten in parts.items() if flatten is not None]
     if len(flattens) < len(parts):
@@ -363,14 +294,7 @@ def _array(parameter: th.Tensor) -> NumpyArray:
 
 
 def noise_rows(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Iterator[NumpyArray]:
-    """
-    Generate the noise that ``make_draw`` needs, in blocks because a draw costs more than the numbers in it.
-
-    :param policy: A policy for which ``has_standard_distribution`` holds.
-    :param n_envs: Number of environments.
-    :param rng: Source of the noise.
-    :return: Endless iterator over the noise of one step, float32, shape ``(n_envs, n_parameters)``.
-    """
+    """Generate the noise of each step, shape ``(n_envs, n_parameters)``, in blocks: a draw costs more than its numbers."""
     assert isinstance(policy.action_net, nn.Linear)
     n_parameters = int(policy.action_net.out_features)
     n_steps = max(1, min(NOISE_BLOCK_STEPS, NOISE_BLOCK_SIZE // (n_envs * n_parameters)))
@@ -389,13 +313,11 @@ def noise_rows(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator)
 
 def make_draw(policy: ActorCriticPolicy) -> Draw:
     """
-    Make the function that draws actions from the parameters of SB3's own distributions.
+    Make the function that draws actions from the parameters of one of SB3's distributions, with the present standard
+    deviation.
 
-    A categorical is drawn as the largest of its logits plus Gumbel noise, a Bernoulli as the sign of its logit plus
-    logistic noise (Gumbel 1954; Maddison et al. 2014), a Gaussian as mean plus scaled normal noise.
-
-    :param policy: A policy for which ``has_standard_distribution`` holds. The standard deviation is that of now.
-    :return: See ``Draw``.
+    A categorical is drawn as the largest of its logits plus Gumbel noise, a Bernoulli as the sign of its logit plus logistic
+    noise (Gumbel 1954; Maddison et al. 2014), a Gaussian as mean plus scaled normal noise.
     """
     distribution = policy.action_dist
     if isinstance(distribution, DiagGaussianDistribution):
@@ -416,23 +338,17 @@ def make_draw(policy: ActorCriticPolicy) -> Draw:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """
-    Tell whether NumPy can stand in for a policy's actor.
-
-    :param policy: A policy for which ``has_standard_distribution`` holds.
-    :return: True if it is exactly SB3's policy for flat observations, or a Dict of them, and ``has_numpy_layers`` holds.
-    """
+    """Whether a policy is exactly SB3's, for flat observations or a Dict of them, and ``has_numpy_layers``."""
     standard = (ActorCriticPolicy, MlpPolicy, MultiInputActorCriticPolicy, MultiInputPolicy)
     return type(policy) in standard and has_numpy_layers(policy)
 
 
 def has_numpy_layers(policy: ActorCriticPolicy) -> bool:
     """
-    Tell whether NumPy can compute what a policy's actor does to observations, and to the outputs of an LSTM if it has one.
+    Whether NumPy can compute what the actor does to observations, and to the outputs of an LSTM if it has one.
 
-    :param policy: A policy for which ``has_standard_distribution`` holds.
-    :return: True if it is float32 on the CPU, with flat observations, or a Dict of them, Linear layers of no great size
-        with Tanh or ReLU between them, no hooks, no method replaced on an instance.
+    It must be float32 on the CPU, with flat observations or a Dict of them, Linear layers of moderate size with Tanh or ReLU
+    between them, no hooks, and no method replaced on an instance.
     """
     if type(policy.mlp_extractor) is not MlpExtractor or overrides(policy, "extract_features"):
         return False

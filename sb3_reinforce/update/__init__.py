@@ -8,12 +8,9 @@ from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 def make_evaluator(policy: ActorCriticPolicy, micro_batch_size: int | None = None) -> PolicyEvaluator:
     """
-    Choose the evaluator that a policy needs.
+    Choose the evaluator for a policy in evaluation mode: a recurrent policy is evaluated on whole episodes.
 
-    :param policy: In evaluation mode.
-    :param micro_batch_size: Steps that are evaluated at once; None for all. See ``PolicyEvaluator``.
-    :return: One that evaluates whole episodes if the policy is recurrent.
-    :raises ValueError: If the policy overrides what is not called while it acts and when it is differentiated.
+    Raises ``ValueError`` if the policy overrides a method that acting or the update does not call.
     """
     check_methods(policy)
     if is_recurrent(policy):

@@ -30,22 +30,18 @@ def fit_critic(
     """
     Fit V(s) on the returns by mean squared error (Sutton & Barto 2018, eq. 9.1), with the policy's optimizer.
 
-    Parameters shared with the actor are left alone: the policy moves along its own gradient only.
+    Parameters shared with the actor are not changed: the policy moves along its gradient only.
 
-    :param evaluator: Of the policy that the critic belongs to.
-    :param batch: The episodes of this process.
-    :param rewards_to_go: Shape ``(n_steps,)``.
-    :param actor_parameters: Those that the policy's own step moves.
-    :param rng: Draws the minibatches, from the episodes of all processes; in all processes alike.
+    :param rewards_to_go: The returns of the steps of this process, shape ``(n_steps,)``.
+    :param actor_parameters: Those that the policy's step moves.
+    :param rng: Draws the minibatches from the episodes of all processes, in all processes alike.
     :param epochs: Passes over the steps.
     :param batch_size: Steps per gradient step; None for all.
     :param vf_coef: Factor of the loss.
     :param max_grad_norm: The maximum norm of the critic's gradient.
-    :param partition: Where the episodes of this process are among those of all.
-    :param processes: Those that train together.
+    :param partition: The steps of this process among those of all.
     :return: Mean of the losses, before ``vf_coef``; None if the critic is frozen.
     :raises ValueError: If a gradient is NaN or infinite.
-    :raises ProcessError: If another process has failed, or is gone.
     """
     policy = evaluator.policy
     shared = {id(parameter) for parameter in actor_parameters}

@@ -20,22 +20,21 @@ from sb3_reinforce.policies.inspection import (
     unwrap_compiled,
 )
 from sb3_reinforce.policies.masked_distribution import use_action_masks
-from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step, select_steps
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
 
-#: How many distribution parameters a micro-batch holds at most, unless ``micro_batch_size`` is given: 32 MiB of them.
+#: Distribution parameters of a micro-batch, unless ``micro_batch_size`` is given: 32 MiB.
 MAX_MICRO_BATCH_NUMBERS = 2**23
 
-#: Which steps of a batch: a slice with start and stop, or a tensor of indices.
+#: Steps of a batch: a slice with start and stop, or a tensor of indices.
 Steps = Any
 
 
 class PolicyEvaluator:
     """
-    Evaluates a policy on batches.
+    Evaluates a policy in evaluation mode on batches.
 
-    :param policy: In evaluation mode.
     :param micro_batch_size: Steps that are evaluated at once, which bounds the memory; None for all, or for fewer where there
         are very many actions.
     """
@@ -46,13 +45,7 @@ class PolicyEvaluator:
         self.micro_batch_size = micro_batch_size or max(1, MAX_MICRO_BATCH_NUMBERS // n_parameters)
 
     def micro_batches(self, episode_lengths: IntArray, steps: Steps | None = None) -> list[Steps]:
-        """
-        Cut steps into micro-batches.
-
-        :param episode_lengths: Steps of each episode of a batch, shape ``(n_episodes,)``.
-        :param steps: Which of its steps; None for all.
-        :return: The steps of each micro-batch; none without steps.
-        """
+        """Divide chosen steps of a batch, None for all, into micro-batches."""
         if steps is None:
             steps = slice(0, int(episode_lengths.sum()))
         cuts = self._cuts(episode_lengths, steps)
@@ -61,16 +54,11 @@ class PolicyEvaluator:
         return [steps[cut] for cut in cuts]
 
     def explain_long_episode(self, episode_lengths: IntArray) -> str | None:
-        """
-        Say that an episode is longer than a micro-batch.
-
-        :param episode_lengths: Steps of each episode of a batch, shape ``(n_episodes,)``.
-        :return: A warning; None if all is well, as it always is unless whole episodes are needed.
-        """
+        """Return a warning if an episode that must be evaluated whole is longer than a micro-batch, or None."""
         return None
 
     def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
-        """Where the micro-batches are among the chosen steps."""
+        """The micro-batches as slices of the chosen steps."""
         return self._slices(count_steps(steps))
 
     def _slices(self, n_steps: int) -> Iterator[slice]:
@@ -79,12 +67,9 @@ class PolicyEvaluator:
 
     def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
         """
-        Divide a batch into minibatches at random.
+        Divide a batch into minibatches of ``size`` steps at random, None for a single one, and each into micro-batches.
 
-        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``.
-        :param size: Steps of a minibatch; None for all.
-        :param rng: Draws the order, unless one minibatch holds all.
-        :return: The micro-batches of each minibatch.
+        A single minibatch draws nothing from ``rng``.
         """
         n_steps = int(episode_lengths.sum())
         if size is None or size >= n_steps:
@@ -95,28 +80,15 @@ class PolicyEvaluator:
             yield self.micro_batches(episode_lengths, order[start : start + size])
 
     def subsample(self, episode_lengths: IntArray, max_steps: int, rng: np.random.Generator) -> Steps:
-        """
-        Choose steps at random, from which a mean over the batch can be estimated.
-
-        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``; more than ``max_steps`` in all.
-        :param max_steps: How many are chosen.
-        :param rng: Chooses them.
-        :return: The steps, in order.
-        """
+        """Choose ``max_steps`` of more steps at random, in order, from which a mean over the batch can be estimated."""
         chosen = np.sort(rng.choice(int(episode_lengths.sum()), max_steps, replace=False))
         return th.as_tensor(chosen, device=self.policy.device)
 
     def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
-        """
-        Compute the distribution of actions.
-
-        :param batch: The episodes.
-        :param steps: Which of its steps.
-        :return: SB3's distribution, for these steps. The policy may return the same object the next time.
-        """
+        """SB3's distribution of actions for these steps. The policy may return the same object the next time."""
         masks = None if batch.action_masks is None else batch.action_masks[steps]
         with use_action_masks(self.policy, masks):
-            return distribution_of(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
+            return distribution_of(self.policy, select_steps(batch.observations, steps))
 
     def reshape_actions(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -129,12 +101,9 @@ class PolicyEvaluator:
 
     def log_prob_and_entropy(self, batch: EpisodeBatch, micro_batch: slice) -> tuple[th.Tensor, th.Tensor]:
         """
-        Compute log-probabilities of the actions and entropies.
+        Log-probabilities of the actions and entropies of a micro-batch, of shape ``(n_steps,)``.
 
-        :param batch: The episodes.
-        :param micro_batch: Which of its steps.
-        :return: Two tensors of shape ``(len(micro_batch),)``.
-        :raises ValueError: If a log-probability is not finite; names the environment and the step.
+        Raises ``ValueError``, which names the environment and the step, if a log-probability is not finite.
         """
         actions = batch.actions[micro_batch]
         is_discrete = isinstance(self.policy.action_space, spaces.Discrete)
@@ -150,18 +119,13 @@ class PolicyEvaluator:
             )
         entropy = distribution.entropy()
         if entropy is None:
-            # Squashed actions have no closed form. The value of this estimate is -log_prob, as in SB3, but so is not its
-            # gradient: that of -log_prob is zero in expectation, that of the entropy is -log_prob times the score
+            # Squashed actions have no closed form. The value of this estimate is -log_prob, as in SB3. Its gradient is
+            # -log_prob times the score, that of the entropy: the gradient of -log_prob is zero in expectation
             entropy = -log_prob.detach() * (1.0 + log_prob - log_prob.detach())
         return log_prob, entropy
 
     def log_probs(self, batch: EpisodeBatch) -> Array:
-        """
-        Compute the log-probability of every action.
-
-        :param batch: The episodes.
-        :return: Shape ``(n_steps,)``.
-        """
+        """The log-probability of every action, shape ``(n_steps,)``."""
         return self._in_micro_batches(batch, lambda micro_batch: self.log_prob_and_entropy(batch, micro_batch)[0])
 
     def distributions(self, batch: EpisodeBatch) -> Any:
@@ -203,70 +167,43 @@ class PolicyEvaluator:
         return products
 
     def values(self, batch: EpisodeBatch) -> Array:
-        """
-        Compute the critic's value of every observation that was acted on.
-
-        :param batch: The episodes.
-        :return: Shape ``(n_steps,)``.
-        """
+        """The critic's value of every observation that was acted on, shape ``(n_steps,)``."""
         return self._in_micro_batches(batch, lambda micro_batch: self.values_of(batch, micro_batch))
 
     def baseline_values(self, batch: EpisodeBatch) -> Array:
-        """
-        Compute the values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that.
-
-        :param batch: The episodes.
-        :return: Shape ``(n_steps,)``.
-        """
-        own = unwrap_compiled(self.policy)
-        if is_recurrent(own) or not overrides(own, "forward") or overrides(own, "predict_values"):
+        """The values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that."""
+        policy = unwrap_compiled(self.policy)
+        if is_recurrent(policy) or not overrides(policy, "forward") or overrides(policy, "predict_values"):
             return self.values(batch)
 
         def values_of_forward(micro_batch: slice) -> th.Tensor:
-            observations = map_observation(lambda obs: obs[micro_batch], batch.observations)
+            observations = select_steps(batch.observations, micro_batch)
             values: th.Tensor = self.policy(observations, deterministic=True)[1]
             return values.flatten()
 
         return self._in_micro_batches(batch, values_of_forward)
 
     def final_values(self, batch: EpisodeBatch) -> Array:
-        """
-        Compute the critic's values of what followed cut episodes.
-
-        :param batch: The episodes, at least one of them cut.
-        :return: Shape ``(n_cuts,)``.
-        """
+        """The critic's values of what followed cut episodes, shape ``(n_cuts,)``, at least one."""
         assert batch.final_observations is not None
-        finals = batch._replace(observations=batch.final_observations)
-        results = np.empty(len(batch.cut_steps), dtype=np.float64)
-        with th.no_grad():
-            for micro_batch in self._slices(len(results)):
-                results[micro_batch] = self.values_of(finals, micro_batch).cpu().numpy()
-        return results
+        finals = batch._replace(observations=batch.final_observations, episode_lengths=np.ones_like(batch.cut_steps))
+        return self.values(finals)
 
     def values_of(self, batch: EpisodeBatch, steps: Steps, inputs: th.Tensor | None = None) -> th.Tensor:
-        """
-        Compute the critic's values, differentiable.
-
-        :param batch: The episodes.
-        :param steps: Which of its steps.
-        :param inputs: See ``critic_inputs``; None to compute them.
-        :return: Shape ``(len(steps),)``.
-        """
+        """The critic's values of some steps, differentiable. ``inputs``: see ``critic_inputs``; None to compute them."""
         policy = self.policy
         if overrides(unwrap_compiled(policy), "predict_values"):
-            return policy.predict_values(map_observation(lambda obs: obs[steps], batch.observations)).flatten()
+            return policy.predict_values(select_steps(batch.observations, steps)).flatten()
         latent = self._critic_latent(self._critic_inputs(batch, steps) if inputs is None else inputs[steps], batch, steps)
         values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(latent))
         return values.flatten()
 
     def critic_inputs(self, batch: EpisodeBatch, fitted: Sequence[th.nn.Parameter]) -> th.Tensor | None:
         """
-        Compute once what stays the same while the critic is fitted: the outputs of the layers that it does not train.
+        Compute once what stays the same while the critic is fitted: the outputs of the layers that the fit does not move.
 
-        :param batch: The episodes.
-        :param fitted: What the fit moves.
-        :return: Shape ``(n_steps, n_features)``; None if these layers have no parameters, or are trained.
+        :param fitted: The parameters that the fit moves.
+        :return: Shape ``(n_steps, n_features)``; None if these layers have no parameters, or are fitted too.
         """
         policy, moved = unwrap_compiled(self.policy), {id(parameter) for parameter in fitted}
         parameters = [parameter for module in self._critic_input_layers() for parameter in module.parameters()]
@@ -285,14 +222,14 @@ class PolicyEvaluator:
         return [self.policy.vf_features_extractor]
 
     def _critic_inputs(self, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
-        return critic_features(self.policy, map_observation(lambda obs: obs[steps], batch.observations))
+        return critic_features(self.policy, select_steps(batch.observations, steps))
 
     def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
         return inputs
 
     def _in_micro_batches(self, batch: EpisodeBatch, function: Callable[[slice], th.Tensor]) -> Array:
-        """Fill an array by micro-batches: a list of tensors would scatter small blocks over the freed memory of large ones."""
-        results = np.empty(len(batch.actions), dtype=np.float64)
+        """Fill one array: a list of tensors would scatter small blocks over the freed memory of large ones."""
+        results = np.empty(int(batch.episode_lengths.sum()), dtype=np.float64)
         with th.no_grad():
             for micro_batch in self.micro_batches(batch.episode_lengths):
                 results[micro_batch] = function(micro_batch).cpu().numpy()
@@ -300,5 +237,5 @@ class PolicyEvaluator:
 
 
 def count_steps(steps: Steps) -> int:
-    """Count chosen steps."""
+    """The number of chosen steps."""
     return steps.stop - steps.start if isinstance(steps, slice) else len(steps)

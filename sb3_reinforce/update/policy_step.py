@@ -1,4 +1,4 @@
-"""How the policy moves once the weight of each step is known: a step of the optimizer, or a natural step."""
+"""How the policy moves: the gradient, and a step of the optimizer or a natural step along it."""
 
 import copy
 import math
@@ -24,13 +24,13 @@ KL_TOLERANCE = 1.5
 
 SHORTENING = 0.7
 
-#: Down to a millionth of the length: F may come from steps that the policy hardly changes in, while it does in others.
+#: Down to a millionth of the length: the policy may hardly change in the steps that F comes from, and change in others.
 MAX_SHORTENINGS = 40
 
 
 class PolicyGradient(NamedTuple):
     """
-    The gradient of the pseudo-loss, which lies in ``grad`` of the parameters.
+    The gradient of the pseudo-loss, which is in ``grad`` of the parameters.
 
     :param parameters: Those that have a gradient; none if the actor is frozen.
     :param policy_loss: The pseudo-loss ``-(weight * log_prob)``, reduced, without the entropy bonus.
@@ -56,10 +56,8 @@ def compute_gradient(
     :param batch: The episodes of this process.
     :param targets: Of their steps.
     :param ent_coef: Coefficient of the entropy bonus.
-    :param processes: Those that train together.
     :return: The gradient, over the episodes of all processes.
     :raises ValueError: If a log-probability is not finite.
-    :raises ProcessError: If another process has failed, or is gone.
     """
     policy = evaluator.policy
     score_weights = th.as_tensor(targets.score_weights, dtype=th.float32, device=policy.device)
@@ -80,25 +78,13 @@ def compute_gradient(
 
 
 def trained_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
-    """
-    Leave out what is frozen.
-
-    :param policy: The policy.
-    :return: The parameters that require a gradient, of those that the optimizer has.
-    """
+    """The parameters of the optimizer that require a gradient."""
     of_optimizer = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
     return [parameter for parameter in policy.parameters() if parameter.requires_grad and id(parameter) in of_optimizer]
 
 
 def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
-    """
-    Clip a gradient.
-
-    :param gradient: Changed in place.
-    :param max_grad_norm: The maximum norm; ``float("inf")`` for no clipping.
-    :return: The norm before.
-    :raises ValueError: If it is not finite.
-    """
+    """Clip a gradient, and return its norm before. Raises ``ValueError`` if that is not finite."""
     grad_norm = th.nn.utils.clip_grad_norm_(gradient.parameters, max_grad_norm).item()
     if not np.isfinite(grad_norm):
         raise ValueError(f"The gradient of the policy is {grad_norm} (policy loss {gradient.policy_loss}). {NOT_LEARNED}")
@@ -107,13 +93,13 @@ def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
 
 class NaturalStep(NamedTuple):
     """
-    What became of a natural step.
+    The result of a natural step.
 
-    :param kl: Mean KL divergence from the policy before to the policy after, in nats, over all steps. 0 if the step was
+    :param kl: Mean KL divergence from the policy before to the policy after, in nats, over all steps; 0 if the step was
         skipped.
     :param n_shortenings: How often the step was shortened, because the exact divergence was too far above the target.
-    :param curvature: ``s F s`` for the step s at length 1: how much the policy changes for a step of parameters.
-    :param skipped: Why the policy was left as it was; None if it moved.
+    :param curvature: ``s F s`` for the step s at length 1: how much the policy changes for a step of the parameters.
+    :param skipped: Why the policy was not changed; None if it moved.
     """
 
     kl: float
@@ -138,16 +124,14 @@ def natural_step(
     Move the policy along ``F^-1 g``, as far as changes it by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
 
     :param evaluator: Of the policy, whose parameters are changed.
-    :param batch: The episodes.
+    :param batch: The episodes of this process.
     :param gradient: Of the pseudo-loss.
-    :param target_kl: Quadratic estimate of the mean KL divergence that the step shall have, see ``mean_divergence``.
+    :param target_kl: Quadratic estimate of the mean KL divergence of the step, see ``mean_divergence``.
     :param cg_max_steps: Conjugate gradients' steps.
     :param cg_damping: Added to the diagonal of F for the direction, and not for the length.
     :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
     :param rng: Draws the subset, if there are more steps; that of process 0 in all processes.
-    :param partition: Where the episodes of this process are among those of all.
-    :param processes: Those that train together.
-    :return: What became of it.
+    :param partition: The steps of this process among those of all.
     """
     parameters = gradient.parameters
     if not parameters:
@@ -155,7 +139,7 @@ def natural_step(
     ascent = -th.cat([parameter.grad.reshape(-1) for parameter in parameters])  # type: ignore[union-attr]
     if not ascent.any():
         return NaturalStep(0.0, 0, 0.0, "the gradient is zero")
-    # A power of two rounds nothing, and no square of a small or large gradient leaves the range of the numbers
+    # A power of two causes no rounding, and keeps the squares of a small or large gradient in range
     ascent /= 2.0 ** math.floor(math.log2(float(ascent.abs().max())))
 
     divergence = fisher_divergence = Divergence(evaluator, batch, slice(0, partition.n_steps), partition, processes)
@@ -168,7 +152,7 @@ def natural_step(
         return fisher(vector) + cg_damping * vector
 
     direction = conjugate_gradient(damped, ascent, cg_max_steps)
-    # Where damping outweighs F, it would fix the length in parameters, whatever the policy does: it counts where F is 0 only
+    # Damping that outweighs F would fix the length of the step in parameters: it counts only where F is 0
     curvature = float(direction @ fisher(direction))
     curvature = curvature if curvature > 0.0 else float(direction @ damped(direction))
     if not (math.isfinite(curvature) and curvature > 0.0):
@@ -196,11 +180,9 @@ class Divergence:
     """
     The mean KL divergence from a policy as it is now to the policy as it is when asked, by micro-batches.
 
-    :param evaluator: Of the policy.
     :param batch: The episodes of this process.
     :param steps: The steps averaged over, of the episodes of all processes.
-    :param partition: Where the episodes of this process are among those of all.
-    :param processes: Those that train together.
+    :param partition: The steps of this process among those of all.
     """
 
     def __init__(
@@ -219,7 +201,7 @@ class Divergence:
             self.before = [copy.copy(evaluator.distribution(batch, micro_batch)) for micro_batch in self.micro_batches]
 
     def of_micro_batch(self, index: int) -> th.Tensor:
-        """What a micro-batch contributes to the mean, a differentiable scalar in nats."""
+        """The part of a micro-batch in the mean, a differentiable scalar in nats."""
         micro_batch = self.micro_batches[index]
         fraction = count_steps(micro_batch) / self.n_averaged
         return fraction * mean_divergence(self.before[index], self.evaluator.distribution(self.batch, micro_batch))
@@ -231,7 +213,7 @@ class Divergence:
         return sum(self.processes.gather(local))
 
     def fisher_product(self, parameters: Sequence[th.nn.Parameter]) -> Product:
-        """Multiplies a vector with F. The graph of a single micro-batch is kept, those of several are made at each product."""
+        """The product with F. The graph of a single micro-batch is stored, those of several are made for each product."""
         indices = range(len(self.micro_batches))
         if len(indices) == 1:
             only = fisher_product(self.of_micro_batch(0), parameters)
@@ -246,31 +228,22 @@ class Divergence:
 
 def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
-    Average KL(old || new) over steps, and over the dimensions of a Box or MultiBinary action, as sb3-contrib's TRPO does.
+    Average KL(old || new), in nats, over steps, and over the dimensions of a Box or MultiBinary action, as sb3-contrib's TRPO
+    does.
 
-    The divergence of the whole action is that times the number of dimensions. Over the parts of a MultiDiscrete action it is
-    a sum.
-
-    Squashing changes both distributions alike, so that the divergence is that of the Gaussians below; with gSDE it is that of
-    the Gaussians whose noise is drawn anew at every step.
-
-    :param old: Distributions of n steps.
-    :param new: Of the same class and steps.
-    :return: Scalar, in nats.
+    The divergence of the whole action is that times the number of dimensions. Over the components of a MultiDiscrete action it
+    is a sum. Squashing changes both distributions alike, so that the divergence is that of the Gaussians before squashing;
+    with gSDE it is that of Gaussians with new noise at every step.
     """
-    # Normal and Bernoulli have one for each dimension of the action
     return kl_divergence(old, new).mean()
 
 
 @contextmanager
 def unchanged_by_failure(*learners: th.nn.Module | th.optim.Optimizer) -> Iterator[None]:
     """
-    Put policies and optimizers back to where they were, without gradients, if an update does not end.
+    Restore policies and optimizers, without gradients, if an update in the context does not end.
 
-    Whatever the reason: with Ctrl-C or without memory, too, what is saved next is the result of the update before.
-
-    :param learners: Changed in place.
-    :return: Context manager around an update.
+    This holds for Ctrl-C and for a lack of memory too: what is saved next is the result of the update before.
     """
     before = [clone_tensors(learner.state_dict()) for learner in learners]
     try:
@@ -283,12 +256,7 @@ def unchanged_by_failure(*learners: th.nn.Module | th.optim.Optimizer) -> Iterat
 
 
 def clone_tensors(state: Any) -> Any:
-    """
-    Copy a state dict, ten times as fast as ``copy.deepcopy``.
-
-    :param state: Tensors in dicts, lists and tuples, beside anything that is never changed in place.
-    :return: The same structure with cloned tensors.
-    """
+    """Clone the tensors of a state dict, with its dicts, lists and tuples: ten times as fast as ``copy.deepcopy``."""
     if isinstance(state, th.Tensor):
         return state.clone()
     if isinstance(state, dict):

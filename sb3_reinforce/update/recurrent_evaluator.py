@@ -1,8 +1,8 @@
 """
 Evaluates recurrent policies on whole episodes. Needs sb3-contrib.
 
-Every episode starts from the zero state, in the environment as at the update, where whole episodes are evaluated from their
-first step: the gradient goes back through all of an episode's time, and no state is stored or stale.
+Every episode starts from the zero state, while collecting as at the update: the gradient goes back through all of an episode's
+time, and no hidden state is stored or stale.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_contrib.common.recurrent.policies import (
-    RecurrentActorCriticPolicy,
-)
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -21,26 +19,19 @@ from sb3_reinforce.functional.lstm import run_lstm
 from sb3_reinforce.functional.returns import Array, IntArray
 from sb3_reinforce.policies.inspection import actor_features
 from sb3_reinforce.policies.masked_distribution import use_action_masks
-from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, select_steps
 from sb3_reinforce.update.evaluator import PolicyEvaluator, Steps
 
-#: One step of some episodes side by side costs about as much as so many steps of padding, with 64 units on a CPU.
+#: A step of some episodes side by side costs about as much as so many padded steps, with 64 units on a CPU.
 PADDING_PER_STEP = 8
 
 
 class RecurrentPolicyEvaluator(PolicyEvaluator):
-    """
-    Evaluates a recurrent policy on whole episodes: its micro-batches are made of them, however long they are.
-
-    :param policy: In evaluation mode.
-    :param micro_batch_size: Steps that are evaluated at once, which bounds the memory, unless an episode is longer; None for
-        all.
-    """
+    """Evaluates a recurrent policy. Micro-batches are whole episodes, and a longer episode is a micro-batch alone."""
 
     policy: RecurrentActorCriticPolicy
 
     def explain_long_episode(self, episode_lengths: IntArray) -> str | None:
-        """See ``PolicyEvaluator``."""
         longest = int(episode_lengths.max(initial=0))
         if longest <= self.micro_batch_size:
             return None
@@ -50,21 +41,13 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         )
 
     def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
-        """Whole episodes. Longer than ``micro_batch_size`` is only a single one."""
         lengths = selected_episode_lengths(episode_lengths, steps)
         ends = np.cumsum(lengths)
         for group in group_episodes(lengths, self.micro_batch_size):
             yield slice(int(ends[group.start] - lengths[group.start]), int(ends[group.stop - 1]))
 
     def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
-        """
-        Divide the episodes of a batch into minibatches at random.
-
-        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``.
-        :param size: Steps of a minibatch, which holds fewer where another episode does not fit; None for all.
-        :param rng: Draws the order, unless one minibatch holds all.
-        :return: The micro-batches of each minibatch.
-        """
+        """Divide the episodes at random. A minibatch has fewer than ``size`` steps where another episode does not fit."""
         if size is None or size >= episode_lengths.sum():
             yield self.micro_batches(episode_lengths)
             return
@@ -74,14 +57,9 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
 
     def subsample(self, episode_lengths: IntArray, max_steps: int, rng: np.random.Generator) -> Steps:
         """
-        Choose episodes at random, from which a mean over the batch can be estimated.
+        Choose whole episodes at random, of at most ``max_steps`` steps unless a single one is longer.
 
-        How many does not depend on which, since to take episodes until the next one does not fit would prefer short ones.
-
-        :param episode_lengths: Steps of each episode of the batch, shape ``(n_episodes,)``.
-        :param max_steps: At most so many steps are chosen, unless a single episode is longer.
-        :param rng: Chooses them.
-        :return: Their steps, in order.
+        Their number does not depend on the choice: to take episodes until the next one does not fit would prefer short ones.
         """
         longest_first = np.sort(episode_lengths)[::-1]
         n_fitting = max(1, int(np.searchsorted(np.cumsum(longest_first), max_steps, side="right")))
@@ -94,26 +72,14 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         return th.as_tensor(steps, device=self.policy.device)
 
     def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
-        """
-        Compute the distribution of actions.
-
-        :param batch: The episodes.
-        :param steps: Which of its steps, those of whole episodes.
-        :return: SB3's distribution, for these steps. The policy may return the same object the next time.
-        """
         policy = self.policy
-        features = actor_features(policy, _select(batch.observations, steps))
-        memories = run_lstm_over_episodes(policy.lstm_actor, features, selected_episode_lengths(batch.episode_lengths, steps))
+        features = actor_features(policy, select_steps(batch.observations, steps))
+        outputs = _run_lstm_over_steps(policy.lstm_actor, features, batch, steps)
         with use_action_masks(policy, None if batch.action_masks is None else batch.action_masks[steps]):
-            return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(memories))
+            return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(outputs))
 
     def final_values(self, batch: EpisodeBatch) -> Array:
-        """
-        Compute the critic's values of what followed cut episodes, as of one step more of each.
-
-        :param batch: The episodes, at least one of them cut.
-        :return: Shape ``(n_cuts,)``.
-        """
+        """The critic's values of what followed cut episodes, as of one step more of each."""
         ends = np.cumsum(batch.episode_lengths)
         cut_episodes = np.searchsorted(ends, batch.cut_steps, side="right")
         n_steps = len(batch.actions)
@@ -123,8 +89,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         ]
         chosen = th.as_tensor(np.concatenate(steps_with_final), device=self.policy.device)
         prolonged = batch._replace(
-            observations=_select(_concatenate(batch.observations, batch.final_observations), chosen),
-            actions=batch.actions.new_empty((len(chosen), 0)),
+            observations=select_steps(_concatenate(batch.observations, batch.final_observations), chosen),
             episode_lengths=batch.episode_lengths[cut_episodes] + 1,
         )
         return self.values(prolonged)[np.cumsum(prolonged.episode_lengths) - 1]
@@ -138,23 +103,17 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         if not self.policy.shared_lstm:
             return features
         # As in sb3-contrib, the critic's gradient does not reach what it shares with the actor
-        return run_lstm_over_episodes(
-            self.policy.lstm_actor, features, selected_episode_lengths(batch.episode_lengths, steps)
-        ).detach()
+        return _run_lstm_over_steps(self.policy.lstm_actor, features, batch, steps).detach()
 
     def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
         policy = self.policy
         if policy.lstm_critic is not None:
-            return run_lstm_over_episodes(policy.lstm_critic, inputs, selected_episode_lengths(batch.episode_lengths, steps))
+            return _run_lstm_over_steps(policy.lstm_critic, inputs, batch, steps)
         if policy.shared_lstm:
             return inputs
         assert policy.critic is not None
         latent: th.Tensor = policy.critic(inputs)
         return latent
-
-
-def _select(observations: PyTorchObs, steps: Steps) -> Any:
-    return map_observation(lambda obs: obs[steps], observations)
 
 
 def _concatenate(observations: PyTorchObs, more: PyTorchObs | None) -> Any:
@@ -165,30 +124,18 @@ def _concatenate(observations: PyTorchObs, more: PyTorchObs | None) -> Any:
 
 
 def selected_episode_lengths(episode_lengths: IntArray, steps: Steps) -> IntArray:
-    """
-    Measure the chosen episodes.
-
-    :param episode_lengths: Steps of each episode of a batch, shape ``(n_episodes,)``.
-    :param steps: Which of its steps, those of whole episodes.
-    :return: Shape ``(number of chosen episodes,)``.
-    """
+    """The lengths of the episodes that chosen steps, those of whole episodes, belong to."""
     is_last = np.zeros(int(episode_lengths.sum()), dtype=bool)
     is_last[np.cumsum(episode_lengths) - 1] = True
     chosen = steps if isinstance(steps, slice) else steps.cpu().numpy()
     return np.diff(np.flatnonzero(is_last[chosen]), prepend=-1)
 
 
-def group_episodes(lengths: IntArray, max_steps: int | None) -> Iterator[slice]:
-    """
-    Divide episodes, in their order, into as long groups as possible.
-
-    :param lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :param max_steps: Of a group, unless a single episode is longer; None for one group.
-    :return: Slices of episodes.
-    """
+def group_episodes(lengths: IntArray, max_steps: int) -> Iterator[slice]:
+    """Divide episodes, in their order, into groups of at most ``max_steps`` steps, unless a single episode is longer."""
     first, n_steps = 0, 0
     for episode, length in enumerate(lengths.tolist()):
-        if max_steps is not None and n_steps + length > max_steps and episode > first:
+        if n_steps + length > max_steps and episode > first:
             yield slice(first, episode)
             first, n_steps = episode, 0
         n_steps += length
@@ -196,24 +143,27 @@ def group_episodes(lengths: IntArray, max_steps: int | None) -> Iterator[slice]:
         yield slice(first, len(lengths))
 
 
+def _run_lstm_over_steps(lstm: nn.LSTM, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
+    return run_lstm_over_episodes(lstm, inputs, selected_episode_lengths(batch.episode_lengths, steps))
+
+
 def run_lstm_over_episodes(lstm: nn.LSTM, inputs: th.Tensor, lengths: IntArray) -> th.Tensor:
     """
     Run an LSTM over whole episodes, each from the zero state.
 
-    Episodes of similar length are padded and read side by side. On a CPU that is several times faster than packing them,
-    where each step's slice makes the backward pass allocate a gradient of the whole.
+    Episodes of similar length are padded and run side by side. On a CPU that is several times faster than packing them, where
+    the slice of each step makes the backward pass allocate a gradient of the whole.
 
-    :param lstm: Any LSTM with time as the first dimension.
     :param inputs: The steps of one episode after the other, shape ``(n_steps, n_inputs)``.
     :param lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :return: Its outputs, shape ``(n_steps, n_outputs)``.
+    :return: Shape ``(n_steps, n_outputs)``.
     """
     starts = np.cumsum(lengths) - lengths
     outputs, order = [], []
     for episodes in bucket_episodes(lengths):
         times = np.arange(lengths[episodes[0]])[:, None]
         is_step = times < lengths[episodes]
-        # The padding repeats an episode's last step, whose outputs nobody reads
+        # The padding repeats an episode's last step, and its outputs are left out
         steps = starts[episodes] + np.minimum(times, lengths[episodes] - 1)
         padded_outputs = run_lstm(lstm, inputs[th.as_tensor(steps, device=inputs.device)])
         outputs.append(padded_outputs[th.as_tensor(is_step, device=inputs.device)])
@@ -222,17 +172,12 @@ def run_lstm_over_episodes(lstm: nn.LSTM, inputs: th.Tensor, lengths: IntArray) 
 
 
 def bucket_episodes(lengths: IntArray) -> list[IntArray]:
-    """
-    Sort episodes into buckets of similar length.
-
-    :param lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :return: The episodes of each bucket, the longest first.
-    """
+    """Sort episodes into buckets of similar length, each with the longest first."""
     order = np.argsort(-lengths, kind="stable")
     buckets: list[IntArray] = []
     while len(order) > 0:
         ordered = lengths[order]
-        # An episode has a bucket of its own where that costs less than to fill up this one
+        # An episode starts a new bucket where that costs less than to pad it
         is_too_short = np.cumsum(ordered[0] - ordered) > PADDING_PER_STEP * ordered
         size = int(is_too_short.argmax()) if is_too_short.any() else len(order)
         buckets.append(order[:size])
