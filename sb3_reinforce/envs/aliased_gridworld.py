@@ -18,7 +18,7 @@ TIME_LIMIT = 20
 START_CELLS = (0, 1, 3, 4)
 #: Walls to the north, east, south and west of each of the five cells.
 WALLS = np.array([[1, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]], dtype=np.float32)
-#: Row of ``OBSERVATIONS`` that is seen in each cell: the grey cells 1 and 3 share one.
+#: Row of ``OBSERVATIONS`` for each cell: the grey cells 1 and 3 share one.
 OBSERVATION_OF_CELL = np.array([0, 1, 2, 1, 3])
 #: The four observations, in the order of the rows of all policies below.
 OBSERVATIONS = WALLS[[0, 1, 2, 4]]
@@ -32,7 +32,7 @@ class AliasedGridworldEnv(gym.Env[FloatArray, np.int64]):
 
     The agent starts in any cell but the middle one, and sees only the walls around its cell: ``[north, east, south, west]``,
     1 for a wall. The grey cells 1 and 3 look alike, but the money is to the east of one and to the west of the other.
-    Actions are 0 (north), 1 (east), 2 (south), 3 (west); who walks into a wall stays. The money is +1, a skull -1, both
+    Actions are 0 (north), 1 (east), 2 (south), 3 (west); a step into a wall changes nothing. The money is +1, a skull -1, both
     end the episode, every other step is 0. Known from lectures on policy gradients (Silver 2015, lecture 7).
 
     ===== ======== ======== ======== ======== ========
@@ -54,33 +54,18 @@ class AliasedGridworldEnv(gym.Env[FloatArray, np.int64]):
         self._cell = START_CELLS[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
-        """
-        Put the agent into one of the cells 0, 1, 3 and 4, each as likely as the others.
-
-        :param seed: Seed of the start.
-        :param options: Unused.
-        :return: The walls around the cell, shape ``(4,)``, and an empty info.
-        """
+        """Put the agent into one of the cells 0, 1, 3 and 4, each with the same probability."""
         super().reset(seed=seed)
         self._cell = START_CELLS[self.np_random.integers(len(START_CELLS))]
         return WALLS[self._cell].copy(), {}
 
     def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """
-        Walk to the next cell, or into a wall.
-
-        :param action: 0 (north), 1 (east), 2 (south) or 3 (west).
-        :return: Observation of shape ``(4,)``, reward, terminated, truncated (never: the limit is a wrapper's), empty info.
-        """
+        """Walk to the next cell, or into a wall. The time limit is a wrapper's."""
         self._cell, reward, terminated = _transition(self._cell, int(action))
         return WALLS[self._cell].copy(), reward, terminated, False, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """
-        Draw the corridor: grey cells grey, money green, skulls red, and the agent as a black square in the cell it last was.
-
-        :return: Image of shape ``(80, 200, 3)``; None without ``render_mode="rgb_array"``.
-        """
+        """Draw the corridor, shape ``(80, 200, 3)``: grey cells, money green, skulls red, the agent as a black square."""
         if self.render_mode is None:
             return None
         image = np.full((80, 200, 3), 255, dtype=np.uint8)

@@ -42,34 +42,19 @@ class DiamondHillEnv(gym.Env[FloatArray, np.int64]):
         self._state = (2, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
-        """
-        Put the robot back at the start, with the diamond in its place.
-
-        :param seed: Seed of the slip in state [1, 0].
-        :param options: Unused.
-        :return: The first observation, shape ``(2,)``, and an empty info.
-        """
+        """Put the robot back at the start, and the diamond in its place."""
         super().reset(seed=seed)
         self._state = (2, 1)
         return np.array(self._state, dtype=np.float32), {}
 
     def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """
-        Move left or right.
-
-        :param action: 0 (left) or 1 (right).
-        :return: Observation of shape ``(2,)``, reward, terminated, truncated (never) and an empty info.
-        """
+        """Move left or right."""
         slips = self._state == (1, 0) and action == RIGHT and self.np_random.random() < SLIP_PROBABILITY
         self._state, reward, terminated = _transition(self._state, int(action), slips)
         return np.array(self._state, dtype=np.float32), reward, terminated, False, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """
-        Draw the four places: pit red, flag green, diamond blue while it lies there, and the robot as a black square.
-
-        :return: Image of shape ``(40, 160, 3)``; None without ``render_mode="rgb_array"``.
-        """
+        """Draw the four places, shape ``(40, 160, 3)``: pit red, flag green, diamond blue, the robot as a black square."""
         if self.render_mode is None:
             return None
         image = np.full((40, 160, 3), 255, dtype=np.uint8)

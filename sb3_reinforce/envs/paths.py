@@ -1,4 +1,4 @@
-"""A way through an environment that is small enough to list all of them."""
+"""Paths through environments that are small enough to enumerate them."""
 
 from typing import Any, NamedTuple
 

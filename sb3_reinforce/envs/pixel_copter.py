@@ -55,7 +55,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
     distances to the ceiling and the floor of the passage, the distance to the next block, and the block's place. What the
     original calls the block's top is its centre, and what it calls its bottom lies half a block below the real one.
 
-    The original never ends while the helicopter flies, and a good policy flies for as long as one cares to watch. It is
+    The original ends only with a crash, which a good policy avoids for any length of time. The environment is
     registered with a time limit of 2,000 steps, somewhat more than a minute of flight and about 350 points, several times
     what published policies earn: far enough to tell policies apart, near enough for a hundred episodes to be run in seconds.
     ``gym.make(..., max_episode_steps=n)`` makes it another.
@@ -76,13 +76,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         self.action_space = spaces.Discrete(2)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
-        """
-        Start a new flight through a new passage.
-
-        :param seed: Seed of blocks and terrain.
-        :param options: Unused.
-        :return: The first observation, shape ``(7,)``, and an empty info.
-        """
+        """Start a new flight through a new passage."""
         super().reset(seed=seed)
         self._y = SIZE / 2
         self._velocity = 0.0
@@ -96,12 +90,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         return self._observation(), {}
 
     def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """
-        Fly on for a thirtieth of a second.
-
-        :param action: 0 (nothing) or 1 (thrust).
-        :return: Observation of shape ``(7,)``, reward, terminated, truncated (never: the limit is a wrapper's), empty info.
-        """
+        """Fly on for a thirtieth of a second. The time limit is a wrapper's."""
         self._velocity = _DRAG * (self._velocity + (_CLIMB if action == THRUST else _FALL))
         self._y += self._velocity
         # Each position is moved by itself: as in the original, pixels depend on the last digits
@@ -113,11 +102,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         return self._observation(), reward, crashed, False, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """
-        Draw the passage black, the terrain green, the blocks grey and the helicopter white.
-
-        :return: Image of shape ``(384, 384, 3)``, the original's eight times; None without ``render_mode="rgb_array"``.
-        """
+        """Draw the original's picture eight times as large, shape ``(384, 384, 3)``."""
         if self.render_mode is None:
             return None
         image = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
@@ -142,7 +127,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
             self._column_ys.append(int(SIZE / 2 + SIZE / 8 * wave))
 
     def _passages_around_player(self) -> list[int]:
-        """Centres of the passage in the columns in which the player is, one or two or, where stretches meet, three."""
+        """Centres of the passage in the columns around the player: one or two, or three where stretches meet."""
         around = []
         for x, y in zip(self._column_xs, self._column_ys, strict=True):
             if x > _PLAYER_X + _COLUMN_WIDTH:
@@ -201,7 +186,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
 
 
 def _overlap(centre: float, size: int, other_centre: float, other_size: int) -> bool:
-    """Whether two intervals of whole pixels have one in common; as pygame does it, corners are cut off to whole pixels."""
+    """Whether two intervals have a whole pixel in common; as in pygame, their ends are rounded down to whole pixels."""
     start, other_start = int(centre) - size // 2, int(other_centre) - other_size // 2
     return start < other_start + other_size and other_start < start + size
 

@@ -1,4 +1,4 @@
-"""RockPaperScissors: an opponent who counts along, so that only a policy that tosses a fair die cannot be exploited."""
+"""RockPaperScissors: an opponent who counts the agent's moves, so that only the uniform policy cannot be exploited."""
 
 from functools import cache
 from math import factorial
@@ -34,35 +34,20 @@ class RockPaperScissorsEnv(gym.Env[FloatArray, np.int64]):
         self._counts = [0] * N_MOVES
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
-        """
-        Let the opponent forget all moves.
-
-        :param seed: Seed of the opponent's choice among equally frequent moves.
-        :param options: Unused.
-        :return: The observation ``[1]``, and an empty info.
-        """
+        """Reset the opponent's counts."""
         super().reset(seed=seed)
         self._counts = [0] * N_MOVES
         return np.ones(1, dtype=np.float32), {}
 
     def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """
-        Play one round.
-
-        :param action: 0 (rock), 1 (paper) or 2 (scissors).
-        :return: The observation ``[1]``, reward, terminated (after the tenth round), truncated (never) and an empty info.
-        """
+        """Play one round."""
         expected = _most_frequent(tuple(self._counts))
         reward = _reward(int(action), expected[self.np_random.integers(len(expected))])
         self._counts[action] += 1
         return np.ones(1, dtype=np.float32), reward, sum(self._counts) == N_ROUNDS, False, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """
-        Draw how often rock (red), paper (green) and scissors (blue) were played, as three bars.
-
-        :return: Image of shape ``(100, 120, 3)``; None without ``render_mode="rgb_array"``.
-        """
+        """Draw how often rock (red), paper (green) and scissors (blue) were played as bars, shape ``(100, 120, 3)``."""
         if self.render_mode is None:
             return None
         image = np.full((100, 120, 3), 255, dtype=np.uint8)
@@ -76,7 +61,7 @@ def _most_frequent(counts: tuple[int, ...]) -> list[int]:
 
 
 def _reward(action: int, expected: int) -> float:
-    """Of a move against the opponent who expected another (or the same) and plays what beats that."""
+    """The reward of a move against an opponent who expects a move and plays what beats it."""
     opponent = (expected + 1) % N_MOVES
     return {0: 0.0, 1: 1.0, 2: -1.0}[(action - opponent) % N_MOVES]
 
@@ -100,12 +85,7 @@ def expected_return(action_probabilities: npt.ArrayLike, gamma: float = 1.0) -> 
 
 @cache
 def _rounds() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """
-    All situations that a round can begin with.
-
-    :return: Counts of the moves so far, shape ``(n, 3)``; in how many orders they can have come, shape ``(n,)``; expected
-        reward of each move there, shape ``(n, 3)``.
-    """
+    """All counts of moves before a round, shape ``(n, 3)``; in how many orders they come; the expected reward of each move."""
     counts = [
         (rocks, papers, played - rocks - papers)
         for played in range(N_ROUNDS)

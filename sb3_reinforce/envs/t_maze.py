@@ -1,4 +1,4 @@
-"""TMaze: the first observation alone tells which way to turn at the end, so that only a recurrent policy can know it."""
+"""TMaze: the first observation tells which way to turn at the end, so that only a recurrent policy can know it."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from sb3_reinforce.envs.paths import FloatArray
 
 FORWARD, LEFT, RIGHT = range(3)
 N_ACTIONS = 3
-#: Where the agent can be told to be: at the start with one of the two cues, in the corridor, at the junction.
+#: The observations: the start with one of the two cues, the corridor, the junction.
 CUE_LEFT, CUE_RIGHT, CORRIDOR, JUNCTION = range(4)
 MASKS = (None, "method", "observation")
 
@@ -35,8 +35,8 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
 
     Without masks, turning in the corridor and going on at the junction do nothing, and after ``4 * (length + 1)`` steps the
     episode is truncated: the uniform policy needs three steps for each cell, and nearly always arrives. With masks, such
-    moves (at the start too) are not allowed, and who makes one all the same gets -1 and the end. Then a recurrent policy
-    that neither obeys nor sees the masks hardly ever lives to see the junction while it explores.
+    moves (at the start too) are not allowed: one of them costs -1 and ends the episode. Then a recurrent policy that
+    neither obeys nor sees the masks hardly ever reaches the junction while it explores.
 
     :param length: Number of steps forward from the start to the junction.
     :param masks: How the allowed actions are told, as an array of booleans of shape ``(3,)``: None, there are none;
@@ -76,25 +76,14 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
         return 4 * (self.length + 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """
-        Go back to the start and put up a new sign.
-
-        :param seed: Seed of the cue.
-        :param options: Unused.
-        :return: The first observation, which shows the cue, and an empty info.
-        """
+        """Go back to the start, and draw a new cue."""
         super().reset(seed=seed)
         self._cue = int(self.np_random.integers(CUE_LEFT, CUE_RIGHT + 1))
         self._position = self._steps = 0
         return self._observation(), {}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """
-        Go forward or turn.
-
-        :param action: 0 (forward), 1 (left) or 2 (right).
-        :return: Observation, reward, terminated, truncated and an empty info.
-        """
+        """Go forward or turn."""
         self._steps += 1
         reward, terminated = 0.0, False
         if self.masks is not None and not self._allowed()[action]:
@@ -107,11 +96,7 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
         return self._observation(), reward, terminated, not terminated and self._steps == self.time_limit, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """
-        Draw the maze from above, with the junction at the right, the reward (green) and the agent (black).
-
-        :return: Image of shape ``(60, 20 * (length + 1), 3)``; None without ``render_mode="rgb_array"``.
-        """
+        """Draw the maze, shape ``(60, 20 * (length + 1), 3)``: the junction at the right, reward green, the agent black."""
         if self.render_mode is None:
             return None
         image = np.full((60, 20 * (self.length + 1), 3), 120, dtype=np.uint8)
@@ -152,11 +137,9 @@ def best_return(length: int = 10, gamma: float = 1.0) -> float:
 
 def best_memoryless_return() -> float:
     """
-    Give the exact expected discounted return of the best memoryless policy, whatever the length and the discount.
+    The exact expected discounted return of the best memoryless policy for any length and discount factor, which is 0.
 
     At the junction it turns as often to the left for one cue as for the other, and one of the two is wrong: without masks
     every such policy earns exactly this. With masks, those that make no masked move do, and the others earn no more.
-
-    :return: 0.
     """
     return 0.0

@@ -1,4 +1,4 @@
-"""Travelling salesman: every episode has its own cities, and how good a tour is can be told only by their shortest tour."""
+"""Travelling salesman: every episode has different cities, so that a tour is measured by the shortest one."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Observation: TypeAlias = npt.NDArray[np.float32]
 
-#: The dynamic programme needs memory and time for every subset of the cities.
+#: The dynamic programme takes memory and time for every subset of the cities.
 MAX_EXACT_CITIES = 12
 
 
@@ -55,7 +55,7 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
 
         :param seed: Seed of the cities.
         :param options: ``{"cities": array of shape (n_cities, 2)}`` to choose them.
-        :return: The first observation and an empty info.
+        :raises ValueError: If the cities have another shape.
         """
         super().reset(seed=seed)
         cities = (options or {}).get("cities")
@@ -66,12 +66,7 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         return self._observation(), {}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """
-        Go to a city.
-
-        :param action: Its number.
-        :return: Observation, minus the distance, whether the tour is over, False, and an empty info.
-        """
+        """Go to a city."""
         if not self.action_masks()[action]:
             n_moves_left = self.n_cities + 1 - len(self.tour)
             return self._observation(), -math.sqrt(2.0) * n_moves_left, True, False, {}
@@ -83,11 +78,7 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         return self._observation(), reward, is_over, False, {}
 
     def action_masks(self) -> BoolArray:
-        """
-        Tell which cities are left.
-
-        :return: Shape ``(n_cities,)``.
-        """
+        """The cities that are left, shape ``(n_cities,)``."""
         mask = np.ones(self.n_cities, dtype=np.bool_)
         # At the end nothing is left; a mask without a valid action would be refused where it is stored with the last one
         if len(self.tour) < self.n_cities:
@@ -95,11 +86,7 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         return mask
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """
-        Draw the cities (those that are left in grey) and the way so far.
-
-        :return: Image of shape ``(300, 300, 3)``; None without ``render_mode="rgb_array"``.
-        """
+        """Draw the way so far and the cities, those that are left in grey, shape ``(300, 300, 3)``."""
         if self.render_mode is None:
             return None
         image = np.full((300, 300, 3), 255, dtype=np.uint8)

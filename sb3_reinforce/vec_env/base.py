@@ -1,4 +1,4 @@
-"""What all adapters share: same-step resets, episode statistics and infos, as ``DummyVecEnv`` and ``Monitor`` give them."""
+"""Common parts of the adapters: resets, episode statistics and infos as ``DummyVecEnv`` and ``Monitor`` give them."""
 
 import time
 import warnings
@@ -12,7 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
-NumpyArray = np.ndarray[Any, np.dtype[Any]]
+from sb3_reinforce.policies.masked_distribution import NumpyArray
+
 #: Observations of several environments, each array of shape ``(n_rows, *obs_shape)``.
 ObsRows = NumpyArray | dict[str, NumpyArray]
 Info = dict[str, Any]
@@ -24,8 +25,8 @@ class EngineVecEnv(VecEnv):
     """
     A ``VecEnv`` on an engine that steps all environments in one call.
 
-    It behaves as a ``DummyVecEnv`` of environments in ``Monitor``: on the last step of an episode the observation is
-    already the first one of the next episode, and the info holds ``terminal_observation`` and the statistics ``episode``.
+    It behaves as a ``DummyVecEnv`` of environments in ``Monitor``: on the last step of an episode the observation is already
+    the first one of the next episode, and the info holds ``terminal_observation`` and the statistics ``episode``.
 
     :param num_envs: Number of environments.
     :param observation_space: Of one environment: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
@@ -42,70 +43,42 @@ class EngineVecEnv(VecEnv):
 
     @abstractmethod
     def _reset_engine(self) -> tuple[ObsRows, list[Info]]:
-        """
-        Start an episode in every environment, with the pending seeds and options.
-
-        :return: First observations, and the info of each reset.
-        :raises ValueError: If the engine cannot take the options.
-        """
+        """Start an episode in every environment, with the pending seeds and options: observations and reset infos."""
 
     @abstractmethod
     def _step_engine(self, actions: NumpyArray) -> tuple[ObsRows, NumpyArray, NumpyArray, NumpyArray, list[Info]]:
         """
         Step every environment.
 
-        :param actions: Shape ``(n_envs, *action_shape)``.
-        :return: Observations before any reset, rewards, terminations, truncations, each of shape ``(n_envs, ...)``, and a
-            new info of each environment.
+        :return: Observations before any reset, rewards, terminations, truncations, each of shape ``(n_envs, ...)``, and a new
+            info of each environment.
         """
 
     @abstractmethod
     def _restart(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
-        """
-        Start the next episode in some environments, whose episodes have just ended, and leave the others alone.
-
-        :param indices: Of these environments, ascending.
-        :return: First observations and reset infos of these environments, in this order.
-        """
+        """Start the next episode in the environments with these indices alone: their observations and reset infos."""
 
     @abstractmethod
     def _render_engine(self) -> Sequence[NumpyArray]:
-        """
-        Render every environment.
-
-        :return: An RGB image of shape ``(height, width, 3)`` for each.
-        """
+        """Render an RGB image of shape ``(height, width, 3)`` for each environment."""
 
     def reset(self) -> ObsRows:
-        """
-        Start a new episode in every environment; episodes that were running leave no statistics, as with ``Monitor``.
-
-        :return: First observations, of shape ``(n_envs, *obs_shape)``.
-        """
+        """Start an episode in every environment. Episodes that were running leave no statistics, as with ``Monitor``."""
         obs, self.reset_infos = self._reset_engine()
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0.0
         self._lengths[:] = 0
-        return self._own_rows(obs, self.num_envs)
+        return self._copy_rows(obs, self.num_envs)
 
     def step_async(self, actions: NumpyArray) -> None:
-        """
-        Keep the actions for ``step_wait``.
-
-        :param actions: Shape ``(n_envs, *action_shape)``.
-        """
+        """Store the actions for ``step_wait``."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """
-        Step every environment.
-
-        :return: Observations, of shape ``(n_envs, *obs_shape)``, rewards (float32) and dones (bool), of shape ``(n_envs,)``,
-            and infos. All of them belong to the caller.
-        """
+        """Step every environment. The engine does not overwrite what is returned."""
         engine_obs, rewards, terminated, truncated, infos = self._step_engine(self._actions)
-        obs = self._own_rows(engine_obs, self.num_envs)
+        obs = self._copy_rows(engine_obs, self.num_envs)
         dones = terminated | truncated
         self._returns += rewards
         self._lengths += 1
@@ -116,7 +89,7 @@ class EngineVecEnv(VecEnv):
         return obs, rewards.astype(np.float32), dones, infos
 
     def _end_episodes(self, indices: NumpyArray, obs: ObsRows, terminated: NumpyArray, infos: list[Info]) -> None:
-        """Complete the infos of episodes that ended, and put the first observations of the next ones in their place."""
+        """Complete the infos of episodes that ended, and replace their observations by the first ones of the next episodes."""
         seconds = round(time.time() - self._t_start, 6)
         for i in indices:
             infos[i]["TimeLimit.truncated"] = not terminated[i]
@@ -126,23 +99,19 @@ class EngineVecEnv(VecEnv):
         self._lengths[indices] = 0
 
         first_obs, reset_infos = self._restart(indices)
-        set_rows(obs, indices, self._own_rows(first_obs, len(indices)))
+        set_rows(obs, indices, self._copy_rows(first_obs, len(indices)))
         for i, reset_info in zip(indices, reset_infos, strict=True):
             self.reset_infos[i] = reset_info
 
-    def _own_rows(self, obs: ObsRows, n_rows: int) -> ObsRows:
+    def _copy_rows(self, obs: ObsRows, n_rows: int) -> ObsRows:
         """Copy observations, which the engine may overwrite, with the types and shapes of the observation space."""
         space = self.observation_space
         if isinstance(space, spaces.Dict):
-            return {key: _own_array(obs[key], part, n_rows) for key, part in space.spaces.items()}
-        return _own_array(obs, space, n_rows)
+            return {key: _copy_array(obs[key], part, n_rows) for key, part in space.spaces.items()}
+        return _copy_array(obs, space, n_rows)
 
     def get_images(self) -> Sequence[NumpyArray | None]:
-        """
-        Render every environment, if the render mode is ``rgb_array``.
-
-        :return: An RGB image of shape ``(height, width, 3)`` for each, or None with a warning.
-        """
+        """Render every environment, if the render mode is ``rgb_array``; otherwise None for each, with a warning."""
         if self.render_mode != "rgb_array":
             warnings.warn(
                 f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
@@ -154,35 +123,17 @@ class EngineVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """
-        Tell for each environment whether it does what a wrapper would do.
-
-        :param wrapper_class: True for ``Monitor``, since the infos hold its statistics.
-        :param indices: Of the environments, None for all.
-        :return: One answer for each environment.
-        """
+        """True for ``Monitor``, since the infos hold its statistics."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
 def select_rows(obs: ObsRows, indices: NumpyArray) -> ObsRows:
-    """
-    Select observations of some environments.
-
-    :param obs: Shape ``(n_envs, *obs_shape)``, or a dict of such arrays.
-    :param indices: Shape ``(n_rows,)``.
-    :return: Copies, of shape ``(n_rows, *obs_shape)``, or a dict of them.
-    """
+    """Copy the observations of some environments."""
     return {key: part[indices] for key, part in obs.items()} if isinstance(obs, dict) else obs[indices]
 
 
 def set_rows(obs: ObsRows, indices: Any, values: Any) -> None:
-    """
-    Replace observations of some environments in place.
-
-    :param obs: Shape ``(n_envs, *obs_shape)``, or a dict of such arrays.
-    :param indices: One index, or an array of shape ``(n_rows,)``.
-    :param values: Shape ``(*obs_shape)`` or ``(n_rows, *obs_shape)``, or a dict of such arrays.
-    """
+    """Replace the observations of some environments, or of a single one, in place."""
     if isinstance(obs, dict):
         for key, part in obs.items():
             part[indices] = values[key]
@@ -194,7 +145,7 @@ def _copy_of_row(obs: ObsRows, i: int) -> NumpyArray | dict[str, NumpyArray]:
     return {key: part[i].copy() for key, part in obs.items()} if isinstance(obs, dict) else obs[i].copy()
 
 
-def _own_array(values: Any, space: spaces.Space[Any], n_rows: int) -> NumpyArray:
+def _copy_array(values: Any, space: spaces.Space[Any], n_rows: int) -> NumpyArray:
     return np.array(values, dtype=space.dtype).reshape(n_rows, *space.shape)  # type: ignore[misc]
 
 

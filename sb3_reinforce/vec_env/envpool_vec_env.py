@@ -12,9 +12,9 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from sb3_reinforce.policies.masked_distribution import MASK_KEY, has_action_mask
+from sb3_reinforce.policies.masked_distribution import MASK_KEY, NumpyArray, has_action_mask
 from sb3_reinforce.rollout.action_masks import OBSERVATION_KEY
-from sb3_reinforce.vec_env.base import EngineVecEnv, Info, NumpyArray, ObsRows
+from sb3_reinforce.vec_env.base import EngineVecEnv, Info, ObsRows
 
 #: EnvPool's seeds are int32, and environment i gets the seed plus i: so many seeds leave room for that.
 N_SEEDS = 2**30
@@ -25,14 +25,14 @@ class EnvPoolVecEnv(EngineVecEnv):
     An EnvPool as a ``VecEnv``.
 
     EnvPool resets an environment on the step after the last one of an episode. Here, the environments whose episodes have
-    ended are reset right away by a call of their own, which steps no other environment.
+    ended are reset at once by a separate call, which steps no other environment.
 
-    EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool again. An environment's own infos
+    EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool again. The infos of an environment
     are given on the last step of an episode only; they cost too much on every step.
 
-    Actions of several parts, which EnvPool describes as an integer Box, are MultiDiscrete. Where the action mask of a task
-    is about combinations of the parts, an action is the number of a combination. A mask that EnvPool gives in the infos
-    (``legal_action_mask``) becomes the key ``action_mask`` of a Dict observation, where Jumanji's tasks have it, too.
+    Actions of several components, which EnvPool describes as an integer Box, are MultiDiscrete. Where the action mask of a
+    task is about combinations of the components, an action is the number of a combination. A mask that EnvPool gives in the
+    infos (``legal_action_mask``) becomes the key ``action_mask`` of a Dict observation, where Jumanji's tasks have it, too.
 
     EnvPool does not tell whether an episode ended by itself on the very step of its time limit: such an end is taken for the
     time limit. Its spaces may be wider than gymnasium's: to go on with a model in the other kind of environment, see
@@ -81,11 +81,7 @@ class EnvPoolVecEnv(EngineVecEnv):
 
     @property
     def pool(self) -> Any:
-        """
-        The pool.
-
-        :raises gymnasium.error.ClosedEnvironmentError: After ``close()``.
-        """
+        """The pool. Raises ``gymnasium.error.ClosedEnvironmentError`` after ``close()``."""
         if self._pool is None:
             raise gym.error.ClosedEnvironmentError("This EnvPoolVecEnv is closed: make a new one")
         return self._pool
@@ -134,39 +130,17 @@ class EnvPoolVecEnv(EngineVecEnv):
         return list(self.pool.render(env_ids=self._env_ids))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        Get an attribute of the pool, which all environments share.
-
-        :param attr_name: Its name.
-        :param indices: Of the environments, None for all.
-        :return: The value, once for each environment.
-        :raises AttributeError: If the pool does not have it.
-        """
+        """Get an attribute of the pool, which all environments share."""
         return [getattr(self.pool, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        Refuse to set an attribute.
-
-        :param attr_name: Its name.
-        :param value: Its value.
-        :param indices: Of the environments, None for all.
-        :raises NotImplementedError: Always: the environments are not Python objects.
-        """
+        """Raise ``NotImplementedError``: the environments are not Python objects."""
         raise NotImplementedError(f"Cannot set {attr_name}: EnvPool's environments live in C++ and have no attributes")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """
-        Refuse to call a method.
-
-        :param method_name: Its name.
-        :param method_args: Its positional arguments.
-        :param indices: Of the environments, None for all.
-        :param method_kwargs: Its keyword arguments.
-        :raises NotImplementedError: Always: the environments are not Python objects.
-        """
+        """Raise ``NotImplementedError``: the environments are not Python objects."""
         raise NotImplementedError(f"Cannot call {method_name}: EnvPool's environments live in C++ and have no methods")
 
     def close(self) -> None:
@@ -216,19 +190,19 @@ def import_envpool(env_id: str) -> ModuleType:
 
 
 def _index_by_name(state_keys: Iterable[str], kind: str) -> dict[str, int]:
-    """Find the arrays of one kind, ``obs`` or ``info``, in EnvPool's state, where ``obs:position`` is called ``position``."""
+    """The indices of the arrays of a kind, ``obs`` or ``info``, in EnvPool's state: ``obs:position`` is named ``position``."""
     return {key.partition(":")[2]: index for index, key in enumerate(state_keys) if key.partition(":")[0] == kind}
 
 
 def _action_space(space: Any) -> Any:
-    """See an integer Box from 0 as what it is: a choice for each of its entries."""
+    """Convert an integer Box from 0 to what it means: a choice for each of its entries."""
     if isinstance(space, spaces.Box) and space.dtype.kind in "iu" and len(space.shape) == 1 and not space.low.any():
         return spaces.MultiDiscrete(space.high.astype(np.int64) + 1)
     return _gymnasium_space(space)
 
 
 def _masked_combinations(observation_space: Any, action_space: Any) -> tuple[int, ...] | None:
-    """Find the numbers of options, if the mask has an entry for every combination of them, and not for each option."""
+    """The numbers of options, if the mask has an entry for every combination of them, and not for each option."""
     if not (has_action_mask(observation_space) and isinstance(action_space, spaces.MultiDiscrete)):
         return None
     options = tuple(action_space.nvec.tolist())
@@ -236,7 +210,7 @@ def _masked_combinations(observation_space: Any, action_space: Any) -> tuple[int
 
 
 def _gymnasium_space(space: Any) -> Any:
-    """Undo a slip of EnvPool: it takes C++'s ``numeric_limits<float>::min()``, which is positive, for the lowest number."""
+    """Correct EnvPool's bounds, which take C++'s positive ``numeric_limits<float>::min()`` for the lowest number."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: _gymnasium_space(part) for key, part in space.spaces.items()})
     if not isinstance(space, spaces.Box) or space.dtype.kind != "f":

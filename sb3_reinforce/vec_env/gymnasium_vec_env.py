@@ -1,6 +1,6 @@
 """Gymnasium's vector environments as an SB3 ``VecEnv``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,10 +11,8 @@ from gymnasium.wrappers.vector import DictInfoToList
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from sb3_reinforce.vec_env.base import EngineVecEnv, Info, NumpyArray, ObsRows, select_rows, set_rows
-
-#: Starts the next episode in the environments with these indices: first observations and reset infos.
-Restart = Callable[[NumpyArray], tuple[ObsRows, list[Info]]]
+from sb3_reinforce.policies.masked_distribution import NumpyArray
+from sb3_reinforce.vec_env.base import EngineVecEnv, Info, ObsRows, select_rows, set_rows
 
 
 class GymnasiumVecEnv(EngineVecEnv):
@@ -35,7 +33,8 @@ class GymnasiumVecEnv(EngineVecEnv):
     def __init__(self, engine: VectorEnv[Any, Any, Any]) -> None:
         self.engine = engine
         self._resets_itself = engine.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
-        self._restart_engine = self._take_first_rows if self._resets_itself else _find_restart(engine)
+        if not self._resets_itself:
+            _check_reset_mode(engine)
         self._with_list_infos = DictInfoToList(engine)
         super().__init__(engine.num_envs, engine.single_observation_space, engine.single_action_space)
         self.metadata = engine.metadata
@@ -57,35 +56,31 @@ class GymnasiumVecEnv(EngineVecEnv):
                 infos[i] = infos[i].pop("final_info", {})
         return obs, rewards, terminated, truncated, infos
 
-    def _take_first_rows(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
-        return self._first_rows
-
     def _restart(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
-        return self._restart_engine(indices)
+        if self._resets_itself:
+            return self._first_rows
+        if type(self.engine) is CartPoleVectorEnv:
+            return _restart_cart_poles(self.engine, indices)
+        mask = np.zeros(self.num_envs, dtype=np.bool_)
+        mask[indices] = True
+        obs, infos = self._with_list_infos.reset(options={"reset_mask": mask})
+        return select_rows(obs, indices), [infos[i] for i in indices]
 
     def _render_engine(self) -> Sequence[NumpyArray]:
         return list(self.engine.render())  # type: ignore[arg-type]
 
     def has_attr(self, attr_name: str) -> bool:
         """
-        Tell whether environments have an attribute or a method.
+        Whether all environments have an attribute or a method.
 
-        :param attr_name: Its name.
-        :return: Whether all of them have it. Processes of an ``AsyncVectorEnv`` end when they are asked for what is not there.
+        Processes of an ``AsyncVectorEnv`` end when they are asked for an attribute that does not exist.
         """
         if hasattr(self.engine, "call"):
             return all(self.engine.call("has_wrapper_attr", attr_name))
         return super().has_attr(attr_name)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        Get an attribute of environments.
-
-        :param attr_name: Its name.
-        :param indices: Of the environments, None for all.
-        :return: Its value in each environment; where these are no objects of their own, that of the vector environment.
-        :raises AttributeError: If it does not exist.
-        """
+        """Get an attribute of each environment, or of the vector environment if it has no separate environments."""
         if hasattr(self.engine, "get_attr"):
             values = self.engine.get_attr(attr_name)
         else:
@@ -93,14 +88,7 @@ class GymnasiumVecEnv(EngineVecEnv):
         return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        Set an attribute of environments.
-
-        :param attr_name: Its name.
-        :param value: Its value.
-        :param indices: Of the environments, None for all.
-        :raises NotImplementedError: If the environments are no objects of their own.
-        """
+        """Set an attribute. Raises ``NotImplementedError`` if the vector environment has no separate environments."""
         if not hasattr(self.engine, "set_attr"):
             raise NotImplementedError(
                 f"Cannot set {attr_name}: the environments of {self.engine} have no attributes of their own"
@@ -115,13 +103,8 @@ class GymnasiumVecEnv(EngineVecEnv):
         """
         Call a method of environments.
 
-        :param method_name: Its name.
-        :param method_args: Its positional arguments.
-        :param indices: Of the environments, None for all.
-        :param method_kwargs: Its keyword arguments.
-        :return: What it returned, for each environment.
-        :raises NotImplementedError: If the environments are no objects of their own, or live in other processes and only some
-            are asked.
+        Raises ``NotImplementedError`` if the vector environment has no separate environments, or for only some in other
+        processes.
         """
         chosen = list(self._get_indices(indices))
         if isinstance(self.engine, SyncVectorEnv):
@@ -133,14 +116,7 @@ class GymnasiumVecEnv(EngineVecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """
-        Tell for each environment whether it does what a wrapper would do.
-
-        :param wrapper_class: True for ``Monitor``, since the infos hold its statistics, and for wrappers inside a
-            ``SyncVectorEnv``.
-        :param indices: Of the environments, None for all.
-        :return: One answer for each environment.
-        """
+        """True for ``Monitor``, since the infos hold its statistics, and for wrappers inside a ``SyncVectorEnv``."""
         answers = super().env_is_wrapped(wrapper_class, indices)
         if isinstance(self.engine, SyncVectorEnv):
             inside = [is_wrapped(self.engine.envs[i], wrapper_class) for i in self._get_indices(indices)]
@@ -169,36 +145,26 @@ def make_gymnasium_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None
     return vec_env
 
 
-def _find_restart(engine: VectorEnv[Any, Any, Any]) -> Restart:
-    """Find out how to reset single environments, or raise a ``ValueError``."""
-    if type(engine) is CartPoleVectorEnv:
-        return lambda indices: _restart_cart_poles(engine, indices)
+def _check_reset_mode(engine: VectorEnv[Any, Any, Any]) -> None:
+    """Refuse a vector environment that cannot reset single environments."""
     mode = engine.metadata.get("autoreset_mode")
     if isinstance(engine, AsyncVectorEnv) and not engine.shared_memory and mode is AutoresetMode.NEXT_STEP:
         raise ValueError(
             "AsyncVectorEnv with shared_memory=False and AutoresetMode.NEXT_STEP resets an environment a second time, on the "
             "step after it was asked to: use shared_memory=True, or another reset mode"
         )
-    if isinstance(engine, SyncVectorEnv | AsyncVectorEnv):
-        return lambda indices: _restart_by_mask(engine, indices)
-    raise ValueError(
-        f"The reset mode {mode} of {engine} is not supported: it must be "
-        "AutoresetMode.SAME_STEP, as this vector environment cannot reset single environments when their episodes end"
-    )
-
-
-def _restart_by_mask(engine: VectorEnv[Any, Any, Any], indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
-    mask = np.zeros(engine.num_envs, dtype=np.bool_)
-    mask[indices] = True
-    obs, infos = DictInfoToList(engine).reset(options={"reset_mask": mask})
-    return select_rows(obs, indices), [infos[i] for i in indices]
+    if type(engine) is not CartPoleVectorEnv and not isinstance(engine, SyncVectorEnv | AsyncVectorEnv):
+        raise ValueError(
+            f"The reset mode {mode} of {engine} is not supported: it must be "
+            "AutoresetMode.SAME_STEP, as this vector environment cannot reset single environments when their episodes end"
+        )
 
 
 def _restart_cart_poles(engine: CartPoleVectorEnv, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
     """
     Do now what ``CartPoleVectorEnv`` would do for these environments on its next step.
 
-    It knows no reset mask: asked to reset some, it resets all.
+    It has no reset mask: asked to reset some, it resets all.
     """
     assert engine.state is not None
     engine.state[:, indices] = engine.np_random.uniform(engine.low, engine.high, size=(4, len(indices)))
