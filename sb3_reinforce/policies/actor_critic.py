@@ -3,11 +3,7 @@
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    MultiInputActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -26,13 +22,8 @@ class ZeroValue(nn.Module):
     """The value of every state when there is no critic: 0, without a parameter."""
 
     def forward(self, latent_vf: th.Tensor) -> th.Tensor:
-        """
-        Return zeros.
-
-        :param latent_vf: Shape ``(batch, n_features)``.
-        :return: Shape ``(batch, 1)``.
-        """
-        # From the shape, which an export keeps open, and not len(), which becomes a constant
+        """Return zeros, shape ``(batch, 1)``."""
+        # From the shape, which stays open in an export: len() would become a constant
         return latent_vf.new_zeros((latent_vf.shape[0], 1))
 
 
@@ -41,8 +32,6 @@ def remove_critic(policy: ActorCriticPolicy) -> None:
     Take every parameter that only the value function uses out of a policy and out of its optimizer.
 
     ``predict_values`` then returns zeros, and ``forward`` and ``evaluate_actions`` go on working.
-
-    :param policy: Changed in place.
     """
     policy.value_net = ZeroValue()  # type: ignore[assignment]
     policy.mlp_extractor.value_net = nn.Sequential()
@@ -59,8 +48,8 @@ class OptionalCriticMixin(ActorCriticPolicy):
     Adds ``use_critic`` and action masks to an SB3 actor-critic policy; mix it in first to give a custom policy the same.
 
     Every method takes observations as the environment gives them, with the mask under ``action_mask``, and the network sees
-    them without. Methods that act also take masks as ``action_masks``, which rule over those in the observation: booleans,
-    or 0 and 1, in the layout of sb3-contrib, shape ``(n_observations, n_options)``.
+    them without. Methods that act also take masks as ``action_masks``, instead of those in the observation: booleans, or 0
+    and 1, in the order of sb3-contrib, shape ``(n_observations, n_options)``.
 
     SB3's default optimizer (Adam with an epsilon of 1e-5) becomes PyTorch's fused version of the same, whose step costs a
     third on small networks.
@@ -77,28 +66,17 @@ class OptionalCriticMixin(ActorCriticPolicy):
             remove_critic(self)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # SB3's own classes do not know it, and can load what has a critic
+        # SB3's classes do not have it, and can load a policy with a critic
         critic_choice = {} if self.use_critic else {"use_critic": False}
         return {**super()._get_constructor_parameters(), **critic_choice}
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """
-        Make the features extractor, as in SB3.
-
-        :return: The features extractor.
-        :raises ValueError: If SB3's cannot read the observations; names the policy that can.
-        """
+        """As in SB3. Raises ``ValueError``, which names the policy to use, if SB3's cannot read the observations."""
         check_features_extractor(type(self).__name__, self.features_extractor_class, self.observation_space)
         return super().make_features_extractor()
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
-        """
-        Convert an observation to tensors, as in SB3; its mask stays with it.
-
-        :param observation: One or several observations.
-        :return: The tensors, and whether there were several.
-        :raises ValueError: If a mask has the wrong shape or type.
-        """
+        """As in SB3, and the mask stays with the observation. Raises ``ValueError`` for a mask of the wrong shape or type."""
         observation, masks = split_mask_for(self, observation)
         tensors, is_batch = super().obs_to_tensor(observation)
         if masks is not None:
@@ -132,19 +110,19 @@ class OptionalCriticMixin(ActorCriticPolicy):
             return super().predict(observation, state, episode_start, deterministic)
 
     def get_distribution(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
-        """See ``ActorCriticPolicy.get_distribution``: the distribution over the actions that are allowed."""
+        """See ``ActorCriticPolicy.get_distribution``: the distribution over the valid actions."""
         obs, masks = take_action_masks(self, obs, action_masks)
         with use_action_masks(self, masks):
             return super().get_distribution(obs, *args, **kwargs)
 
     def forward(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
-        """See ``ActorCriticPolicy.forward``: actions that are allowed, and their log-probabilities."""
+        """See ``ActorCriticPolicy.forward``: valid actions, and their log-probabilities."""
         obs, masks = take_action_masks(self, obs, action_masks)
         with use_action_masks(self, masks):
             return super().forward(obs, *args, **kwargs)
 
     def evaluate_actions(self, obs: Any, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
-        """See ``ActorCriticPolicy.evaluate_actions``: log-probabilities and entropy of the distribution of the allowed."""
+        """See ``ActorCriticPolicy.evaluate_actions``: log-probabilities and entropy over the valid actions."""
         obs, masks = take_action_masks(self, obs, action_masks)
         with use_action_masks(self, masks):
             return super().evaluate_actions(obs, *args, **kwargs)

@@ -1,9 +1,7 @@
 """The moving average of a policy over updates."""
 
 import torch as th
-from stable_baselines3.common.policies import (
-    ActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 

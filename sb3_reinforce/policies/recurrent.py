@@ -15,10 +15,10 @@ from sb3_reinforce.policies.actor_critic import OptionalCriticMixin
 
 class LstmMixin(OptionalCriticMixin):
     """
-    Adds ``use_critic`` to an actor-critic policy of sb3-contrib, and lets its own ``save`` and ``load`` keep the LSTM's size.
+    Adds ``use_critic`` to an actor-critic policy of sb3-contrib, whose ``save`` and ``load`` then keep the size of the LSTM.
 
-    The forget gates' biases start at 1 instead of about 0, so that a policy first remembers, and learns what to forget (Gers
-    et al. 2000; Jozefowicz et al. 2015).
+    The biases of the forget gates start at 1 instead of about 0: the hidden state lasts, until the policy learns to reset it
+    (Gers et al. 2000; Jozefowicz et al. 2015).
 
     :param use_critic: Without it the policy has an actor only, and its values are 0.
     :raises ValueError: If ``shared_lstm`` and ``enable_critic_lstm`` exclude each other.
@@ -48,11 +48,7 @@ class LstmMixin(OptionalCriticMixin):
 
 
 def open_forget_gates(lstm: nn.LSTM) -> None:
-    """
-    Let an LSTM start with forget biases of 1.
-
-    :param lstm: Changed in place, if it has biases.
-    """
+    """Set the forget biases of an LSTM, if it has biases, to 1."""
     forget = slice(lstm.hidden_size, 2 * lstm.hidden_size)
     with th.no_grad():
         for name, parameter in lstm.named_parameters():

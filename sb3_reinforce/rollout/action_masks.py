@@ -96,10 +96,10 @@ class ActionMaskReader:
 
 def sample_valid_actions(masks: Any, action_space: spaces.Space[Any], rng: np.random.Generator) -> NumpyArray:
     """
-    Draw actions uniformly among those that are allowed.
+    Draw valid actions uniformly.
 
     :param masks: Of booleans, or of 0 and 1, with a row for each environment.
-    :param action_space: See ``action_dims_of``.
+    :param action_space: Discrete, MultiDiscrete or MultiBinary.
     :param rng: Draws.
     :return: Shape ``(n_envs, *action_shape)``.
     :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
@@ -119,6 +119,8 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
     ``EvalCallback``, ``enjoy``, ``record-video``. A Dict observation gets the additional key ``action_mask``; any other
     becomes a Dict with the keys ``observation`` and ``action_mask``, for which a ``MultiInputPolicy`` is needed.
 
+    A mask that is missing, or has the wrong shape or type, is a ``ValueError`` of ``reset`` or ``step``.
+
     :param env: Gives its masks by a method ``action_masks()``, or by the key ``action_mask`` of its infos. For a method of
         another name see ``ActionMasker`` of sb3-contrib.
     :raises ValueError: If actions of this environment cannot be masked, or its observation has a mask already.
@@ -137,31 +139,18 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
         self._whose = f"that {env} gives by its {source}".replace("{", "{{").replace("}", "}}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """
-        Start an episode.
-
-        :param seed: As in gymnasium.
-        :param options: As in gymnasium.
-        :return: Observation with the mask, and info.
-        :raises ValueError: If the environment gives no mask, or one of the wrong shape or type.
-        """
+        """Start an episode, with the mask in the observation."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._with_mask(observation, info), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """
-        Act.
-
-        :param action: As in gymnasium.
-        :return: Observation with the mask, reward, terminated, truncated, info.
-        :raises ValueError: If the environment gives no mask, or one of the wrong shape or type.
-        """
+        """Act, with the mask in the observation."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         mask = self.env.get_wrapper_attr(MASK_METHOD)() if self._has_method else info.get(MASK_KEY)
-        # Where an episode ends there may be no legal action
+        # At the end of an episode there may be no valid action
         allowed = to_boolean_masks([mask], self._n_options, 1, self._whose)[0]
         parts = observation if self._is_dict else {OBSERVATION_KEY: observation}
         return {**parts, MASK_KEY: allowed.astype(np.int8)}

@@ -26,12 +26,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_reinforce.policies.actor_critic import MlpPolicy, MultiInputPolicy
-from sb3_reinforce.policies.inspection import (
-    ACTING_METHODS,
-    actor_features,
-    distribution_of,
-    overrides,
-)
+from sb3_reinforce.policies.inspection import ACTING_METHODS, actor_features, distribution_of, overrides
 from sb3_reinforce.policies.masked_distribution import apply_action_mask, use_action_masks
 from sb3_reinforce.rollout.batch import NumpyArray, NumpyObs
 

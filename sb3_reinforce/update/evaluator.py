@@ -12,13 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_reinforce.functional.baselines import join_distributions
 from sb3_reinforce.functional.natural_gradient import flat_gradient
 from sb3_reinforce.functional.returns import Array, IntArray
-from sb3_reinforce.policies.inspection import (
-    critic_features,
-    distribution_of,
-    is_recurrent,
-    overrides,
-    unwrap_compiled,
-)
+from sb3_reinforce.policies.inspection import critic_features, distribution_of, is_recurrent, overrides, unwrap_compiled
 from sb3_reinforce.policies.masked_distribution import use_action_masks
 from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step, select_steps
 
@@ -59,10 +53,7 @@ class PolicyEvaluator:
 
     def _cuts(self, episode_lengths: IntArray, steps: Steps) -> Iterator[slice]:
         """The micro-batches as slices of the chosen steps."""
-        return self._slices(count_steps(steps))
-
-    def _slices(self, n_steps: int) -> Iterator[slice]:
-        size = self.micro_batch_size
+        size, n_steps = self.micro_batch_size, count_steps(steps)
         return (slice(start, min(start + size, n_steps)) for start in range(0, n_steps, size))
 
     def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
