@@ -21,14 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
 from sb3_reinforce.functional.returns import Array, IntArray
-from sb3_reinforce.lab.collect import (
-    as_vec_env,
-    check_length,
-    copy_model,
-    find_max_episode_steps,
-    frozen,
-    make_lab_evaluator,
-)
+from sb3_reinforce.lab import collect
 from sb3_reinforce.lab.gradients import take_episodes
 from sb3_reinforce.policies.averaging import make_averaged_policy
 from sb3_reinforce.policies.masked_distribution import NumpyArray, action_dims_of, check_masks, split_observation
@@ -93,14 +86,14 @@ def demonstrate(
     predict = getattr(expert, "predict", None)
     if predict is None and not callable(expert):
         raise ValueError(f"expert: must have SB3's predict, or be a function of the observations, not {expert!r}")
-    env = as_vec_env(expert, env)
-    max_episode_steps = find_max_episode_steps(env)
+    env = collect.as_vec_env(expert, env)
+    max_episode_steps = collect.find_max_episode_steps(env)
     # The same number of each: the first to finish would be the short ones
     quota = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
     steps: list[list[tuple[Any, Any, Any]]] = [[] for _ in quota]
     done_steps: list[tuple[Any, Any, Any]] = []
     lengths, returns = [], []
-    with frozen(env, getattr(expert, "device", th.device("cpu"))):
+    with collect.frozen(env, getattr(expert, "device", th.device("cpu"))):
         th.manual_seed(seed)
         env.seed(seed)
         observations: Any = env.reset()
@@ -134,7 +127,7 @@ def demonstrate(
                     lengths.append(len(steps[index]))
                     returns.append(sums[index])
                     steps[index], quota[index] = [], left - 1
-                check_length(len(steps[index]), max_episode_steps)
+                collect.check_length(len(steps[index]), max_episode_steps)
             sums[starts] = 0.0
     all_observations, all_actions, all_masks = zip(*done_steps, strict=True)
     first = all_observations[0]
@@ -220,8 +213,8 @@ def clone(
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_episodes)
     validation, training = take_episodes(batch, order[:n_held_out]), order[n_held_out:]
-    policy = copy_model(model).policy
-    evaluator = make_lab_evaluator(policy, model)
+    policy = collect.copy_model(model).policy
+    evaluator = collect.make_lab_evaluator(policy, model)
     optimizer: th.optim.Optimizer | None = None
     best, best_epoch = clone_tensors(policy.state_dict()), 0
     log_probs = [float(evaluator.log_probs(validation).mean())]

@@ -11,26 +11,14 @@ from sb3_reinforce.checkpoints import atomic_write
 
 
 class Table(NamedTuple):
-    """
-    A table.
-
-    :param header: Names of the columns.
-    :param rows: Cells. In a cell such as ``**4.5** [3.0, 6.0]`` the number is bold.
-    """
+    """Names of the columns, and cells. In a cell such as ``**4.5** [3.0, 6.0]`` the number is bold."""
 
     header: list[str]
     rows: list[list[str]]
 
 
 class Picture(NamedTuple):
-    """
-    A figure.
-
-    :param description: What it shows.
-    :param wide: Its SVG; empty if it is in the Markdown only.
-    :param narrow: SVG for narrow screens.
-    :param file: Path of its PNG relative to the report; empty if it is in the HTML only.
-    """
+    """A figure: SVGs for wide and narrow screens (none in the HTML if empty), and the path of its PNG for the Markdown."""
 
     description: str
     wide: bytes = b""
@@ -39,15 +27,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """
-    A part of a report.
-
-    :param title: Its heading.
-    :param text: Paragraphs that explain it.
-    :param table: A table, if there is one.
-    :param pictures: Figures.
-    :param is_folded: Whether it is closed until the reader opens it.
-    """
+    """A part of a report. What is folded is closed until the reader opens it."""
 
     title: str
     text: list[str]
@@ -58,19 +38,9 @@ class Section(NamedTuple):
 
 class Document(NamedTuple):
     """
-    A report: a table, a figure and a few findings, and everything else below.
+    A report: a table, a figure, a few findings with one claim each, what limits them, and everything else below.
 
-    :param title: Its heading.
-    :param subtitle: What was done, in one sentence.
-    :param table: The main results.
-    :param table_note: How to read the table.
-    :param pictures: Beside the findings.
-    :param findings: One claim each.
-    :param notes: What limits the findings.
-    :param sections: The rest.
-    :param reproduce: Names and values that say how to make the report again.
-    :param files: What else lies beside the report.
-    :param hyperparameters: By name.
+    ``reproduce`` has names and values that say how to make the report again, ``files`` says what lies beside it.
     """
 
     title: str

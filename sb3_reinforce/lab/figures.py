@@ -10,24 +10,12 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from sb3_reinforce.lab import plots
 from sb3_reinforce.lab.estimators import OWN
 from sb3_reinforce.lab.measurement import FEATURED, Measurement
-from sb3_reinforce.lab.plots import (
-    COLOURS,
-    HALF,
-    MARKERS,
-    NARROW,
-    PLAIN_NUMBERS,
-    Style,
-    draw_interval,
-    legend_below,
-    name_rows,
-    space_ticks,
-    wrap,
-)
 from sb3_reinforce.lab.statistics import invert
 
-BLUE, ORANGE, GREEN, PINK = COLOURS[:4]
+BLUE, ORANGE, GREEN, PINK = plots.COLOURS[:4]
 #: From the first model of a training to the last: from light to dark, so that prints in grey show the order too.
 STAGES = ("#a6cee3", "#5aa2d0", "#0b5394", "#000000")
 #: Colours and names of what the panels B, C and D show.
@@ -53,15 +41,15 @@ def whole_figure(title: str, measurements: Sequence[Measurement]) -> Figure:
     """Draw all panels."""
     focus = focus_of(measurements)
     figure = Figure(figsize=(14, max(8.4, 0.6 * len(measurements[0].results) + 2)), layout="constrained")
-    figure.suptitle(wrap(title, 13.5, 12), x=0.01, ha="left", fontsize=12)
+    figure.suptitle(plots.wrap(title, 13.5, 12), x=0.01, ha="left", fontsize=12)
     left, right = figure.subfigures(1, 2, width_ratios=(0.9, 1.0), squeeze=False)[0]
-    draw_needed(left, measurements, HALF)
+    draw_needed(left, measurements, plots.HALF)
     top, bottom = right.subfigures(2, 1, height_ratios=(0.9, 1.1), squeeze=False)[:, 0]
     draw_clouds(top, focus, len(cloud_keys(focus)))
     axes = bottom.subplots(1, 2)
     draw_cosines(axes[0], focus)
     draw_subsamples(axes[1], focus)
-    space_ticks(figure)
+    plots.space_ticks(figure)
     return figure
 
 
@@ -70,22 +58,22 @@ def needed_figure(measurements: Sequence[Measurement], width: float) -> Figure:
     height = 1.6 + len(measurements[0].results) * (0.25 + 0.09 * len(measurements))
     figure = Figure(figsize=(width, height), layout="constrained")
     draw_needed(figure, measurements, width)
-    space_ticks(figure)
+    plots.space_ticks(figure)
     return figure
 
 
 def panels(measurement: Measurement, is_narrow: bool) -> list[Figure]:
     """Draw the panels B, C and D of a model, each as a figure of its own."""
     n_clouds = max(1, len(cloud_keys(measurement)))
-    size = (NARROW, 2.4 * n_clouds + 0.8) if is_narrow else (2.6 * n_clouds + 0.6, 3.4)
+    size = (plots.NARROW, 2.4 * n_clouds + 0.8) if is_narrow else (2.6 * n_clouds + 0.6, 3.4)
     figures = [Figure(figsize=size, layout="constrained")]
     draw_clouds(figures[0], measurement, 1 if is_narrow else n_clouds)
     for draw in (draw_cosines, draw_subsamples):
-        figure = Figure(figsize=(NARROW if is_narrow else 4.8, 3.8), layout="constrained")
+        figure = Figure(figsize=(plots.NARROW if is_narrow else 4.8, 3.8), layout="constrained")
         draw(figure.subplots(), measurement)
         figures.append(figure)
     for figure in figures:
-        space_ticks(figure)
+        plots.space_ticks(figure)
     return figures
 
 
@@ -99,14 +87,14 @@ def draw_needed(figure: Figure | SubFigure, measurements: Sequence[Measurement],
     shades = [2] if len(measurements) == 1 else np.linspace(0, len(STAGES) - 1, len(measurements)).round().astype(int)
     handles = []
     for index, (measurement, shade) in enumerate(zip(measurements, shades, strict=True)):
-        style = Style(STAGES[shade], "-", MARKERS[index % len(MARKERS)])
+        style = plots.Style(STAGES[shade], "-", plots.MARKERS[index % len(plots.MARKERS)])
         offset = (index - (len(measurements) - 1) / 2) * 0.7 / len(measurements)
         for row, key in enumerate(labels):
             if key not in measurement.results:
                 continue
             value, low, high = measurement.results[key].episodes
             shown = value if lowest <= value <= edge else np.nan
-            draw_interval(axes, row + offset, (shown, max(min(low, edge), lowest), min(high, edge)), style)
+            plots.draw_interval(axes, row + offset, (shown, max(min(low, edge), lowest), min(high, edge)), style)
             if high > edge:
                 axes.plot(edge, row + offset, ">", color=style.colour, markersize=7, clip_on=False)
         label = f"{measurement.label}, return {float(np.mean(measurement.returns)):.3g}"
@@ -117,14 +105,14 @@ def draw_needed(figure: Figure | SubFigure, measurements: Sequence[Measurement],
     handles.append(Line2D([], [], color=ORANGE, label=f"batch of {' and '.join(map(str, sizes))} episodes"))
     axes.set_xscale("log")
     axes.set_xlim(lowest, edge)
-    name_rows(axes, list(labels.values()), width)
+    plots.name_rows(axes, list(labels.values()), width)
     for tick, key in zip(axes.get_yticklabels(), labels, strict=True):
         tick.set_fontweight("bold" if key == OWN else "normal")
-    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    axes.xaxis.set_major_formatter(plots.PLAIN_NUMBERS)
     xlabel = "episodes until the signal equals the noise, 90 % interval (fewer is better)"
-    axes.set_xlabel(wrap(xlabel, 0.6 * width, 9), fontsize=9)
-    figure.suptitle(wrap("A  How many episodes does each estimator need?", width), fontsize=10, fontweight="bold")
-    legend_below(figure, handles, width)
+    axes.set_xlabel(plots.wrap(xlabel, 0.6 * width, 9), fontsize=9)
+    figure.suptitle(plots.wrap("A  How many episodes does each estimator need?", width), fontsize=10, fontweight="bold")
+    plots.legend_below(figure, handles, width)
 
 
 def cloud_keys(measurement: Measurement) -> list[str]:
@@ -170,7 +158,7 @@ def draw_cosines(axes: Axes, measurement: Measurement) -> None:
             axes.plot(sizes, ratio / (1 + ratio), ":", color=colour, linewidth=1)
     axes.axvline(measurement.batch_size, color=ORANGE, linewidth=1.2)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
+    axes.xaxis.set_major_formatter(plots.PLAIN_NUMBERS)
     axes.set(xlabel="episodes per batch", ylabel="cosine of two disjoint batches", ylim=(-0.25, 1.05))
     axes.set_title("C  Do two batches agree?", **TITLE)
     axes.legend(fontsize=7.5, title="dotted: SNR / (1 + SNR)", title_fontsize=7.5)
@@ -190,8 +178,8 @@ def draw_subsamples(axes: Axes, measurement: Measurement) -> None:
         axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set_yscale("log")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
-    axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
+    axes.xaxis.set_major_formatter(plots.PLAIN_NUMBERS)
+    axes.yaxis.set_major_formatter(plots.PLAIN_NUMBERS)
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="episodes collected for the laboratory", ylabel="episodes needed, estimate", ylim=(None, edge))
     axes.set_title("D  Can these numbers be trusted?", **TITLE)

@@ -39,11 +39,6 @@ def write_bias(bias: Interval) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def is_resolved(result: Result) -> bool:
-    """Tell whether the interval of the signal-to-noise ratio is above zero."""
-    return result.ratio.low > 0.0
-
-
 def needs_fewer(first: Result, second: Result) -> bool:
     """Tell whether the interval of one noise scale is below the other's; they share episodes, so this is cautious."""
     return first.estimator.target == second.estimator.target and first.episodes.high < second.episodes.low
@@ -58,7 +53,7 @@ def best_estimators(measurement: Measurement) -> tuple[set[str], set[str]]:
     best, tied = set(), set()
     for target in {result.estimator.target for result in measurement.results.values()}:
         same = {key: one for key, one in measurement.results.items() if one.estimator.target == target}
-        resolved = {key: one.episodes.value for key, one in same.items() if is_resolved(one)}
+        resolved = {key: one.episodes.value for key, one in same.items() if one.is_resolved}
         if resolved:
             first = min(resolved, key=lambda key: resolved[key])
             best.add(first)
@@ -104,7 +99,7 @@ def describe_batch(measurement: Measurement, result: Result, what: str) -> str:
     """Say whether the batch of a model is large enough for an estimator."""
     size, episodes = measurement.batch_size, result.episodes
     batch = f"its batch of {size} {'episode' if size == 1 else 'episodes'}"
-    if not is_resolved(result):
+    if not result.is_resolved:
         unresolved = f"with {len(measurement.returns)} episodes the gradient of {what} is not distinguishable from zero"
         if not result.ratio.is_bounded:
             return f"{unresolved}: {TOO_FEW}"

@@ -49,13 +49,7 @@ UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 class PreparedEstimator(NamedTuple):
-    """
-    An estimator with its inputs.
-
-    :param estimator: The estimator.
-    :param episodes: What it makes its weights of.
-    :param ent_coef: Coefficient of the entropy bonus of its loss.
-    """
+    """An estimator with the episodes that it makes its weights of, and the coefficient of the entropy bonus of its loss."""
 
     estimator: NamedEstimator
     episodes: baselines.Episodes
@@ -102,6 +96,11 @@ class Result(NamedTuple):
     def episodes(self) -> Interval:
         """Episodes until the signal equals the noise: the gradient noise scale."""
         return statistics.invert(self.ratio)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the gradient can be told from zero."""
+        return self.ratio.low > 0.0
 
 
 class Measurement(NamedTuple):
@@ -290,16 +289,12 @@ def prepare(
 def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float, gamma: float) -> Array:
     """Return the rewards that a model learns from: with entropy, and with what followed a time limit, if it adds them."""
     model, evaluator, batch, _ = episodes
-    rewards = batch.rewards
-    if getattr(model, "entropy_in_return", False):
-        rewards = rewards - ent_coef * evaluator.log_probs(batch)
-    if values is None or batch.final_observations is None or not bootstraps_at_time_limit(model):
-        return rewards
-    if isinstance(model, REINFORCE) and model._n_updates == 0:
-        return rewards
-    rewards = rewards.copy()
-    rewards[batch.cut_steps] += gamma * evaluator.final_values(batch)
-    return rewards
+    log_probs = evaluator.log_probs(batch) if getattr(model, "entropy_in_return", False) else None
+    has_values = values is not None and not (isinstance(model, REINFORCE) and model._n_updates == 0)
+    bootstraps = has_values and batch.final_observations is not None and bootstraps_at_time_limit(model)
+    finals = evaluator.final_values(batch) if bootstraps else None
+    temperature = 0.0 if log_probs is None else ent_coef
+    return returns.complete_rewards(batch.rewards, log_probs, temperature, batch.cut_steps, finals, gamma)
 
 
 def estimator_gradients(
@@ -432,7 +427,7 @@ class _Laboratory:
             for updates in (np.arange(half), np.arange(half, len(groups))):
                 others = np.setdiff1d(np.arange(self.n), groups[updates])
                 direction = self.gradients[reference][others].mean(axis=0)
-                self.backwards[key].append(statistics.share_backwards(gradients[updates], direction))
+                self.backwards[key].append(float(np.mean(gradients[updates] @ direction < 0.0)))
             if estimator.sees_batch:
                 products = statistics.inner_products(gradients)
                 ratio = statistics.signal_to_noise(products, self.batch_size)
@@ -443,8 +438,10 @@ class _Laboratory:
         """Compare the gradients of an estimator with those of an unbiased one from the same episodes."""
         scale = 1.0
         if not estimator.keeps_scale:
+            # What brings it closest to the other, as far as that can be told
             cross = statistics.mean_over_pairs(statistics.inner_products(gradients, reference))
-            scale = statistics.best_scale(cross, statistics.mean_over_pairs(statistics.inner_products(gradients)))
+            norm = statistics.mean_over_pairs(statistics.inner_products(gradients))
+            scale = cross / norm if norm > 0.0 else np.nan
         difference = statistics.inner_products(scale * gradients - reference)
         return statistics.relative(difference, statistics.inner_products(reference))
 

@@ -71,12 +71,9 @@ def legend_below(figure: Figure | SubFigure, handles: Sequence[Line2D], width: f
         figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=9, frameon=False, **settings)
 
 
-def name_handles(styles: Mapping[str, Style], markers: bool = False) -> list[Line2D]:
-    """Make the entries of a legend: lines, or markers."""
-    return [
-        Line2D([], [], color=colour, label=name, linestyle="" if markers else line, marker=marker if markers else None)
-        for name, (colour, line, marker) in styles.items()
-    ]
+def name_handles(styles: Mapping[str, Style]) -> list[Line2D]:
+    """Make the entries of a legend of lines."""
+    return [Line2D([], [], color=style.colour, label=name, linestyle=style.line) for name, style in styles.items()]
 
 
 def draw_interval(axes: Axes, row: float, interval: tuple[float, float, float], style: Style, **settings: Any) -> None:

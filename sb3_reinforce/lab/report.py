@@ -13,7 +13,6 @@ from sb3_reinforce.lab.findings import (
     best_estimators,
     describe,
     findings,
-    is_resolved,
     notes,
     write_bias,
     write_episodes,
@@ -173,7 +172,7 @@ def model_section(measurement: Measurement) -> Section:
 def result_row(result: Result, size: int) -> list[str]:
     """Write the numbers of an estimator."""
     value, low, high = (write_number(size * part) for part in result.ratio)
-    ratio = f"{value} [{low}, {high}]" if is_resolved(result) else "not distinguishable from zero"
+    ratio = f"{value} [{low}, {high}]" if result.is_resolved else "not distinguishable from zero"
     return [
         result.estimator.label,
         TARGETS[result.estimator.target],

@@ -70,11 +70,7 @@ def signal_and_noise(products: Array, probabilities: Array | None = None) -> tup
 
 
 def noise_scale(signal: float, noise: float, batch_size: int = 1) -> float:
-    """
-    Return the gradient noise scale (McCandlish et al. 2018, eq. 2.8): as many episodes have as much signal as noise.
-
-    ``noise`` is that of a batch of ``batch_size`` episodes. Infinite if there is no signal that can be told from zero.
-    """
+    """Return the gradient noise scale (McCandlish et al. 2018, eq. 2.8) from the noise of a batch, infinite without signal."""
     return batch_size * noise / signal if signal > 0.0 else np.inf
 
 
@@ -85,11 +81,7 @@ def n_informative(products: Array) -> float:
 
 
 def leave_out(products: Array) -> list[Array]:
-    """
-    Compute ``mean_over_pairs`` of all episodes, without each one, and without each two of them.
-
-    Shapes ``()``, ``(n,)`` and ``(n, n)``, of which the diagonal has no meaning; not finite where no pair is left.
-    """
+    """Compute ``mean_over_pairs`` of all episodes, without each one, and without each two: ``()``, ``(n,)``, ``(n, n)``."""
     n = len(products)
     sums = products.sum(axis=1) - np.diag(products)
     total = sums.sum()
@@ -173,11 +165,7 @@ def relative(difference: Array, reference: Array) -> Interval:
 
 
 def cosine(cross: Array, first: Array, second: Array) -> Interval:
-    """
-    Return the cosine of two expected gradients, NaN where one of them cannot be told from zero.
-
-    ``cross`` has the inner products of the gradients of the one with those of the other, the rest those of each.
-    """
+    """Return the cosine of two expected gradients from cross products and own products, NaN where one may be zero."""
     parts = zip(*(leave_out(products) for products in (cross, first, second)), strict=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = [dot / (np.sqrt(one) * np.sqrt(other)) for dot, one, other in parts]
@@ -185,23 +173,9 @@ def cosine(cross: Array, first: Array, second: Array) -> Interval:
 
 
 def mean_interval(value: float, intervals: Sequence[Interval]) -> Interval:
-    """
-    Average the intervals from several ways to deal the same episodes into batches.
-
-    It is as wide as that of a single deal: to deal the same episodes again adds no data. Unbounded if most of them are.
-    """
+    """Average the intervals from several deals of the same episodes; as wide as one deal's, since no data are added."""
     bounded = [one for one in intervals if one.is_bounded]
     if 2 * len(bounded) < len(intervals):
         return unbounded(value)
     below, above = np.mean([(one.low - one.value, one.high - one.value) for one in bounded], axis=0)
     return Interval(value, value + float(below), value + float(above))
-
-
-def best_scale(cross: float, own: float) -> float:
-    """Return the factor that brings one expected gradient closest to another, NaN if its squared norm is not above 0."""
-    return cross / own if own > 0.0 else np.nan
-
-
-def share_backwards(updates: Gradients, direction: Gradients) -> float:
-    """Return the share of updates, of shape ``(n, n_parameters)``, with a negative inner product with a direction."""
-    return float(np.mean(updates @ direction < 0.0))

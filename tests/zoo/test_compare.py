@@ -817,14 +817,12 @@ def test_no_text_touches_another_or_sticks_out(tmp_path, scores, n_environments)
     names = ("an-algorithm-with-quite-a-long-name", "ppo", "a2c", "trpo", "dqn")
     env_ids = ["sb3_reinforce/AliasedGridworld-v0", *(f"Environment{index}-v0" for index in range(1, n_environments))]
     results = make_results(tmp_path, {(env_id, name): scores for env_id in env_ids for name in names})
-    # About a decade apart, where a logarithmic axis has labels between the powers of ten
-    speeds = np.where(results.runs["algorithm"] == "ppo", 300.0, 2800.0)
     random_scores = {env_id: min(scores) - 1.0 for env_id in env_ids}
-    results = results._replace(runs=results.runs.assign(steps_per_second=speeds), random_scores=random_scores)
+    results = results._replace(random_scores=random_scores)
     overall = statistics.over_environments(results.normalised())
     with matplotlib.rc_context(plots.STYLE):
         drawn = list(figures.draw_all(results, overall))
-    assert len(drawn) == 7 + (n_environments > 1)
+    assert len(drawn) == 6 + (n_environments > 1)
     for name, _, wide, narrow in drawn:
         assert narrow.get_figwidth() <= plots.NARROW < wide.get_figwidth() <= plots.WIDE + 1e-6
         for figure in (wide, narrow):
@@ -929,13 +927,13 @@ def test_report_files(results, tmp_path):
         assert "[385.2, 434.8]" in text
     figures = sorted((tmp_path / "figures").iterdir())
     assert {path.suffix for path in figures} == {".png", ".svg"}
-    names = {"steps", "seconds", "final", "throughput", "iqm", "aggregates", "profile", "improvement"}
+    names = {"steps", "seconds", "final", "iqm", "aggregates", "profile", "improvement"}
     assert {path.stem for path in figures} == names
-    assert len(figures) == 16
+    assert len(figures) == 14
     assert all(f"figures/{path.name}" in markdown for path in figures if path.suffix == ".png")
     # Each for wide and for narrow screens
-    assert page.count("<img ") == 8
-    assert page.count("data:image/svg+xml;base64,") == 16
+    assert page.count("<img ") == 7
+    assert page.count("data:image/svg+xml;base64,") == 14
     assert 'src="figures' not in page
     # The table comes first, then the figure, then what is found
     order = [page.index(part) for part in ("<table", "<img", "<ul>", "Learning curves")]
@@ -946,7 +944,7 @@ def test_report_in_a_browser(results, tmp_path, browser):
     report.write_report(tmp_path, results, ["--env", "CartPole-v1", "Acrobot-v1"], {})
     for width in (360, 1280):
         open_page(browser, tmp_path / "report.html", width)
-        assert len(browser.find_elements("css selector", "figure img")) == 8
+        assert len(browser.find_elements("css selector", "figure img")) == 7
         assert [cell.text for cell in browser.find_elements("css selector", ".main strong")] == ["410.0", "-95.0", "0.96"]
 
 

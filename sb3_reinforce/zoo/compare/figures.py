@@ -8,29 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from sb3_reinforce.lab.plots import (
-    COLOURS,
-    HALF,
-    NARROW,
-    WIDE,
-    Style,
-    draw_interval,
-    legend_below,
-    make_grid,
-    make_styles,
-    name_handles,
-    name_rows,
-    rows_height,
-    space_ticks,
-    wrap,
-)
+from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray, Overall
 
 #: With fewer seeds a learning curve shows each of them instead of an interval.
 MIN_SEEDS_OF_BANDS = 5
-Styles = Mapping[str, Style]
+Styles = Mapping[str, plots.Style]
 
 
 class Drawing(NamedTuple):
@@ -44,42 +29,41 @@ class Drawing(NamedTuple):
 
 def draw_all(results: Results, overall: Overall | None) -> Iterator[Drawing]:
     """Draw all figures of a report."""
-    styles = make_styles(results.settings.algorithms)
+    styles = plots.make_styles(results.settings.algorithms)
     for axis, what in (("steps", "environment steps"), ("seconds", "seconds of training")):
-        pair = [learning_curves(results, styles, axis, width) for width in (WIDE, NARROW)]
+        pair = [learning_curves(results, styles, axis, width) for width in (plots.WIDE, plots.NARROW)]
         yield finish(axis, f"Learning curves against {what}", *pair)
-    pair = [final_scores(results, styles, width) for width in (WIDE, NARROW)]
+    pair = [final_scores(results, styles, width) for width in (plots.WIDE, plots.NARROW)]
     yield finish("final", "Final scores: runs, means and intervals", *pair)
-    yield finish("throughput", "Steps per second", *(throughput(results, styles, width) for width in (HALF, NARROW)))
     if overall is None:
         return
     if len(results.environments) > 1:
         iqm = {"IQM": overall.aggregates["IQM"]}
-        pair = [forest(iqm, styles, width) for width in (HALF, NARROW)]
+        pair = [forest(iqm, styles, width) for width in (plots.HALF, plots.NARROW)]
         yield finish("iqm", "Interquartile mean of the normalised scores, with 95 % intervals", *pair)
-    pair = [forest(overall.aggregates, styles, width) for width in (WIDE, NARROW)]
+    pair = [forest(overall.aggregates, styles, width) for width in (plots.WIDE, plots.NARROW)]
     yield finish("aggregates", "IQM, median and optimality gap of the normalised scores", *pair)
-    yield finish("profile", "Performance profile", *(profile(overall, styles, width) for width in (HALF, NARROW)))
+    yield finish("profile", "Performance profile", *(profile(overall, styles, width) for width in (plots.HALF, plots.NARROW)))
     if overall.improvement:
-        pair = [improvement(overall, width) for width in (HALF, NARROW)]
+        pair = [improvement(overall, width) for width in (plots.HALF, plots.NARROW)]
         yield finish("improvement", "Probability of improvement", *pair)
 
 
 def finish(name: str, description: str, wide: Figure, narrow: Figure) -> Drawing:
     """Keep the labels of both figures apart."""
-    space_ticks(wide)
-    space_ticks(narrow)
+    plots.space_ticks(wide)
+    plots.space_ticks(narrow)
     return Drawing(name, description, wide, narrow)
 
 
 def environment_grid(results: Results, width: float, height: float) -> tuple[Figure, list[Axes], float]:
     """Make a figure with a chart for each environment, and say how wide a chart is."""
     n = len(results.environments)
-    n_columns = 1 if width == NARROW else min(n, 3 if n != 4 else 2)
-    chart_width = width if width == NARROW else max(width / 3, HALF if n_columns < 3 else 0.0)
-    figure, all_axes = make_grid(n, chart_width * n_columns, height, n_columns)
+    n_columns = 1 if width == plots.NARROW else min(n, 3 if n != 4 else 2)
+    chart_width = width if width == plots.NARROW else max(width / 3, plots.HALF if n_columns < 3 else 0.0)
+    figure, all_axes = plots.make_grid(n, chart_width * n_columns, height, n_columns)
     for axes, env_id in zip(all_axes, results.environments, strict=True):
-        axes.set_title(wrap(env_id, 0.8 * chart_width), fontsize=10)
+        axes.set_title(plots.wrap(env_id, 0.8 * chart_width), fontsize=10)
     return figure, all_axes, chart_width * n_columns
 
 
@@ -108,7 +92,7 @@ def learning_curves(results: Results, styles: Styles, axis: str, width: float) -
         axes.set_xlabel("environment steps" if axis == "steps" else "seconds of training", fontsize=9)
         axes.set_ylabel("score", fontsize=9)
     present = {name: style for name, style in styles.items() if name in results.algorithms}
-    legend_below(figure, name_handles(present), width)
+    plots.legend_below(figure, plots.name_handles(present), width)
     return figure
 
 
@@ -145,75 +129,59 @@ def note_outside(axes: Axes, scores: Sequence[Sequence[FloatArray]]) -> tuple[fl
 
 def final_scores(results: Results, styles: Styles, width: float) -> Figure:
     """Draw the final scores: each run, mean and interval."""
-    figure, all_axes, _ = environment_grid(results, width, 0.9 + rows_height(results.algorithms, NARROW))
+    figure, all_axes, _ = environment_grid(results, width, 0.9 + plots.rows_height(results.algorithms, plots.NARROW))
     for axes, env_id in zip(all_axes, results.environments, strict=True):
         finals = {name: results.final(env_id, name) for name in results.algorithms}
         present = {name: estimate for name, estimate in finals.items() if estimate is not None}
         for row, (name, estimate) in enumerate(present.items()):
             values, style = results.values("score", env_id, name), styles[name]
             axes.plot(values, np.full(len(values), row), style.marker, color=style.colour, alpha=0.5, markersize=5)
-            draw_interval(axes, row, estimate, style._replace(marker="|"), linewidth=1.5)
+            plots.draw_interval(axes, row, estimate, style._replace(marker="|"), linewidth=1.5)
         low, high = note_outside(axes, [list(results.values("score", env_id, name)[:, np.newaxis]) for name in present])
         if env_id in results.random_scores:
             axes.axvline(results.random_scores[env_id], color="gray", linewidth=0.8, linestyle=":")
             low = min(low, results.random_scores[env_id])
         margin = 0.08 * (high - low) or 1.0
         axes.set_xlim(low - margin, high + margin)
-        name_rows(axes, list(present), NARROW)
+        plots.name_rows(axes, list(present), plots.NARROW)
         axes.set_xlabel("score of the final policy", fontsize=9)
-    return figure
-
-
-def throughput(results: Results, styles: Styles, width: float) -> Figure:
-    """Draw the steps per second of all algorithms, median over seeds."""
-    figure, (axes,) = make_grid(1, width, 0.9 + rows_height(results.environments, width))
-    for name, (colour, _, marker) in styles.items():
-        for row, env_id in enumerate(results.environments):
-            if len(values := results.values("steps_per_second", env_id, name)):
-                axes.plot(np.median(values), row, marker, color=colour)
-    axes.set_xscale("log")
-    name_rows(axes, results.environments, width)
-    axes.set_xlabel("steps per second of training", fontsize=9)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    present = {name: style for name, style in styles.items() if name in results.algorithms}
-    legend_below(figure, name_handles(present, markers=True), width)
     return figure
 
 
 def forest(aggregates: Mapping[str, Mapping[str, Estimate]], styles: Styles, width: float) -> Figure:
     """Draw aggregates over environments with their intervals, one chart for each."""
-    n_columns = len(aggregates) if width == WIDE else 1
+    n_columns = len(aggregates) if width == plots.WIDE else 1
     names = list(next(iter(aggregates.values())))
     chart_width = width / n_columns
-    figure, all_axes = make_grid(len(aggregates), width, 0.9 + rows_height(names, chart_width), n_columns)
+    figure, all_axes = plots.make_grid(len(aggregates), width, 0.9 + plots.rows_height(names, chart_width), n_columns)
     for axes, (name, estimates) in zip(all_axes, aggregates.items(), strict=True):
         for row, (algorithm, estimate) in enumerate(estimates.items()):
-            draw_interval(axes, row, estimate, styles[algorithm])
-        name_rows(axes, names, chart_width)
+            plots.draw_interval(axes, row, estimate, styles[algorithm])
+        plots.name_rows(axes, names, chart_width)
         better = "more" if statistics.AGGREGATES[name] else "less"
-        axes.set_xlabel(wrap(f"{name} of the normalised scores ({better} is better)", 0.5 * chart_width, 9), fontsize=9)
+        axes.set_xlabel(plots.wrap(f"{name} of the normalised scores ({better} is better)", 0.5 * chart_width, 9), fontsize=9)
     return figure
 
 
 def profile(overall: Overall, styles: Styles, width: float) -> Figure:
     """Draw the performance profile."""
-    figure, (axes,) = make_grid(1, width, 3.6)
+    figure, (axes,) = plots.make_grid(1, width, 3.6)
     for name, (shares, low, high) in overall.profiles.items():
         colour, line, _ = styles[name]
         axes.plot(statistics.PROFILE_SCORES, shares, color=colour, linestyle=line)
         axes.fill_between(statistics.PROFILE_SCORES, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="normalised score", ylabel="share of runs above", ylim=(-0.02, 1.02))
-    legend_below(figure, name_handles({name: styles[name] for name in overall.profiles}), width)
+    plots.legend_below(figure, plots.name_handles({name: styles[name] for name in overall.profiles}), width)
     return figure
 
 
 def improvement(overall: Overall, width: float) -> Figure:
     """Draw the probability of improvement of all pairs."""
     names = [f"{first} over {second}" for first, second in overall.improvement]
-    figure, (axes,) = make_grid(1, width, 0.9 + rows_height(names, width))
+    figure, (axes,) = plots.make_grid(1, width, 0.9 + plots.rows_height(names, width))
     for row, estimate in enumerate(overall.improvement.values()):
-        draw_interval(axes, row, estimate, Style(COLOURS[0], "-", "o"))
+        plots.draw_interval(axes, row, estimate, plots.Style(plots.COLOURS[0], "-", "o"))
     axes.axvline(0.5, color="gray", linewidth=0.8)
-    name_rows(axes, names, width)
+    plots.name_rows(axes, names, width)
     axes.set(xlabel="probability of improvement", xlim=(-0.03, 1.03))
     return figure

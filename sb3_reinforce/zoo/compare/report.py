@@ -155,7 +155,7 @@ def make_sections(
         table = threshold_table(results)
         sections.append(Section("To the threshold", [text], table, is_folded=len(table.rows) > MAX_ROWS))
     text = "Steps per second of training, median over seeds; evaluations do not count, runs shared the machine."
-    sections.append(Section("Speed", [text], speed_table(results), pick(pictures, "throughput"), is_folded=True))
+    sections.append(Section("Speed", [text], speed_table(results), is_folded=True))
     return sections
 
 

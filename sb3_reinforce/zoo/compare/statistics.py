@@ -52,11 +52,7 @@ def decimals(values: Sequence[float]) -> int:
 
 
 def mean_with_interval(values: Sequence[float]) -> Estimate:
-    """
-    Return the mean over seeds with Student's interval.
-
-    With three or five values a percentile bootstrap is too narrow, since it knows of no values beyond the extremes.
-    """
+    """Return the mean over seeds with Student's interval: a percentile bootstrap of three or five values is too narrow."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, np.nan, np.nan)
@@ -68,7 +64,7 @@ def normalise(scores: FloatArray, low: float, high: float) -> FloatArray:
     """
     Scale scores such that random actions, and all that is worse, have 0 and the best run has 1; all 0 if none is better.
 
-    Without the lower bound, an environment in which the best run is hardly better than random would outweigh all others.
+    Without a lower bound, an environment in which the best run is hardly better than random would outweigh all others.
     """
     return np.maximum((scores - low) / (high - low), 0.0) if high > low else np.zeros_like(scores)
 
@@ -121,14 +117,12 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
 
 def compare_iqm(scores: Mapping[str, FloatArray]) -> PValues:
     """
-    Test the differences of the interquartile means of all pairs, corrected for the number of pairs (Holm 1979).
+    Test the differences of the interquartile means of all pairs with several runs, corrected for their number (Holm 1979).
 
     A permutation test exchanges the runs of a pair within each environment: two algorithms whose scores have the same
     distributions are told apart with no more than the stated probability, however few runs there are and whatever the
-    distributions, such as those of runs that either solve a task or fail. The statistic is the difference over its standard
-    error, which keeps the probability near where equal interquartile means come of other distributions (Janssen, Studentized
-    permutation tests for non-i.i.d. hypotheses, Statistics & Probability Letters 36, 1997). There is no p-value for an
-    algorithm with a single run.
+    distributions. The statistic is the difference over its standard error, which keeps the probability near where equal
+    interquartile means come of other distributions (Janssen, Statistics & Probability Letters 36, 1997).
     """
     pairs = itertools.combinations([name for name, matrix in scores.items() if len(matrix) > 1], 2)
     uncorrected = sorted((permutation_test(scores[first], scores[second]), first, second) for first, second in pairs)
@@ -151,11 +145,7 @@ def permutation_test(first: FloatArray, second: FloatArray) -> float:
 
 
 def studentised_difference(first: FloatArray, second: FloatArray) -> FloatArray:
-    """
-    Return absolute differences of interquartile means over their standard errors, of scores (..., runs, environments).
-
-    Infinite where runs scatter in no environment that counts.
-    """
+    """Return absolute differences of interquartile means over their standard errors, infinite where runs do not scatter."""
     (mean, variance), (other_mean, other_variance) = iqm_and_variance(first), iqm_and_variance(second)
     difference = np.abs(mean - other_mean)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -174,12 +164,11 @@ def iqm_and_variance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def compare_means(values: Mapping[str, FloatArray]) -> PValues:
     """
-    Test the differences of the mean scores of all pairs in one environment, corrected for the number of pairs.
+    Test the differences of the mean scores in one environment of all pairs with several runs, corrected for their number.
 
     Games and Howell's test is right for scores that scatter like a normal distribution. Where runs either solve a task or
     fail, all n runs of one algorithm may succeed and all m of another fail by chance, with a probability of at most
     2^(1 - n - m): no p-value is below it, so that with three runs a difference is claimed in a single environment at most.
-    There is no p-value for an algorithm with a single run.
     """
     several = {name: own for name, own in values.items() if len(own) > 1}
     if len(several) < 2:
@@ -199,11 +188,7 @@ def seeds_to_claim(n_environments: int) -> int:
 
 
 def aggregate_runs(scores: FloatArray) -> FloatArray:
-    """
-    Return ``AGGREGATES`` and the performance profile (Agarwal et al. 2021), of scores of shape (..., runs, environments).
-
-    The profile is the share of runs above each of ``PROFILE_SCORES``; the last axis of the result has all in a row.
-    """
+    """Return ``AGGREGATES`` and the shares of runs above ``PROFILE_SCORES`` (Agarwal et al. 2021), in the last axis."""
     iqm = scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
     median = np.median(scores.mean(axis=-2), axis=-1)
     optimality_gap = 1.0 - np.minimum(scores, 1.0).mean(axis=(-2, -1))
@@ -221,10 +206,9 @@ def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray
     """
     Estimate statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
 
-    Each end is the outer one of two. Percentiles of the bootstrap follow skewed distributions, but are too narrow with few
-    runs, whose spread they take for that of all. Student's interval has the bootstrap's standard error times
-    sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom over the environments (Hesterberg, What Teachers Should Know
-    About the Bootstrap, The American Statistician 69, 2015, on both).
+    Each end is the outer one of two: percentiles of the bootstrap follow skewed distributions, but are too narrow with few
+    runs. Student's interval has the bootstrap's standard error times sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom
+    over the environments (Hesterberg, The American Statistician 69, 2015, on both).
 
     ``function`` takes matrices of shape (..., runs, environments), which are drawn from independently, and returns numbers
     between 0 and 1. The result has the numbers, low and high ends, of shape (3, ...); NaN ends if there is a single run.
@@ -255,9 +239,8 @@ def first_reached(positions: Sequence[float], scores: Sequence[float], threshold
     """
     Return the position at which a learning curve reaches a score and the next two evaluations confirm it, or infinity.
 
-    The best of many noisy evaluations is not yet a policy that is there: with scores of 180 on average and a standard
-    deviation of 20, one of twenty reaches 200 with a probability of 97 %, two in a row with 35 %, three in a row with 6 %.
-    Scores after the last position only confirm.
+    The best of many noisy evaluations proves little: with scores of 180 on average and a standard deviation of 20, one of
+    twenty reaches 200 with a probability of 97 %, three in a row with 6 %. Scores after the last position only confirm.
     """
     reached = np.asarray(scores) >= threshold
     (confirmed,) = np.nonzero(reached[:-2] & reached[1:-1] & reached[2:])
@@ -265,11 +248,7 @@ def first_reached(positions: Sequence[float], scores: Sequence[float], threshold
 
 
 def mean_curve(curves: Sequence[tuple[FloatArray, FloatArray]], n_points: int = 100) -> dict[str, FloatArray]:
-    """
-    Average learning curves (positions and scores of each run) whose evaluations are at different positions.
-
-    Returns arrays ``position``, ``mean``, ``low``, ``high``, from 0 to where the shortest curve ends; Student's interval.
-    """
+    """Average learning curves (positions and scores of each run) from 0 to where the shortest ends; Student's interval."""
     end = min(positions[-1] for positions, _ in curves)
     grid = np.linspace(0.0, end, n_points)
     scores = np.array([np.interp(grid, positions, values) for positions, values in curves])
