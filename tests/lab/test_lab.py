@@ -251,8 +251,8 @@ def test_own_rewards_go_on_after_a_time_limit():
     own, bare = prepare(episodes, [make_estimators(model, GAMMA)[key] for key in (OWN, "to-go-critic")], [], 0)
     ends = np.cumsum(episodes.batch.episode_lengths) - 1
     finals = episodes.evaluator.final_values(episodes.batch)
-    np.testing.assert_allclose(own.rewards[ends] - bare.rewards[ends], GAMMA * finals, rtol=1e-6)
-    assert np.array_equal(np.delete(own.rewards, ends), np.delete(bare.rewards, ends))
+    np.testing.assert_allclose(own.episodes.rewards[ends] - bare.episodes.rewards[ends], GAMMA * finals, rtol=1e-6)
+    assert np.array_equal(np.delete(own.episodes.rewards, ends), np.delete(bare.episodes.rewards, ends))
 
 
 # The gradients
