@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -309,3 +310,63 @@ def _refuse(name: str, space: spaces.Space[Any], flaw: str | None, wrapper: str)
     if flaw is not None:
         in_one_line = " ".join(str(space).split())
         raise ValueError(f"The {name} {in_one_line} {flaw}, for example with gymnasium.wrappers.{wrapper}")
+
+
+#: Budget of a rollout if the user chose none.
+DEFAULT_N_STEPS = 256
+
+
+class DerivedArguments(OnPolicyAlgorithm):
+    """What follows from the arguments of REINFORCE as they are now: a callback may change them during a training."""
+
+    n_episodes: int | None
+    return_type: str
+    discounted_weighting: bool
+    normalize_advantage: bool
+    loss_reduction: str
+    target_kl: float | str | Schedule
+    critic_learning_rate: float | str | Schedule | None
+    _baseline: Baseline
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
+
+    @property  # type: ignore[override]
+    def n_steps(self) -> int | None:
+        """The budget in steps of each environment; None if ``n_episodes`` rules. The default is not saved as if chosen."""
+        chosen: int | None = vars(self)["n_steps"]
+        return DEFAULT_N_STEPS if chosen is None and self.n_episodes is None else chosen
+
+    @n_steps.setter
+    def n_steps(self, n_steps: int | None) -> None:
+        vars(self)["n_steps"] = n_steps
+
+    @property
+    def ent_coef_schedule(self) -> Schedule:
+        """``ent_coef`` as a function of the progress left, from what the argument is now."""
+        return make_schedule(self.ent_coef, "ent_coef")
+
+    @property
+    def critic_lr_schedule(self) -> Schedule:
+        """``critic_learning_rate`` as a function of the progress left: the policy's, if it is None."""
+        if self.critic_learning_rate is None:
+            return self.lr_schedule
+        return make_schedule(self.critic_learning_rate, "critic_learning_rate")
+
+    @property
+    def target_kl_schedule(self) -> Schedule:
+        """``target_kl`` as a function of the progress left, from what the argument is now."""
+        return make_schedule(self.target_kl, "target_kl")
+
+    @property
+    def estimator(self) -> Estimator:
+        """The arguments that turn the rewards of an episode into the weights of its steps, as one value."""
+        return Estimator(
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            return_type=self.return_type,
+            discounted_weighting=self.discounted_weighting,
+            baseline=self._baseline,
+            normalize_advantage=self.normalize_advantage,
+            loss_reduction=self.loss_reduction,
+        )

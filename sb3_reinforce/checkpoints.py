@@ -11,13 +11,17 @@ import secrets
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, TypeVar
 
 import cloudpickle
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_reinforce.functional.baselines import Baseline, make_baseline, name_of
+from sb3_reinforce.policies.averaging import reset_noise_with_own_generator
 
 
 def model_path(path: pathlib.Path) -> pathlib.Path:
@@ -187,3 +191,92 @@ def is_reinforce(saved: Mapping[str, Any]) -> bool:
     :return: Whether they hold an argument that no algorithm of SB3 or sb3-contrib has.
     """
     return "return_type" in saved
+
+
+SelfSaved = TypeVar("SelfSaved", bound="SavedWhole")
+
+
+class SavedWhole(OnPolicyAlgorithm):
+    """Saving and loading of REINFORCE: whole files, the moving average and the state of the baseline beside the policy."""
+
+    policy_averaging: float | None
+    baseline: Baseline | str | None
+    _baseline: Baseline
+    _synchronization: Any
+    policy_average: Any
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["_rng", "policy_average", "distributed", "_synchronization", "_warned", "_baseline"]
+        return super()._excluded_save_params() + own
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return ([*state_dicts, "policy_average"] if self.policy_averaging is not None else state_dicts), tensors
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model, as ``BaseAlgorithm.save`` does.
+
+        The file is written beside its destination and then put in its place, so that whatever happens in between, the
+        destination holds either the old model or the new one. Of several processes only process 0 writes.
+
+        :param path: Of the file, to which ``.zip`` is added, or a file-like object.
+        :param exclude: Names of attributes that are left out, beside those that always are.
+        :param include: Names of attributes that are saved all the same.
+        """
+        if self._synchronization.processes.rank > 0:
+            return
+        self._saved_baseline = describe_baseline(self._baseline, self.baseline)
+        if self._saved_baseline["problem"] is not None:
+            exclude = [*(exclude or ()), "baseline"]
+        if not isinstance(path, str | pathlib.Path):
+            super().save(path, exclude, include)
+            return
+        with atomic_write(model_path(pathlib.Path(path))) as file:
+            super().save(file, exclude, include)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(
+        cls: type[SelfSaved],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSaved:
+        """
+        Load a model, as ``BaseAlgorithm.load`` does, with the same arguments.
+
+        :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
+        """
+        replaced = {**(custom_objects or {}), **kwargs}
+        check_model_file(path, replaced)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except RuntimeError as error:
+            if not replaced or "state_dict" not in str(error):
+                raise
+            words = ", ".join(f"{name}={value!r}" for name, value in replaced.items())
+            raise ValueError(f"{path} holds parameters that do not fit a model with {words}: load it as it is") from error
+
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a file or a dictionary, as ``BaseAlgorithm.set_parameters`` does, with the same arguments.
+
+        :raises ValueError: If the file holds a model of another algorithm, or one with more or less than this model.
+        """
+        if exact_match and not isinstance(load_path_or_dict, dict):
+            check_model_file(load_path_or_dict, vars(self))
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.use_sde and self.policy_averaging is not None:
+            # What was drawn is not saved, and before the loading it was drawn with the initial standard deviation
+            reset_noise_with_own_generator(self.policy_average.module)

@@ -1,9 +1,6 @@
 """REINFORCE as an SB3 algorithm: one constructor, one rollout, one update."""
 
-import io
-import pathlib
 import warnings
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -17,37 +14,18 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.arguments import (
-    check_arguments,
-    check_env_type,
-    check_spaces,
-    explain_few_updates,
-    make_schedule,
-)
-from sb3_reinforce.checkpoints import atomic_write, check_model_file, describe_baseline, model_path, restore_baseline
+from sb3_reinforce.arguments import DerivedArguments, check_arguments, check_env_type, check_spaces, explain_few_updates
+from sb3_reinforce.checkpoints import SavedWhole, restore_baseline
 from sb3_reinforce.distributed.partition import Partition
 from sb3_reinforce.distributed.process_group import join_process_group
 from sb3_reinforce.distributed.synchronization import Synchronization
 from sb3_reinforce.functional.baselines import Baseline, NoBaseline, name_of
-from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.functional.returns import Array
 from sb3_reinforce.policies.actor_critic import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_reinforce.policies.averaging import make_averaged_policy, reset_noise_with_own_generator
-from sb3_reinforce.policies.construction import (
-    RECURRENT_POLICIES,
-    check_policy_class,
-    import_recurrent_policy,
-    make_policy,
-)
+from sb3_reinforce.policies.construction import RECURRENT_POLICIES, check_policy_class, import_recurrent_policy, make_policy
 from sb3_reinforce.policies.inspection import explain_overridden_features
-from sb3_reinforce.policies.masked_distribution import (
-    MASK_KEY,
-    NO_MASKS,
-    has_action_mask,
-    space_without_mask,
-    take_action_masks,
-    use_action_masks,
-)
+from sb3_reinforce.policies.masked_distribution import NO_MASKS, find_mask_key, take_action_masks, use_action_masks
 from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, explain_cut, find_bound, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
@@ -62,10 +40,8 @@ from sb3_reinforce.update.policy_step import PolicyGradient, clipped_norm, compu
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
-DEFAULT_N_STEPS = 256
 
-
-class REINFORCE(OnPolicyAlgorithm):
+class REINFORCE(SavedWhole, DerivedArguments):
     """
     REINFORCE, the Monte Carlo policy gradient (Williams 1992; Sutton & Barto 2018, section 13.3 and 13.4).
 
@@ -84,14 +60,14 @@ class REINFORCE(OnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class;
         recurrent: MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy, which need sb3-contrib)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. Ten times PPO's default or more is
-        usual: there is one gradient step per rollout.
-    :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are
-        finished, and an environment that is done waits for the others. Their number is random, which biases the mean over
-        episodes by O(1 / number), and with a baseline that compares episodes their sum as well. 256 if neither ``n_steps``
-        nor ``n_episodes`` is given.
-    :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start
-        (at the same step: in the order of the environments).
+    :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. With one gradient step per rollout, ten
+        times PPO's default or more is usual.
+    :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are finished,
+        and an environment that is done waits for the others. Their number is random, which biases the mean over episodes by
+        O(1 / number), and with a baseline that compares episodes their sum as well. 256 if neither ``n_steps`` nor
+        ``n_episodes`` is given.
+    :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start (at the same
+        step: in the order of the environments).
     :param episodes_per_start: So many episodes start from the same seed, with which the environments are reset: those of a
         ``DummyVecEnv`` or ``SubprocVecEnv``, in waves if there are more episodes than environments. Divides ``n_episodes``.
         The gradient stays unbiased, as actions are drawn independently of the environment's noise. None: random starts.
@@ -99,93 +75,77 @@ class REINFORCE(OnPolicyAlgorithm):
     :param gae_lambda: 1 is Monte Carlo. Below 1 the advantage is Schulman et al.'s generalized estimate: it needs
         ``baseline="value"``, is biased by the critic, and is no longer REINFORCE.
     :param return_type: ``"reward_to_go"``: each action is credited with what came after it (Sutton & Barto 2018, eq. 13.8).
-        ``"episode"``: each action is credited with the whole episode's return (Williams 1992): the same expectation with
-        ``discounted_weighting=True``, but noisier, with ``baseline="value"`` too, whose V(s) is that of the reward-to-go.
-    :param discounted_weighting: Weight step t by ``gamma**t``, as the gradient of the discounted objective does
-        (Sutton & Barto 2018, section 13.3). Off by default, as everywhere, since it makes late steps count for nothing.
-        Makes no difference with ``return_type="episode"``, whose return is discounted from the first step anyway.
-    :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the
-        other episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch,
-        biased, as it contains the episode's own return; None: nothing; ``"moving_average"``, ``"linear"``, ``"optimal"``,
+        ``"episode"``: with the whole episode's return (Williams 1992), which is noisier, and has the same expectation with
+        ``discounted_weighting=True``.
+    :param discounted_weighting: Weight step t by ``gamma**t``, as the gradient of the discounted objective does (Sutton &
+        Barto 2018, section 13.3). Off by default, as everywhere, since late steps then count for nothing. Makes no difference
+        with ``return_type="episode"``.
+    :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the other
+        episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch, biased,
+        as it contains the episode's own return; None: nothing; ``"moving_average"``, ``"linear"``, ``"optimal"``,
         ``"greedy"``, ``"group"``: see ``docs/baselines.md``. Or one of your own: an instance of a class derived from
         ``functional.baselines.Baseline``, or its class path, ``"my_module:MyBaseline"``.
-    :param normalize_advantage: Whether to subtract the mean of the advantages and divide by their standard deviation.
-        Off by default, since it is biased for finite batches; it makes the step size independent of the scale of the rewards.
-    :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode,
-        mean over episodes, as in the policy gradient theorem. They differ by the mean episode length of the rollout, which
-        is random.
-    :param ent_coef: Coefficient of the entropy bonus: a float, a function of the progress remaining, or ``"lin_0.01"``
-        for a linear decay from 0.01 to 0. In the loss, the bonus follows the gradient of no objective: it raises the
-        entropy of the states that were met, ignores which states will be met, and is never weighted by ``gamma**t``.
-    :param entropy_in_return: Add ``-ent_coef * log_prob`` of each action to its reward (the maximum-entropy objective,
-        Levine 2018, eq. 9) instead of adding the entropy to the loss: its gradient is exact where that of the
-        return is.
-    :param bootstrap_at_time_limit: With ``baseline="value"``, an episode that a time limit cut (``TimeLimit.truncated``)
-        goes on with the critic's value of its true final observation. If False, or without a critic, or before the
-        critic was fitted for the first time, the limit is the end of the episode (the finite-horizon objective).
+    :param normalize_advantage: Subtract the mean of the advantages and divide by their standard deviation: the step no longer
+        depends on the scale of the rewards, and is biased for finite batches.
+    :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode, mean
+        over episodes, as in the policy gradient theorem. They differ by the mean episode length, which is random.
+    :param ent_coef: Coefficient of the entropy bonus: a float, a function of the progress remaining, or ``"lin_0.01"`` for a
+        linear decay from 0.01 to 0. In the loss, the bonus follows the gradient of no objective.
+    :param entropy_in_return: Add ``-ent_coef * log_prob`` of each action to its reward (the maximum-entropy objective, Levine
+        2018, eq. 9) instead: its gradient is exact where that of the return is.
+    :param bootstrap_at_time_limit: With a critic that was fitted before, an episode that a time limit cut
+        (``TimeLimit.truncated``) goes on with the value of its true final observation. Otherwise the limit is the end of the
+        episode (the finite-horizon objective).
     :param vf_coef: Factor of the critic's loss in its own gradient steps.
-    :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step. With fewer, some
-        seeds lose CartPole again after they had solved it.
+    :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step. More of them fit better and cost
+        time.
     :param critic_batch_size: Steps per gradient step of the critic; None for the whole rollout.
     :param critic_learning_rate: Step size of the critic, in any form that ``ent_coef`` takes; None for ``learning_rate``.
     :param natural_gradient: Take the one step of an update along the natural gradient (Kakade 2001), so far that it changes
-        the policy by ``target_kl``, instead of leaving its length to the optimizer. Neither surrogate, importance ratio nor
-        second pass over the data, as TRPO has them. ``learning_rate`` and ``max_grad_norm`` then rule only the critic.
-        Every step has the same length, however large its gradient is, which biases the expected step.
+        the policy by ``target_kl``, whatever the size of the gradient, which biases the expected step. ``learning_rate`` and
+        ``max_grad_norm`` then rule only the critic.
     :param target_kl: With ``natural_gradient``, the KL divergence that a step shall make (its quadratic estimate, in nats), in
         any form that ``ent_coef`` takes. As in sb3-contrib's TRPO it is a mean over steps and over the dimensions of a Box or
         MultiBinary action. Longer steps learn faster, shorter ones are steadier. The exact divergence stays below 1.5 times
         this.
-    :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as
-        in TRPO (Schulman et al. 2015, appendix C).
+    :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as in
+        TRPO (Schulman et al. 2015, appendix C).
     :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix of that divergence; 0.1 as in
         TRPO. It turns the direction towards that of the gradient, and unlike in TRPO it does not change the step's length.
-    :param fisher_max_steps: With ``natural_gradient``, the Fisher matrix is estimated from a random subset of at most so many
-        steps (of a recurrent policy: whole episodes), since its products are what the step costs. The divergence of the
-        step is computed over all steps. None for all.
-    :param policy_averaging: Decay in (0, 1) of an exponential moving average of the policy's parameters over updates (Polyak
-        & Juditsky 1992): ``predict`` answers with ``averaged_policy``, while ``policy`` acts and learns. 0.8 averages over
-        the last five updates or so. None: they are the same.
+    :param fisher_max_steps: With ``natural_gradient``, steps from which the Fisher matrix is estimated, a random subset (of a
+        recurrent policy: whole episodes). More of them cost time. None for all.
+    :param policy_averaging: Decay in (0, 1) of an exponential moving average of the policy's parameters over updates (Polyak &
+        Juditsky 1992), with which ``predict`` answers, while ``policy`` acts and learns. 0.8 averages over about five updates.
     :param micro_batch_size: Compute the gradient as a sum over micro-batches of so many steps: the same gradient in bounded
-        memory. None for a single one, unless there are so many actions that their logits take more than 32 MiB. Of a recurrent
-        policy they are made of whole episodes, and a longer episode is a micro-batch of its own.
-    :param max_rollout_steps: Bound on the steps of each environment in one rollout. At the bound, running episodes are cut
-        with a warning, and their returns closed with the critic's value, once it was fitted, whatever
-        ``bootstrap_at_time_limit`` says of time limits. Cut episodes bias the gradient. None for no bound if all environments
-        have a time limit, else for 50,000 steps beyond ``n_steps``, or beyond ``n_episodes`` episodes of 1,000 steps.
-    :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. Clipping shortens the
-        largest gradients, and so biases the expected step, against rare large rewards. ``float("inf")`` for no clipping.
-    :param use_masking: Whether the environment says which actions are allowed, by one of the sources in
-        ``rollout.action_masks.find_mask_source``: the others then have probability 0 and no part in the gradient. Needs
-        Discrete, MultiDiscrete or MultiBinary actions. Off by default, even where there are masks: it changes the task.
-    :param distributed: Whether this is one process of several that torchrun started, which train one policy with one gradient:
-        that of a single process with the episodes of all. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a
-        total. Callbacks, logs and files are those of process 0. Not saved: the model loads anywhere.
-    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
-        instead of action noise exploration (default: False). Unless ``sde_sample_freq=1``, the gradient is biased: the steps
-        that share a noise matrix are scored as if each had noise of its own (an example is in ``docs/exactness.md``).
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, and at the start of every episode.
-        Default: -1 (only sample at the start of every episode)
-    :param rollout_buffer_class: Rollout buffer class to use, derived from ``EpisodeRolloutBuffer`` or
-        ``DictEpisodeRolloutBuffer``. If ``None``, it will be automatically selected.
+        memory. None for a single one, or for fewer steps where logits would take more than 32 MiB. Of a recurrent policy they
+        are made of whole episodes.
+    :param max_rollout_steps: Bound on the steps of each environment in one rollout, where running episodes are cut with a
+        warning, which biases the gradient. None for no bound if all environments have a time limit, else for 50,000 steps
+        beyond ``n_steps``, or beyond ``n_episodes`` episodes of 1,000 steps.
+    :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. Clipping biases the
+        expected step, against rare large rewards. ``float("inf")`` for no clipping.
+    :param use_masking: Whether the environment says which actions are valid (``rollout.action_masks.find_mask_source`` lists
+        how). The others have probability 0 and no part in the gradient. Discrete, MultiDiscrete or MultiBinary actions only.
+    :param distributed: Whether this is one of several processes that torchrun started, which train one policy with one
+        gradient. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a total. Callbacks, logs and files are
+        those of process 0. Not saved.
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE). Unless ``sde_sample_freq=1`` the gradient is
+        biased: steps that share a noise matrix are scored as if each had its own (``docs/exactness.md``).
+    :param sde_sample_freq: Sample a new noise matrix of gSDE every n steps, and at the start of every episode; -1: only then.
+    :param rollout_buffer_class: Derived from ``EpisodeRolloutBuffer`` or ``DictEpisodeRolloutBuffer``; None to choose.
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
-    :param stats_window_size: Window size for the rollout logging, specifying the number of counted episodes to average
-        the reported success rate, mean episode length, and mean reward over
+    :param stats_window_size: Number of counted episodes that the logged success rate, length and reward are means of.
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
+    :param verbose: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
+    :param device: Device (cpu, cuda, ...) on which the code should be run; ``"auto"`` for the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: If an argument is out of its range or two arguments contradict each other; the message names them.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
+        policy.__name__: policy for policy in (MlpPolicy, CnnPolicy, MultiInputPolicy)
     }
     rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer
 
@@ -313,49 +273,6 @@ class REINFORCE(OnPolicyAlgorithm):
         for warning in check_arguments(arguments, n_envs, n_processes):
             self._warn_once(warning, warning)
 
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = make_schedule(self.learning_rate, "learning_rate")
-
-    @property  # type: ignore[override]
-    def n_steps(self) -> int | None:
-        """The budget in steps of each environment; None if ``n_episodes`` rules. The default is not saved as if chosen."""
-        chosen: int | None = vars(self)["n_steps"]
-        return DEFAULT_N_STEPS if chosen is None and self.n_episodes is None else chosen
-
-    @n_steps.setter
-    def n_steps(self, n_steps: int | None) -> None:
-        vars(self)["n_steps"] = n_steps
-
-    @property
-    def ent_coef_schedule(self) -> Schedule:
-        """``ent_coef`` as a function of the progress left, from what the argument is now."""
-        return make_schedule(self.ent_coef, "ent_coef")
-
-    @property
-    def critic_lr_schedule(self) -> Schedule:
-        """``critic_learning_rate`` as a function of the progress left: the policy's, if it is None."""
-        if self.critic_learning_rate is None:
-            return self.lr_schedule
-        return make_schedule(self.critic_learning_rate, "critic_learning_rate")
-
-    @property
-    def target_kl_schedule(self) -> Schedule:
-        """``target_kl`` as a function of the progress left, from what the argument is now."""
-        return make_schedule(self.target_kl, "target_kl")
-
-    @property
-    def estimator(self) -> Estimator:
-        """The arguments that turn the rewards of an episode into the weights of its steps, as one value."""
-        return Estimator(
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            return_type=self.return_type,
-            discounted_weighting=self.discounted_weighting,
-            baseline=self._baseline,
-            normalize_advantage=self.normalize_advantage,
-            loss_reduction=self.loss_reduction,
-        )
-
     def _setup_rollout_buffer(self) -> None:
         self.rollout_buffer_class = choose_buffer_class(self.rollout_buffer_class, self.observation_space)
         self.rollout_buffer = self.rollout_buffer_class(
@@ -368,16 +285,20 @@ class REINFORCE(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **self.rollout_buffer_kwargs,
         )
-        if self.use_masking and has_action_mask(self.observation_space):
-            self.rollout_buffer.mask_key = MASK_KEY
+        self.rollout_buffer.mask_key = find_mask_key(self.observation_space) if self.use_masking else None
 
     def _setup_policy(self) -> None:
-        observation_space = self.observation_space
-        if self.use_masking:
-            observation_space = space_without_mask(observation_space, self.action_space)
-        has_critic = self._baseline.needs_critic
-        arguments = (observation_space, self.action_space, self.lr_schedule, self.use_sde, has_critic, self.policy_kwargs)
-        self.policy = make_policy(self.policy_class, *arguments).to(self.device)  # type: ignore[arg-type]
+        policy = make_policy(
+            self.policy_class,  # type: ignore[arg-type]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            use_masking=self.use_masking,
+            use_sde=self.use_sde,
+            has_critic=self._baseline.needs_critic,
+            policy_kwargs=self.policy_kwargs,
+        )
+        self.policy = policy.to(self.device)
         # Refuses a policy that cannot be evaluated, before anything is collected
         make_evaluator(self.policy)
         self._warn_once("extract_features", explain_overridden_features(self.policy))
@@ -387,7 +308,7 @@ class REINFORCE(OnPolicyAlgorithm):
     @property
     def averaged_policy(self) -> ActorCriticPolicy:
         """The policy with which ``predict`` answers: the moving average over updates, or ``policy`` itself without one."""
-        return self.policy if self.policy_averaging is None else self.policy_average.module  # type: ignore[return-value]
+        return self.policy if self.policy_averaging is None else self.policy_average.module
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name in RECURRENT_POLICIES:
@@ -398,8 +319,8 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Seed the generators of Python, NumPy, PyTorch, the environment and the model's own, which samples the actions.
 
-        :param seed: If None, nothing else is seeded, and the model's generator starts from PyTorch's. Each process goes on
-            from it as if its environments came after those of the processes before.
+        :param seed: None to seed the model's alone, from PyTorch's. Each process goes on from it as if its environments came
+            after those of the processes before.
         """
         if seed is not None:
             seed = (seed + self._synchronization.processes.rank * self.n_envs) % 2**32
@@ -407,28 +328,19 @@ class REINFORCE(OnPolicyAlgorithm):
         self._rng = np.random.default_rng(int(th.randint(2**63 - 1, ())) if seed is None else seed)
 
     def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
         Collect whole episodes with the current policy: those that start while the budget is open.
 
-        While the last of them are finished, the other environments stand still: they are neither stepped nor counted, and
-        their rows of ``rewards``, ``dones`` and ``infos`` say that nothing happened; a callback finds which in the local
-        ``is_idle``. Where a ``VecEnv`` can only step all (another than a ``DummyVecEnv`` or ``SubprocVecEnv`` in SB3's own
-        wrappers), these steps are made, counted in ``num_timesteps`` and not used.
+        While the last of them are finished, the other environments stand still: they are neither stepped nor counted, and a
+        callback finds which in the local ``is_idle``. A ``VecEnv`` that can only step all (another than a ``DummyVecEnv`` or
+        ``SubprocVecEnv`` in SB3's own wrappers) makes these steps, which count in ``num_timesteps`` and are not used.
 
-        :param env: The training environment
-        :param callback: Callback that will be called at each step
-            (and at the beginning and end of the rollout)
-        :param rollout_buffer: Buffer to fill with rollouts
         :param n_rollout_steps: The budget in steps per environment; unused if ``n_episodes`` rules.
         :return: True if all counted episodes are complete (or were cut at the bound), False if the callback stopped early.
-        :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
-            environment and the step. Or if there are no masks with ``use_masking``.
+        :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask is missing or cannot be used;
+            names the environment and the step.
         :raises ProcessError: If anything fails in any of several processes.
         """
         assert self._last_obs is not None, "No previous observation was provided"
@@ -445,7 +357,8 @@ class REINFORCE(OnPolicyAlgorithm):
                 self._evaluate_rollout(rollout_buffer)
                 callback.update_locals(locals())
                 callback.on_rollout_end()
-            return synchronization.finish_rollout(self, rollout is not None, [] if rollout is None else rollout.infos)
+            goes_on, infos = rollout is not None, [] if rollout is None else rollout.infos
+            return bool(synchronization.finish_rollout(self, goes_on, infos))
 
     def _collect(
         self,
@@ -501,15 +414,11 @@ class REINFORCE(OnPolicyAlgorithm):
         action_masks: Any = None,
     ) -> tuple[Array, tuple[Array, ...] | None]:
         """
-        Choose actions, with ``averaged_policy``; ``model.policy.predict`` asks the policy that acts in training.
+        Choose actions with ``averaged_policy``, as ``BaseAlgorithm.predict`` does with ``policy``.
 
-        :param observation: One, or one of each environment.
-        :param state: Hidden states of a recurrent policy; None at the start of an episode.
-        :param episode_start: Where an episode starts, and the hidden state is reset.
-        :param deterministic: Whether to take the most probable action or the mean, instead of a sample.
-        :param action_masks: What is allowed, shape ``(n_options,)``, or ``(n_envs, n_options)`` for several observations. With
+        :param action_masks: Valid actions, shape ``(n_options,)``, or ``(n_envs, n_options)`` for several observations. With
             ``use_masking``, an observation that carries its mask needs none.
-        :return: The actions, and the next hidden states.
+        :return: The actions, and the next hidden states of a recurrent policy.
         :raises ValueError: If a mask has the wrong shape or type, or allows no action.
         """
         policy = self.averaged_policy
@@ -527,10 +436,8 @@ class REINFORCE(OnPolicyAlgorithm):
         """
         Take one gradient step on the counted episodes, then fit the learned baseline on their returns.
 
-        Batch normalisation and dropout stay in evaluation mode, as while acting: the log-probabilities that are
-        differentiated must be those of the policy that acted.
-
-        Whatever is raised, policy, optimizer, average and ``_n_updates`` are then as before the update.
+        Batch normalisation and dropout stay in evaluation mode, as while acting. Whatever is raised, policy, optimizer,
+        average and ``_n_updates`` are then as before the update.
 
         :raises ValueError: If a loss or a gradient is NaN or infinite.
         """
@@ -576,7 +483,13 @@ class REINFORCE(OnPolicyAlgorithm):
         self._policy_step(evaluator, batch, gradient, partition)
         if (values := advantages.episodes.values) is not None:
             self.logger.record("train/explained_variance", explained_variance(values, targets.rewards_to_go))
-            self._fit_critic(evaluator, batch, local_targets.rewards_to_go, gradient.parameters, partition)
+            update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
+            settings = (self.critic_epochs, self.critic_batch_size, self.vf_coef, self.max_grad_norm)
+            rng = self._rng if self.critic_batch_size is None else processes.broadcast(self._rng)
+            returns, actor_parameters = local_targets.rewards_to_go, gradient.parameters
+            value_loss = fit_critic(evaluator, batch, returns, actor_parameters, rng, *settings, partition, processes)
+            if value_loss is not None:
+                self.logger.record("train/value_loss", value_loss)
         self._baseline.fit(advantages.episodes)
 
         self.logger.record("train/ent_coef", ent_coef)
@@ -595,50 +508,14 @@ class REINFORCE(OnPolicyAlgorithm):
             self.policy.optimizer.step()
             return
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        step = natural_step(
-            evaluator,
-            batch,
-            gradient,
-            target_kl,
-            self.cg_max_steps,
-            self.cg_damping,
-            self.fisher_max_steps,
-            self._rng,
-            partition,
-            self._synchronization.processes,
-        )
+        settings = (target_kl, self.cg_max_steps, self.cg_damping, self.fisher_max_steps)
+        step = natural_step(evaluator, batch, gradient, *settings, self._rng, partition, self._synchronization.processes)
         if step.skipped is not None:
             self._warn_once("skipped", f"A natural step was skipped, and the policy left as it was: {step.skipped}.")
         self.logger.record("train/target_kl", target_kl)
         self.logger.record("train/kl", step.kl)
         self.logger.record("train/shortenings", step.n_shortenings)
         self.logger.record("train/curvature", step.curvature)
-
-    def _fit_critic(
-        self,
-        evaluator: PolicyEvaluator,
-        batch: EpisodeBatch,
-        rewards_to_go: Array,
-        actor_parameters: list[th.nn.Parameter],
-        partition: Partition,
-    ) -> None:
-        update_learning_rate(self.policy.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
-        processes = self._synchronization.processes
-        value_loss = fit_critic(
-            evaluator,
-            batch,
-            rewards_to_go,
-            actor_parameters,
-            self._rng if self.critic_batch_size is None else processes.broadcast(self._rng),
-            self.critic_epochs,
-            self.critic_batch_size,
-            self.vf_coef,
-            self.max_grad_norm,
-            partition,
-            processes,
-        )
-        if value_loss is not None:
-            self.logger.record("train/value_loss", value_loss)
 
     def learn(
         self: SelfREINFORCE,
@@ -654,11 +531,6 @@ class REINFORCE(OnPolicyAlgorithm):
 
         :param total_timesteps: Steps of all environments. As in SB3, a rollout that has begun is finished: the last one may
             take more steps, however few are left.
-        :param callback: Called at every step.
-        :param log_interval: Number of updates between logs.
-        :param tb_log_name: Name of the run for TensorBoard.
-        :param reset_num_timesteps: Whether to count from 0; False to go on with a training.
-        :param progress_bar: Whether to show one, with tqdm and rich.
         :return: The model.
         :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite; or if processes differ.
         :raises ProcessError: If anything fails in any of several processes, or one of them is gone.
@@ -680,79 +552,3 @@ class REINFORCE(OnPolicyAlgorithm):
             tb_log_name=tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
         )
-
-    def _excluded_save_params(self) -> list[str]:
-        own = ["_rng", "policy_average", "distributed", "_synchronization", "_warned", "_baseline"]
-        return super()._excluded_save_params() + own
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, tensors = super()._get_torch_save_params()
-        return ([*state_dicts, "policy_average"] if self.policy_averaging is not None else state_dicts), tensors
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save the model, as ``BaseAlgorithm.save`` does.
-
-        The file is written beside its destination and then put in its place, so that whatever happens in between, the
-        destination holds either the old model or the new one. Of several processes only process 0 writes.
-
-        :param path: Of the file, to which ``.zip`` is added, or a file-like object.
-        :param exclude: Names of attributes that are left out, beside those that always are.
-        :param include: Names of attributes that are saved all the same.
-        """
-        if self._synchronization.processes.rank > 0:
-            return
-        self._saved_baseline = describe_baseline(self._baseline, self.baseline)
-        if self._saved_baseline["problem"] is not None:
-            exclude = [*(exclude or ()), "baseline"]
-        if not isinstance(path, str | pathlib.Path):
-            super().save(path, exclude, include)
-            return
-        with atomic_write(model_path(pathlib.Path(path))) as file:
-            super().save(file, exclude, include)  # type: ignore[arg-type]
-
-    @classmethod
-    def load(
-        cls: type[SelfREINFORCE],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfREINFORCE:
-        """
-        Load a model, as ``BaseAlgorithm.load`` does, with the same arguments.
-
-        :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
-        """
-        replaced = {**(custom_objects or {}), **kwargs}
-        check_model_file(path, replaced)
-        try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except RuntimeError as error:
-            if not replaced or "state_dict" not in str(error):
-                raise
-            words = ", ".join(f"{name}={value!r}" for name, value in replaced.items())
-            raise ValueError(f"{path} holds parameters that do not fit a model with {words}: load it as it is") from error
-
-    def set_parameters(
-        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters from a file or a dictionary, as ``BaseAlgorithm.set_parameters`` does, with the same arguments.
-
-        :raises ValueError: If the file holds a model of another algorithm, or one with more or less than this model.
-        """
-        if exact_match and not isinstance(load_path_or_dict, dict):
-            check_model_file(load_path_or_dict, vars(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-        if self.use_sde and self.policy_averaging is not None:
-            # What was drawn is not saved, and before the loading it was drawn with the initial standard deviation
-            reset_noise_with_own_generator(self.averaged_policy)

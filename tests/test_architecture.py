@@ -22,10 +22,10 @@ ALLOWED = {
     "vec_env": {"rollout.action_masks", "policies.masked_distribution"},
     "distributed": {"functional"},
     "update": {"functional", "policies", "rollout", "distributed"},
-    "arguments": {"functional"},
-    "checkpoints": set(),
+    "arguments": {"functional", "rollout"},
+    "checkpoints": {"functional", "policies"},
     "reinforce": CORE,
-    "lab": {*CORE, "reinforce"},
+    "lab": {*CORE, "reinforce", "envs"},
     "zoo": {*CORE, "reinforce", "lab", "envs", "vec_env", PUBLIC_NAMES},
 }
 ENTRANCES = ("sb3_reinforce", "sb3_reinforce.__main__")
@@ -91,4 +91,4 @@ def test_importing_the_package_needs_none_of_the_extras():
 
 def test_few_files_lie_beside_the_folders():
     assert len(list(PACKAGE.glob("*.py"))) <= 6
-    assert len((PACKAGE / "reinforce.py").read_text().splitlines()) <= 780
+    assert len((PACKAGE / "reinforce.py").read_text().splitlines()) <= 560

@@ -20,7 +20,15 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, SWITCHES
 
 SCHEDULES = ["learning_rate", "ent_coef", "critic_learning_rate", "target_kl"]
-MAY_BE_NONE = {"n_steps", "n_episodes", "critic_batch_size", "micro_batch_size", "max_rollout_steps", "fisher_max_steps"}
+MAY_BE_NONE = {
+    "episodes_per_start",
+    "n_steps",
+    "n_episodes",
+    "critic_batch_size",
+    "micro_batch_size",
+    "max_rollout_steps",
+    "fisher_max_steps",
+}
 MAY_BE_NONE |= {"policy_averaging", "seed"}
 
 

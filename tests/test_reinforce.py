@@ -382,7 +382,7 @@ def test_n_steps_default(micro_batch_size):
         ({"gae_lambda": -0.1}, r"gae_lambda must be in \[0, 1\]"),
         ({"gae_lambda": 0.9, "baseline": None}, "gae_lambda=0.9 .* needs baseline='value'"),
         ({"gae_lambda": 0.9, "return_type": "episode"}, "return_type='reward_to_go'"),
-        ({"baseline": "critic"}, "baseline must be one of 'value', 'leave_one_out', 'time_step', 'mean', None, not 'critic'"),
+        ({"baseline": "critic"}, "baseline must be one of 'value', .* not 'critic'"),
         ({"return_type": "total"}, "return_type must be one of 'reward_to_go', 'episode', not 'total'"),
         ({"loss_reduction": "sum"}, "loss_reduction must be one of 'step', 'episode', not 'sum'"),
         ({"baseline": "leave_one_out", "n_episodes": 1}, "leave_one_out.*only one"),

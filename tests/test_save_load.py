@@ -351,7 +351,7 @@ def test_a_file_is_looked_into_without_running_what_was_pickled_into_it(tmp_path
     model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1")
     model.stowaway = Unpickled()
     model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match="one of PPO"):
+    with pytest.raises(ValueError, match="holds no model of REINFORCE"):
         REINFORCE.load(tmp_path / "model")
 
 

@@ -8,6 +8,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_reinforce.policies.actor_critic import OptionalCriticMixin, remove_critic
 from sb3_reinforce.policies.inspection import check_features_extractor
+from sb3_reinforce.policies.masked_distribution import space_without_mask
 
 #: Names of the recurrent policies, which need sb3-contrib.
 RECURRENT_POLICIES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
@@ -43,6 +44,7 @@ def make_policy(
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
     lr_schedule: Schedule,
+    use_masking: bool,
     use_sde: bool,
     has_critic: bool,
     policy_kwargs: dict[str, Any],
@@ -52,6 +54,8 @@ def make_policy(
 
     Raises ``ValueError`` if ``policy_kwargs`` contradict ``has_critic``, or the policy cannot process the observations.
     """
+    if use_masking:
+        observation_space = space_without_mask(observation_space, action_space)
     takes_use_critic = issubclass(policy_class, OptionalCriticMixin)
     if takes_use_critic and policy_kwargs.get("use_critic", has_critic) != has_critic:
         raise ValueError(

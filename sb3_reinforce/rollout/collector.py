@@ -249,7 +249,7 @@ def step_episodes(
             model.num_timesteps += env.num_envs - environments.n_idle
 
             # An idle environment waits at the start of an episode
-            episode_starts = np.logical_or(dones, is_idle)
+            episode_starts = np.logical_or(dones, is_idle) if environments.n_idle else dones
 
             # Give access to local variables
             callback.update_locals(locals())
