@@ -1,4 +1,4 @@
-"""Memory and masks at once, in worlds that need both."""
+"""Recurrent policies with masks, in environments that need both."""
 
 import copy
 
@@ -44,7 +44,7 @@ def log_probs_of(policy, observations, masks):
 
 @pytest.mark.parametrize("in_observation", [True, False])
 @pytest.mark.parametrize("switches", [{"baseline": None}, {"baseline": "value", "micro_batch_size": 2}], ids=str)
-@pytest.mark.filterwarnings("ignore:A policy with memory reads whole episodes")
+@pytest.mark.filterwarnings("ignore:A recurrent policy is evaluated on whole episodes")
 def test_the_expected_gradient_is_the_analytic_one(in_observation, switches):
     exact_kwargs = {"loss_reduction": "episode", "discounted_weighting": True, "max_grad_norm": float("inf"), "n_steps": 100}
     model = make_model(in_observation, policy_kwargs={"optimizer_class": GradientRecorder}, **exact_kwargs, **switches)

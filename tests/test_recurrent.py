@@ -1,4 +1,4 @@
-"""Memory: whole episodes from the zero state, alike in NumPy and PyTorch, while collecting and at the update."""
+"""Recurrent policies: whole episodes from the zero state, alike in NumPy and PyTorch, while collecting and at the update."""
 
 import copy
 import itertools
@@ -129,7 +129,7 @@ def zero_states(policy):
 
 
 def contrib_log_probs_entropies_values(policy, batch):
-    """sb3-contrib's own evaluation, one episode at a time from the zero state."""
+    """sb3-contrib's evaluation, one episode at a time from the zero state."""
     results = []
     for steps in episodes_of(batch):
         actions = batch.actions[steps].float()
@@ -142,7 +142,7 @@ def contrib_log_probs_entropies_values(policy, batch):
     return [th.cat(parts) for parts in zip(*results, strict=True)]
 
 
-# Reading
+# Evaluating
 
 
 def one_by_one(lstm, inputs, lengths):
@@ -182,12 +182,12 @@ def test_buckets_padding_packing_and_one_episode_at_a_time_give_the_same_outputs
 def test_log_probabilities_entropies_and_values_are_sb3_contribs(name, critic):
     model = make_model(name, policy_kwargs=CRITICS[critic])
     batch = random_batch(OBSERVATION_SPACES[name], spaces.Discrete(3), [7, 1, 12, 3, 30])
-    reader = RecurrentPolicyEvaluator(model.policy)
+    evaluator = RecurrentPolicyEvaluator(model.policy)
     with th.no_grad():
-        log_prob, entropy = reader.log_prob_and_entropy(batch, slice(0, len(batch.actions)))
+        log_prob, entropy = evaluator.log_prob_and_entropy(batch, slice(0, len(batch.actions)))
         expected = contrib_log_probs_entropies_values(model.policy, batch)
-    for own, theirs in zip((log_prob, entropy, th.as_tensor(reader.values(batch))), expected, strict=True):
-        np.testing.assert_allclose(own, theirs, atol=2e-6)
+    for ours, theirs in zip((log_prob, entropy, th.as_tensor(evaluator.values(batch))), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 ACTION_SPACES = {
@@ -207,10 +207,10 @@ def test_every_distribution_is_read_as_sb3_contrib_does(action_space, use_sde, n
     policy = make_policy(action_space=action_space, use_sde=use_sde, n_lstm_layers=n_layers)
     batch = random_batch(BOX, action_space, [7, 1, 12])
     with th.no_grad():
-        own = RecurrentPolicyEvaluator(policy).log_prob_and_entropy(batch, slice(0, 20))
+        ours = RecurrentPolicyEvaluator(policy).log_prob_and_entropy(batch, slice(0, 20))
         theirs = contrib_log_probs_entropies_values(policy, batch)
-    np.testing.assert_allclose(own[0], theirs[0], atol=2e-5)
-    np.testing.assert_allclose(own[1], theirs[1], atol=2e-5)
+    np.testing.assert_allclose(ours[0], theirs[0], atol=2e-5)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=2e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,7 +221,7 @@ def test_every_distribution_is_read_as_sb3_contrib_does(action_space, use_sde, n
 )
 def test_micro_batches_and_minibatches_are_whole_episodes_and_cover_each_once(lengths, size, minibatch):
     batch = random_batch(BOX, spaces.Discrete(3), lengths)
-    reader = RecurrentPolicyEvaluator(make_policy(), size)
+    evaluator = RecurrentPolicyEvaluator(make_policy(), size)
     ends = np.cumsum(lengths)
     episode_of = np.repeat(np.arange(len(lengths)), lengths)
     all_steps = th.arange(sum(lengths))
@@ -229,17 +229,17 @@ def test_micro_batches_and_minibatches_are_whole_episodes_and_cover_each_once(le
     def is_whole(steps):
         return all(np.count_nonzero(episode_of[steps] == k) == lengths[k] for k in np.unique(episode_of[steps]))
 
-    micro_batches = reader.micro_batches(batch.episode_lengths)
-    np.testing.assert_array_equal(th.cat([all_steps[piece] for piece in micro_batches]), all_steps)
-    assert all(piece.stop in ends for piece in micro_batches)
-    for piece in micro_batches:
-        assert size is None or piece.stop - piece.start <= size or piece.stop - piece.start in lengths
+    micro_batches = evaluator.micro_batches(batch.episode_lengths)
+    np.testing.assert_array_equal(th.cat([all_steps[micro_batch] for micro_batch in micro_batches]), all_steps)
+    assert all(micro_batch.stop in ends for micro_batch in micro_batches)
+    for micro_batch in micro_batches:
+        assert size is None or micro_batch.stop - micro_batch.start <= size or micro_batch.stop - micro_batch.start in lengths
     # As long as possible: no two neighbours fit together
     for first, second in itertools.pairwise(micro_batches):
         next_length = lengths[int(np.searchsorted(ends, second.start, side="right"))]
         assert size is not None and first.stop - first.start + next_length > size
 
-    drawn = list(reader.minibatches(batch.episode_lengths, minibatch, np.random.default_rng(0)))
+    drawn = list(evaluator.minibatches(batch.episode_lengths, minibatch, np.random.default_rng(0)))
     chosen = [[all_steps[steps].numpy() for steps in micro_batches] for micro_batches in drawn]
     np.testing.assert_array_equal(np.sort(np.concatenate([s for steps in chosen for s in steps])), all_steps)
     assert all(is_whole(steps) for micro_batches in chosen for steps in micro_batches)
@@ -249,7 +249,7 @@ def test_micro_batches_and_minibatches_are_whole_episodes_and_cover_each_once(le
         assert size is None or all(len(steps) <= size or len(steps) in lengths for steps in micro_batches)
 
     bound = minibatch or sum(lengths)
-    subset = reader.subsample(batch.episode_lengths, bound, np.random.default_rng(0)).numpy()
+    subset = evaluator.subsample(batch.episode_lengths, bound, np.random.default_rng(0)).numpy()
     assert is_whole(subset) and len(subset) == len(set(subset)) > 0
     assert len(subset) <= bound or len(subset) in lengths
     assert bound < sum(lengths) or len(subset) == sum(lengths)
@@ -257,10 +257,10 @@ def test_micro_batches_and_minibatches_are_whole_episodes_and_cover_each_once(le
 
 def test_every_episode_is_as_likely_to_be_chosen_however_long_it_is():
     lengths = [1, 30, 2, 30, 3, 4]
-    batch, reader = random_batch(BOX, spaces.Discrete(3), lengths), RecurrentPolicyEvaluator(make_policy())
+    batch, evaluator = random_batch(BOX, spaces.Discrete(3), lengths), RecurrentPolicyEvaluator(make_policy())
     rng, counts = np.random.default_rng(0), np.zeros(sum(lengths))
     for _ in range(400):
-        counts[reader.subsample(batch.episode_lengths, 64, rng)] += 1
+        counts[evaluator.subsample(batch.episode_lengths, 64, rng)] += 1
     shares = counts[np.cumsum(lengths) - 1] / 400
     # The four longest have 67 steps, the three longest 64
     np.testing.assert_allclose(shares, 0.5, atol=0.1)
@@ -268,10 +268,10 @@ def test_every_episode_is_as_likely_to_be_chosen_however_long_it_is():
 
 def test_minibatches_of_chosen_episodes_are_read_like_the_whole_batch():
     batch = random_batch(BOX, spaces.Discrete(3), [4, 9, 2, 7, 7])
-    reader = RecurrentPolicyEvaluator(make_policy())
-    values = reader.values(batch)
-    for (steps,) in reader.minibatches(batch.episode_lengths, 10, np.random.default_rng(0)):
-        np.testing.assert_allclose(reader.values_of(batch, steps).detach(), values[steps], atol=1e-6)
+    evaluator = RecurrentPolicyEvaluator(make_policy())
+    values = evaluator.values(batch)
+    for (steps,) in evaluator.minibatches(batch.episode_lengths, 10, np.random.default_rng(0)):
+        np.testing.assert_allclose(evaluator.values_of(batch, steps).detach(), values[steps], atol=1e-6)
         assert len(np.unique(values[steps])) == len(steps)
 
 
@@ -312,7 +312,7 @@ def test_fisher_vector_products_are_those_of_pytorchs_second_derivatives(policy_
 
     log_probs = []
     for observations in th.split(batch.observations.double(), batch.episode_lengths.tolist()):
-        # PyTorch's own LSTM, one episode after the other
+        # PyTorch's LSTM, one episode after the other
         latent = policy.mlp_extractor.forward_actor(policy.lstm_actor(observations)[0])
         log_probs.append(th.log_softmax(policy.action_net(latent), dim=-1))
     new = th.cat(log_probs)
@@ -328,7 +328,7 @@ def test_fisher_vector_products_are_those_of_pytorchs_second_derivatives(policy_
 
 
 def contrib_parameters(policy, observations, starts):
-    """Logits or means by sb3-contrib's own path, which carries the state and resets it: ``(time, n_envs, parameters)``."""
+    """Logits or means by sb3-contrib's code, which carries the state and resets it: ``(time, n_envs, parameters)``."""
     n_layers, _, n_units = policy.lstm_hidden_state_shape
     states = (th.zeros(n_layers, starts.shape[1], n_units), th.zeros(n_layers, starts.shape[1], n_units))
     results = []
@@ -354,15 +354,15 @@ def test_logits_equal_sb3_contribs_over_hundreds_of_steps_with_resets(make_actor
     observations = rng.normal(size=(400, 5, 3)).astype(np.float32)
     starts = rng.random((400, 5)) < 0.02
     actor = make_actor(policy, 5)
-    own = []
+    ours = []
     for obs, episode_start in zip(observations, starts, strict=True):
         actor.reset_states(episode_start)
-        own.append(actor(obs).copy())
-    own = np.stack(own)
+        ours.append(actor(obs).copy())
+    ours = np.stack(ours)
     if isinstance(action_space, spaces.Discrete):
-        own = own - np.log(np.exp(own.astype(np.float64)).sum(axis=-1, keepdims=True))
-    np.testing.assert_allclose(own, contrib_parameters(policy, observations, starts), atol=1e-5)
-    assert own.std() > 0.1
+        ours = ours - np.log(np.exp(ours.astype(np.float64)).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(ours, contrib_parameters(policy, observations, starts), atol=1e-5)
+    assert ours.std() > 0.1
 
 
 def test_the_fastest_sampler_that_is_exact_is_chosen():
@@ -434,7 +434,7 @@ def test_what_acted_is_what_the_update_reads_and_no_state_leaks(name):
 
 class RecallEnv(gym.Env):
     """
-    A cue, a step that shows nothing, and a question: only memory can answer it. Rewards depend on the history, too.
+    A cue, a step that shows nothing, and a question for recurrent policies. Rewards depend on the history, too.
 
     The cue is 0 or 1 with probabilities 0.3 and 0.7, then observations are zero. First, action 1 costs 0.2 and asks at once;
     0 makes the agent wait for a step, where 1 leaves with 0.5. The answer is worth 1 if it is the cue, else -1.
@@ -485,7 +485,7 @@ def recall_model(**kwargs):
 
 
 def recorded_gradients(model, paths):
-    """The gradient that the model's own ``train`` computes from these ways, ascent direction, by parameter."""
+    """The gradient that the model's ``train`` computes from these ways, ascent direction, by parameter."""
     buffer = model.rollout_buffer
     buffer.reset()
     for cue, actions, rewards in paths:
@@ -578,20 +578,20 @@ def test_an_lstm_that_forgets_everything_is_an_mlp():
     np.testing.assert_array_equal(
         lstm_model.rollout_buffer.whole_episodes().actions, mlp_model.rollout_buffer.whole_episodes().actions
     )
-    for own, other in (
+    for of_layer, other in (
         ("lstm_actor.weight_ih_l0", "features_extractor.gates.weight"),
         ("lstm_actor.bias_ih_l0", "features_extractor.gates.bias"),
         ("action_net.weight", "action_net.weight"),
         ("mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.0.weight"),
     ):
         scale = float(of_mlp[other].abs().max())
-        np.testing.assert_allclose(of_lstm[own], of_mlp[other], atol=1e-4 * scale)
+        np.testing.assert_allclose(of_lstm[of_layer], of_mlp[other], atol=1e-4 * scale)
         assert scale > 1e-6
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"entropy_in_return": True, "ent_coef": 0.1}, {"baseline": "leave_one_out"}], ids=str)
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 7, 1000])
-@pytest.mark.filterwarnings("ignore:A policy with memory reads whole episodes")
+@pytest.mark.filterwarnings("ignore:A recurrent policy is evaluated on whole episodes")
 def test_accumulation_changes_nothing(micro_batch_size, kwargs):
     paths = recall_paths()
     whole = recorded_gradients(recall_model(**kwargs), paths)
@@ -871,10 +871,10 @@ def test_the_laboratory_differentiates_through_memory():
     model = make_model(n_envs=2, n_steps=30)
     model.learn(60)
     batch = model.rollout_buffer.whole_episodes()
-    reader = RecurrentPolicyEvaluator(model.policy)
+    evaluator = RecurrentPolicyEvaluator(model.policy)
     weights = np.random.default_rng(0).normal(size=(3, len(batch.actions)))
-    rows = ScoreGradients(reader)(batch, weights)
-    parameters = ScoreGradients(reader).parameters(batch)
+    rows = ScoreGradients(evaluator)(batch, weights)
+    parameters = ScoreGradients(evaluator).parameters(batch)
     log_prob = contrib_log_probs_entropies_values(model.policy, batch)[0]
     for row, own_weights in zip(rows, weights, strict=True):
         loss = (th.as_tensor(own_weights, dtype=th.float32) * log_prob).sum()

@@ -65,7 +65,7 @@ def test_ranks_take_the_steps_of_one_process_with_all_episodes(n_ranks):
             assert outcome["moved"] > 1e-2, name
             assert outcome["difference"] <= 1e-6, name
             assert outcome["logs"] <= 1e-5, (name, outcome["worst log"])
-            assert outcome["checksum"] == results[0][name]["checksum"], f"{name}: ranks are not the same to the last bit"
+            assert outcome["checksum"] == results[0][name]["checksum"], f"{name}: processes are not the same to the last bit"
 
 
 @pytest.fixture(scope="module")
@@ -132,38 +132,38 @@ def test_every_rank_needs_an_episode(faults):
 
 
 @pytest.fixture(scope="module")
-def joint(tmp_path_factory):
-    return results_of_ranks(2, "joint", str(tmp_path_factory.mktemp("joint")))
+def results(tmp_path_factory):
+    return results_of_ranks(2, "two_processes", str(tmp_path_factory.mktemp("two_processes")))
 
 
-def test_episodes_are_divided_and_counted_together(joint):
-    first, second = (result["episodes"] for result in joint)
-    assert (first["own"], second["own"]) == (3, 2)
+def test_episodes_are_divided_and_counted_together(results):
+    first, second = (result["episodes"] for result in results)
+    assert (first["local"], second["local"]) == (3, 2)
     assert first["logged"] == second["logged"] == 5
     assert first["lengths"] == second["lengths"] == [1, 1, 1, 3, 3] * first["n_updates"]
-    assert first["n_steps"] == second["n_steps"] == first["own steps"] + second["own steps"] >= 30
+    assert first["n_steps"] == second["n_steps"] == first["local steps"] + second["local steps"] >= 30
     assert first["checksum"] == second["checksum"]
 
 
-def test_environments_are_seeded_apart(joint):
-    assert [result["episodes"]["seeds"] for result in joint] == [[3, 4], [5, 6]]
+def test_environments_are_seeded_apart(results):
+    assert [result["episodes"]["seeds"] for result in results] == [[3, 4], [5, 6]]
 
 
-def test_callbacks_are_called_on_rank_0_only_and_may_look_into_the_buffer(joint):
-    assert [result["episodes"]["n_seen"] for result in joint] == [joint[0]["episodes"]["n_updates"], 0]
+def test_callbacks_are_called_on_rank_0_only_and_may_look_into_the_buffer(results):
+    assert [result["episodes"]["n_seen"] for result in results] == [results[0]["episodes"]["n_updates"], 0]
 
 
-def test_rank_0_saves_and_its_model_goes_on_on_all_ranks_or_anywhere(joint):
-    assert [result["written"] for result in joint] == [True, False]
-    first, second = (result["loaded"] for result in joint)
+def test_rank_0_saves_and_its_model_goes_on_on_all_ranks_or_anywhere(results):
+    assert [result["written"] for result in results] == [True, False]
+    first, second = (result["loaded"] for result in results)
     assert first == second
-    assert first["n_updates"] > joint[0]["episodes"]["n_updates"]
+    assert first["n_updates"] > results[0]["episodes"]["n_updates"]
     assert first["same"]
     assert not first["distributed"]
 
 
-def test_ranks_that_drift_apart_are_brought_together_again(joint):
-    first, second = (result["drift"] for result in joint)
+def test_ranks_that_drift_apart_are_brought_together_again(results):
+    first, second = (result["drift"] for result in results)
     assert first == second
     assert first["at the start"] == []
     assert len(first["later"]) == 1
@@ -171,11 +171,11 @@ def test_ranks_that_drift_apart_are_brought_together_again(joint):
 
 
 @pytest.mark.parametrize("name", ["observations", "returns"])
-def test_merged_statistics_are_those_of_all_raw_data(joint, name):
-    raw = [np.array(step) for result in joint for step in result["statistics"][name]["raw"]]
+def test_merged_statistics_are_those_of_all_raw_data(results, name):
+    raw = [np.array(step) for result in results for step in result["statistics"][name]["raw"]]
     everything = RunningMeanStd(shape=raw[0].shape[1:])
     everything.update(np.concatenate(raw))
-    for result in joint:
+    for result in results:
         merged = result["statistics"][name]
         assert merged["count"] == pytest.approx(sum(map(len, raw)), abs=1e-3)
         # VecNormalize takes the mean of each step's observations in single precision
@@ -222,8 +222,8 @@ def test_only_a_lost_process_is_reported_as_one_and_every_cause_is_kept(error, m
 
     for name in ("all_reduce", "all_gather_object", "broadcast_object_list"):
         monkeypatch.setattr(th.distributed, name, fail)
-    ranks = ProcessGroup(0, 2)
-    for exchange in (lambda: ranks.sum(th.ones(1)), lambda: ranks.gather(1), lambda: ranks.broadcast(1)):
+    processes = ProcessGroup(0, 2)
+    for exchange in (lambda: processes.sum(th.ones(1)), lambda: processes.gather(1), lambda: processes.broadcast(1)):
         with pytest.raises(RuntimeError) as raised:
             exchange()
         if error in OTHER_CAUSES:
@@ -310,9 +310,9 @@ def test_every_chosen_step_belongs_to_one_rank(data):
     found, found_by_index = [], []
     for first, last in itertools.pairwise(bounds):
         part = Partition(np.array(lengths), first, last)
-        own = part.local_numbers(everything)
-        found += own[part.local_steps(chosen)].tolist()
-        found_by_index += own[part.local_steps(indices).numpy()].tolist()
+        local = part.local_numbers(everything)
+        found += local[part.local_steps(chosen)].tolist()
+        found_by_index += local[part.local_steps(indices).numpy()].tolist()
         assert count_steps(part.local_steps(chosen)) == len(part.local_steps(indices))
     assert found == found_by_index == everything[chosen].tolist()
 

@@ -1,4 +1,4 @@
-"""TMaze: exactly 0 without memory, 1 with it, and masks that are told in three ways."""
+"""TMaze: exactly 0 for memoryless policies, 1 for recurrent ones, and masks from three sources."""
 
 import gymnasium as gym
 import numpy as np

@@ -34,10 +34,10 @@ SHAPES = {
 @given(shape=st.fixed_dictionaries(SHAPES))
 def test_outputs_and_gradients_are_pytorchs(shape):
     lstm, inputs, arguments = make(**shape)
-    own, theirs = run_lstm(lstm, inputs), lstm(inputs)[0]
+    ours, theirs = run_lstm(lstm, inputs), lstm(inputs)[0]
     weights = th.randn_like(theirs)
-    np.testing.assert_allclose(own.detach(), theirs.detach(), atol=1e-14)
-    gradients = [flat(th.autograd.grad((weights * outputs).sum(), arguments)) for outputs in (own, theirs)]
+    np.testing.assert_allclose(ours.detach(), theirs.detach(), atol=1e-14)
+    gradients = [flat(th.autograd.grad((weights * outputs).sum(), arguments)) for outputs in (ours, theirs)]
     np.testing.assert_allclose(*gradients, atol=1e-12)
     with th.no_grad():
         np.testing.assert_array_equal(run_lstm(lstm, inputs), lstm(inputs)[0])

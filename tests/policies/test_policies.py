@@ -1,4 +1,4 @@
-"""The policies by themselves: exported, saved, and loaded by SB3's own classes."""
+"""The policies by themselves: exported, saved, and loaded by the classes of SB3."""
 
 import gymnasium as gym
 import numpy as np
@@ -63,8 +63,8 @@ def test_an_exported_policy_without_a_critic_takes_any_number_of_observations(na
     module = Acting(policy_class(space, DISCRETE, lambda _: 1e-3, use_critic=False).eval())
     two, five = (module.policy.obs_to_tensor(many(space, n))[0] for n in (2, 5))
     exported = make_export(module, two)
-    for own, theirs in zip(module(five), exported(five), strict=True):
-        assert own.shape == theirs.shape and th.allclose(own, theirs)
+    for ours, theirs in zip(module(five), exported(five), strict=True):
+        assert ours.shape == theirs.shape and th.allclose(ours, theirs)
     assert exported(five)[1].shape == (5, 1)
 
 
@@ -97,8 +97,8 @@ def test_a_saved_policy_with_a_critic_is_loaded_by_the_class_that_it_derives_fro
         assert type(loaded) is loader
         for _ in range(10):
             observation = space.sample()
-            own, theirs = (each.predict(observation, deterministic=True)[0] for each in (policy, loaded))
-            np.testing.assert_array_equal(own, theirs)
+            ours, theirs = (each.predict(observation, deterministic=True)[0] for each in (policy, loaded))
+            np.testing.assert_array_equal(ours, theirs)
     # Whoever has not this package can read it too
     assert b"sb3_reinforce" not in (tmp_path / "policy").read_bytes()
 

@@ -148,12 +148,12 @@ def vector(model):
 
 
 def lengths_for(lengths, size):
-    """What is given for two ranks, for any number of them: further ones have one episode more each."""
+    """The lengths for two processes, for any number of them: each further one has one episode more."""
     return [*lengths, *([2 + rank] for rank in range(size - 2))]
 
 
 def average_rank_means(model):
-    """What a wrapper that averages the ranks' gradients would do."""
+    """What a wrapper that averages the gradients of processes would do."""
 
     def average(optimizer, args, kwargs):
         for parameter in model.policy.parameters():
@@ -165,7 +165,7 @@ def average_rank_means(model):
 
 
 def difference(name, naively=False):
-    """Train with all ranks and alone on the same episodes; tell how far the parameters are apart."""
+    """Train with all processes and with one on the same episodes; tell how far the parameters are apart."""
     observation_space, action_space, updates, kwargs = CASES[name]
     rank, size = distributed.get_rank(), distributed.get_world_size()
     alone = make_model(observation_space, action_space, size, **kwargs)
@@ -302,9 +302,9 @@ def on_process_0(happens):
     return happens() if distributed.get_rank() == 0 else None
 
 
-def broadcast_together(ranks, make):
-    with ranks.failing_together():
-        ranks.broadcast(make())
+def broadcast_together(processes, make):
+    with processes.failing_together():
+        processes.broadcast(make())
 
 
 def update_of_corrupted(**kwargs):
@@ -334,9 +334,9 @@ def faults():
         results[name] = error_of(model, functools.partial(model.learn, 1000, callback=callback))
     model = make_short(wrap=Unpicklable)
     results["unpicklable"] = error_of(model, functools.partial(model.learn, 1000))
-    ranks = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+    processes = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     for name, make in (("unpicklable value", lambda: lambda: 0), ("value that fails", lambda: on_process_0(raise_error))):
-        results[name] = error_of(model, functools.partial(broadcast_together, ranks, make))
+        results[name] = error_of(model, functools.partial(broadcast_together, processes, make))
     model = make_short()
     model.learn(1000, callback=OnStep(lambda callback: callback.n_calls < 13))
     results["stopped"] = {"n_steps": model.num_timesteps, "checksum": checksum(model), "n_updates": model._n_updates}
@@ -356,8 +356,8 @@ def faults():
     return results
 
 
-def joint(folder):
-    """What ranks do together when all goes well."""
+def two_processes(folder):
+    """What processes do together when nothing fails."""
     results = {}
     rank = distributed.get_rank()
 
@@ -365,14 +365,14 @@ def joint(folder):
     seen = []
     model.learn(30, callback=OnRolloutEnd(lambda callback: seen.append(callback.model.rollout_buffer.returns.sum())))
     results["episodes"] = {
-        "own": sum(map(len, model.rollout_buffer.episode_ends)),
+        "local": sum(map(len, model.rollout_buffer.episode_ends)),
         "logged": model.logger.name_to_value["rollout/episodes"],
         "lengths": [int(info["l"]) for info in model.ep_info_buffer],
         "seeds": [env.unwrapped.seeds[0] for env in model.env.envs],
         "n_seen": len(seen),
         "n_updates": model._n_updates,
         "n_steps": model.num_timesteps,
-        "own steps": sum(env.unwrapped.n_steps for env in model.env.envs),
+        "local steps": sum(env.unwrapped.n_steps for env in model.env.envs),
         "checksum": checksum(model),
     }
 

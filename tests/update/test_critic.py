@@ -35,15 +35,15 @@ def test_every_minibatch_is_a_step_on_its_own_mean(batch_size, micro_batch_size)
         # Without a discount, a reward is the return of its step
         model.rollout_buffer.add(observation[None], np.zeros((1, 1)), np.array([reward]))
     model.rollout_buffer.finish_episode(0)
-    pieces, steps = [], []
+    micro_batches, steps = [], []
 
     def note_piece(module, inputs):
         if th.is_grad_enabled():
-            pieces.append([int(np.argmin(np.abs(observations - row).sum(axis=1))) for row in inputs[0].numpy()])
+            micro_batches.append([int(np.argmin(np.abs(observations - row).sum(axis=1))) for row in inputs[0].numpy()])
 
     def note_step(*_):
-        steps.append([*pieces])
-        pieces.clear()
+        steps.append([*micro_batches])
+        micro_batches.clear()
 
     model.policy.mlp_extractor.value_net.register_forward_pre_hook(note_piece)
     model.policy.optimizer.register_step_pre_hook(note_step)
@@ -51,8 +51,8 @@ def test_every_minibatch_is_a_step_on_its_own_mean(batch_size, micro_batch_size)
 
     of_the_policy, *minibatches = steps
     assert of_the_policy == []
-    assert all(len(piece) <= (micro_batch_size or N_STEPS) for pieces_of_step in minibatches for piece in pieces_of_step)
-    minibatches = [np.concatenate(pieces_of_step) for pieces_of_step in minibatches]
+    assert all(len(micro_batch) <= (micro_batch_size or N_STEPS) for of_step in minibatches for micro_batch in of_step)
+    minibatches = [np.concatenate(of_step) for of_step in minibatches]
     size = min(batch_size or N_STEPS, N_STEPS)
     sizes = [size] * (N_STEPS // size) + [N_STEPS % size] * (N_STEPS % size > 0)
     assert [len(chosen) for chosen in minibatches] == sizes * N_EPOCHS

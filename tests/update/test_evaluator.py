@@ -23,8 +23,8 @@ def squashing_model(**kwargs):
 def test_the_entropy_estimate_of_squashed_actions():
     model = squashing_model()
     model.learn(1)
-    reader, batch = PolicyEvaluator(model.policy), model.rollout_buffer.whole_episodes()
-    log_prob, entropy = reader.log_prob_and_entropy(batch, slice(0, 40))
+    evaluator, batch = PolicyEvaluator(model.policy), model.rollout_buffer.whole_episodes()
+    log_prob, entropy = evaluator.log_prob_and_entropy(batch, slice(0, 40))
     assert log_prob.std() > 0.1 and log_prob.abs().min() > 0
     # Its value is that of SB3's estimate, its gradient the score function's
     np.testing.assert_allclose(entropy.detach(), -log_prob.detach(), rtol=1e-6)

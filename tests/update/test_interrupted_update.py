@@ -72,7 +72,7 @@ def test_whatever_is_raised_everything_is_as_before_and_goes_on(moment, error, m
     policy = InterruptedPolicy if moment == "line search" else MlpPolicy
     model, undisturbed = (make_model(policy, critic_learning_rate=1e-3, **natural) for _ in range(2))
     for each in (model, undisturbed):
-        # A policy with a method of its own draws from PyTorch's generator
+        # A policy that overrides a method draws from PyTorch's generator
         each.set_random_seed(5)
         each.learn(60)
         each.collect_rollouts(each.env, *_without_callback(each))

@@ -92,10 +92,10 @@ def cosine(a, b):
 def test_the_models_fisher_matrix_is_the_enumerated_one(micro_batch_size):
     model = natural_model()
     store(model, PATHS)
-    batch, reader = model.rollout_buffer.whole_episodes(), PolicyEvaluator(model.policy, micro_batch_size)
+    batch, evaluator = model.rollout_buffer.whole_episodes(), PolicyEvaluator(model.policy, micro_batch_size)
     net = model.policy.action_net
     partition = single_partition(batch.episode_lengths)
-    divergence = policy_step.Divergence(reader, batch, slice(0, len(batch.actions)), partition)
+    divergence = policy_step.Divergence(evaluator, batch, slice(0, len(batch.actions)), partition)
     product = divergence.fisher_product([net.weight, net.bias])
     matrix = np.stack([product(row).numpy() for row in th.eye(6)])
     order = [0, 1, 4, 2, 3, 5]  # weights and bias of each logit beside each other
@@ -222,10 +222,10 @@ def test_micro_batches_change_nothing_about_the_natural_step(policy, fisher_max_
             device="cpu",
         )
         model.learn(1)
-        reader, batch = make_evaluator(model.policy), model.rollout_buffer.whole_episodes()
+        evaluator, batch = make_evaluator(model.policy), model.rollout_buffer.whole_episodes()
         assert len(batch.actions) > 100
         with th.no_grad():
-            return reader.distribution(batch, slice(0, len(batch.actions))).distribution.logits.numpy().copy()
+            return evaluator.distribution(batch, slice(0, len(batch.actions))).distribution.logits.numpy().copy()
 
     whole = logits(None)
     for micro_batch_size in (1, 16, 64):
