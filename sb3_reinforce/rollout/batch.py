@@ -75,21 +75,18 @@ class Evaluator(Protocol):
 
 def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float, evaluator: Evaluator | None) -> Episodes:
     """
-    Put together what an estimator, and its baseline, need of a batch.
+    Collect what an estimator and its baseline need of a batch, without returns.
 
-    :param batch: With what the policy says of it.
-    :param estimator: Whose baseline says what it needs.
     :param ent_coef: What ``-log_prob`` of an action earns (Levine 2018, eq. 9); 0 if the entropy is no part of the return.
-    :param evaluator: Of the policy that acted; None if it is gone, which not every baseline can do without.
-    :return: The episodes, without returns.
-    :raises RuntimeError: If the policy is gone, and the baseline needs it.
+    :param evaluator: Of the policy that acted; None if that has been updated.
+    :raises RuntimeError: If the policy has been updated, and the baseline needs it.
     """
     values, final_values, log_probs, distribution = batch.outputs
     rewards = complete_rewards(batch.rewards, log_probs, ent_coef, batch.cut_steps, final_values, estimator.gamma)
     baseline = estimator.baseline
     episodes = Episodes(rewards, batch.episode_lengths, values=values, distribution=distribution, starts=batch.starts)
     if len(batch.greedy_rewards) > 0:
-        lengths = np.array([len(own) for own in batch.greedy_rewards])
+        lengths = np.array([len(episode) for episode in batch.greedy_rewards])
         episodes = episodes.replace(greedy_rewards=np.concatenate(batch.greedy_rewards), greedy_lengths=lengths)
     if evaluator is None and (baseline.needs_observations or baseline.needs_scores or baseline.is_fitted):
         raise RuntimeError(

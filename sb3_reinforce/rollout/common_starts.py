@@ -18,7 +18,7 @@ class CommonStarts(NamedTuple):
 
     :param n_starts: Number of starts.
     :param episodes_per_start: Episodes that count from each of them.
-    :param has_greedy_episodes: Whether the deterministic policy goes from each of them, too.
+    :param has_greedy_episodes: Whether the deterministic policy also acts from each of them.
     """
 
     n_starts: int
@@ -26,12 +26,7 @@ class CommonStarts(NamedTuple):
     has_greedy_episodes: bool
 
     def waves(self, n_envs: int) -> Iterator["Wave"]:
-        """
-        Divide the episodes into waves of as many as there are environments. Those of the deterministic policy come first.
-
-        :param n_envs: Number of environments.
-        :return: The waves, in order.
-        """
+        """Divide the episodes into waves of one for each environment. Those of the deterministic policy come first."""
         greedy = np.arange(self.n_starts if self.has_greedy_episodes else 0)
         for starts, is_greedy in ((greedy, True), (np.repeat(np.arange(self.n_starts), self.episodes_per_start), False)):
             for first in range(0, len(starts), n_envs):
@@ -39,14 +34,7 @@ class CommonStarts(NamedTuple):
 
 
 def choose_common_starts(n_episodes: int | None, episodes_per_start: int | None, baseline: Baseline) -> CommonStarts | None:
-    """
-    Choose the starts of a rollout.
-
-    :param n_episodes: Episodes of the rollout in this process.
-    :param episodes_per_start: As the user says; None for 1.
-    :param baseline: Says whether the deterministic policy goes from each start, too.
-    :return: None if every episode may start as it likes.
-    """
+    """Choose the starts of a rollout of ``n_episodes`` in this process; None if every episode starts independently."""
     if n_episodes is None or (episodes_per_start is None and not baseline.needs_greedy_episodes):
         return None
     each = episodes_per_start or 1
@@ -66,13 +54,7 @@ class Wave(NamedTuple):
 
 
 def check_restartable(env: VecEnv, argument: str) -> None:
-    """
-    Refuse environments that cannot be reset with equal seeds.
-
-    :param env: Any vectorised environment.
-    :param argument: What asks for it, for the message.
-    :raises ValueError: Names the environment.
-    """
+    """Refuse environments that cannot be reset with equal seeds; ``argument`` is what needs them, for the message."""
     engine = env.unwrapped
     if not isinstance(engine, DummyVecEnv | SubprocVecEnv):
         raise ValueError(
@@ -85,14 +67,12 @@ def reset_to(model: OnPolicyAlgorithm, env: VecEnv, starts: IntArray, seeds: Int
     """
     Reset all environments, those of the same start with the same seed.
 
-    :param model: Keeps the observations.
-    :param env: A ``DummyVecEnv`` or ``SubprocVecEnv``, in any wrappers.
     :param starts: The number of the start of each of the first environments.
     :param seeds: Of each start.
     :raises ValueError: If environments look different after the same seed; names two of them.
     """
     engine: Any = env.unwrapped
-    # VecEnv.seed gives each environment a seed of its own
+    # VecEnv.seed gives each environment a different seed
     engine._seeds = [*seeds[starts].tolist(), *[None] * (env.num_envs - len(starts))]
     model._last_obs = env.reset()  # type: ignore[assignment]
     model._last_episode_starts = np.ones(env.num_envs, dtype=bool)

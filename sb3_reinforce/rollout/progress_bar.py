@@ -17,13 +17,7 @@ class StepsProgressBar(ProgressBarCallback):
 
 
 def count_steps_in_progress_bars(callback: MaybeCallback, progress_bar: bool) -> MaybeCallback:
-    """
-    Replace SB3's progress bars.
-
-    :param callback: That ``learn`` was given; RL Zoo's ``--progress`` puts a bar into the list.
-    :param progress_bar: Whether ``learn`` was asked for one.
-    :return: Callbacks that show the same bars.
-    """
+    """Replace SB3's progress bar of ``learn``, and the one that RL Zoo's ``--progress`` puts into the callbacks."""
     if isinstance(callback, list):
         callback = [StepsProgressBar() if type(child) is ProgressBarCallback else child for child in callback]
     if not progress_bar:

@@ -121,11 +121,10 @@ class PolicyEvaluator:
 
     def distributions(self, batch: EpisodeBatch) -> Any:
         """
-        Compute the distribution of actions at every step.
+        PyTorch's distribution of actions of all steps, on the CPU, a list of them for MultiDiscrete actions; None without
+        steps.
 
-        :param batch: The episodes.
-        :return: PyTorch's, of all steps, on the CPU, or a list of them for MultiDiscrete actions; None without steps.
-        :raises ValueError: If the policy's distribution is none of ``join_distributions``.
+        Raises ``ValueError`` if the policy's distribution is none that ``join_distributions`` takes.
         """
         parts = []
         with th.no_grad():
@@ -136,13 +135,9 @@ class PolicyEvaluator:
 
     def score_products(self, batch: EpisodeBatch, returns: Array, weights: Array) -> Array:
         """
-        Compare the gradients of an episode with and without its returns: what the constant of least variance needs.
-
-        :param batch: The episodes.
-        :param returns: Of each step, shape ``(n_steps,)``.
-        :param weights: Of each step in the gradient, shape ``(n_steps,)``.
-        :return: Of each episode the inner products of ``S = sum_t weights_t s_t``, where ``s_t`` is the gradient of the
-            log-probability of a step, with ``sum_t weights_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``.
+        The inner products of ``S = sum_t weights_t s_t`` of each episode, where ``s_t`` is the gradient of the log-probability
+        of a step, with ``sum_t weights_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``: what the constant of
+        least variance needs.
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         rows = th.as_tensor(np.stack([weights * returns, weights]), dtype=th.float32, device=self.policy.device)

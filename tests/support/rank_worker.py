@@ -148,7 +148,7 @@ def vector(model):
 
 
 def lengths_for(lengths, size):
-    """The lengths for two processes, for any number of them: each further one has one episode more."""
+    """The lengths for two processes, for any number of them: each further one has a single episode."""
     return [*lengths, *([2 + rank] for rank in range(size - 2))]
 
 
