@@ -17,7 +17,15 @@ import numpy as np
 import torch as th
 from torch import distributions
 
-from sb3_reinforce.functional.returns import Array, IntArray, rewards_to_go, time_steps, whole_episode_returns
+from sb3_reinforce.functional.returns import (
+    Array,
+    IntArray,
+    first_steps,
+    rewards_to_go,
+    steps_of,
+    time_steps,
+    whole_episode_returns,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,8 +472,7 @@ def select_episodes(episodes: Episodes, indices: Sequence[int] | IntArray) -> Ep
     :param indices: Which, in this order.
     :return: These, without the others.
     """
-    starts = np.cumsum(episodes.lengths) - episodes.lengths
-    steps = np.concatenate([np.arange(starts[index], starts[index] + episodes.lengths[index]) for index in indices])
+    steps = steps_of(episodes.lengths, indices)
     names = [field.name for field in dataclasses.fields(episodes) if field.name not in _OF_ALL]
     fields = {name: getattr(episodes, name) for name in names}
     of_episodes = {name: _select(fields.pop(name), np.asarray(indices)) for name in _OF_EPISODES}
@@ -516,8 +523,7 @@ def episode_means(returns: Array, episode_lengths: IntArray) -> Array:
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :return: Shape ``(n_episodes,)``.
     """
-    first_steps = np.cumsum(episode_lengths) - episode_lengths
-    return np.asarray(np.add.reduceat(returns, first_steps) / episode_lengths)
+    return np.asarray(np.add.reduceat(returns, first_steps(episode_lengths)) / episode_lengths)
 
 
 def mean_baseline(returns: Array, episode_lengths: IntArray) -> Array:
@@ -648,6 +654,6 @@ def greedy_baseline(greedy_returns: Array, greedy_lengths: IntArray, starts: Int
     :return: Shape ``(n_steps,)``.
     """
     steps, start_of_step = time_steps(episode_lengths), np.repeat(starts, episode_lengths)
-    first_steps, means = np.cumsum(greedy_lengths) - greedy_lengths, episode_means(greedy_returns, greedy_lengths)
-    at_same_time = np.minimum(steps, greedy_lengths[start_of_step] - 1) + first_steps[start_of_step]
+    means = episode_means(greedy_returns, greedy_lengths)
+    at_same_time = np.minimum(steps, greedy_lengths[start_of_step] - 1) + first_steps(greedy_lengths)[start_of_step]
     return np.where(steps < greedy_lengths[start_of_step], greedy_returns[at_same_time], means[start_of_step])

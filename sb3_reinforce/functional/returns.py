@@ -6,12 +6,36 @@ Steps of all episodes lie one after another in flat arrays of shape ``(n_steps,)
 policy gradient sees the small differences between them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
 IntArray = npt.NDArray[np.int64]
+
+
+def first_steps(episode_lengths: IntArray) -> IntArray:
+    """
+    Find where every episode begins.
+
+    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
+    :return: The index of the first step of each episode, shape ``(n_episodes,)``.
+    """
+    return np.cumsum(episode_lengths) - episode_lengths
+
+
+def steps_of(episode_lengths: IntArray, episodes: Sequence[int] | IntArray) -> IntArray:
+    """
+    Select the steps of some episodes.
+
+    :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
+    :param episodes: Indices of episodes, at least one.
+    :return: The indices of their steps, one episode after another, in the order of ``episodes``.
+    """
+    starts = first_steps(episode_lengths)
+    return np.concatenate([np.arange(starts[index], starts[index] + episode_lengths[index]) for index in episodes])
 
 
 def time_steps(episode_lengths: IntArray) -> IntArray:
@@ -21,8 +45,7 @@ def time_steps(episode_lengths: IntArray) -> IntArray:
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :return: The time step t of each step inside its own episode, shape ``(n_steps,)``.
     """
-    first_steps = np.cumsum(episode_lengths) - episode_lengths
-    return np.arange(int(np.sum(episode_lengths))) - np.repeat(first_steps, episode_lengths)
+    return np.arange(int(np.sum(episode_lengths))) - np.repeat(first_steps(episode_lengths), episode_lengths)
 
 
 def discounted_sums(terms: npt.ArrayLike, episode_lengths: IntArray, discount: float) -> Array:
@@ -100,8 +123,8 @@ def whole_episode_returns(rewards: npt.ArrayLike, episode_lengths: IntArray, gam
     :param gamma: Discount factor, in [0, 1].
     :return: Shape ``(n_steps,)``, constant inside an episode.
     """
-    first_steps = np.cumsum(episode_lengths) - episode_lengths
-    return np.repeat(rewards_to_go(rewards, episode_lengths, gamma)[first_steps], episode_lengths)
+    of_episodes = rewards_to_go(rewards, episode_lengths, gamma)[first_steps(episode_lengths)]
+    return np.repeat(of_episodes, episode_lengths)
 
 
 def generalized_advantages(

@@ -7,10 +7,11 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.functional.baselines import LeaveOneOutBaseline, MeanBaseline
+from sb3_reinforce.functional.returns import steps_of
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, make_lab_evaluator
 from sb3_reinforce.lab.estimators import OWN, make_estimators
-from sb3_reinforce.lab.gradients import ScoreGradients, steps_of
+from sb3_reinforce.lab.gradients import ScoreGradients
 from sb3_reinforce.lab.measurement import prepare
 from sb3_reinforce.reinforce import REINFORCE
 

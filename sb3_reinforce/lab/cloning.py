@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional.returns import Array, IntArray, first_steps
 from sb3_reinforce.lab import collect
 from sb3_reinforce.lab.gradients import take_episodes
 from sb3_reinforce.policies.averaging import make_averaged_policy
@@ -304,7 +304,7 @@ def as_batch(
         episode_lengths=lengths.astype(np.int64),
         cut_steps=np.zeros(0, dtype=np.int64),
         final_observations=None,
-        episode_starts=np.stack([np.zeros(len(lengths)), np.cumsum(lengths) - lengths], axis=1).astype(np.int64),
+        episode_starts=np.stack([np.zeros(len(lengths)), first_steps(lengths)], axis=1).astype(np.int64),
         action_masks=None if action_masks is None else th.as_tensor(action_masks, device=model.device),
     )
 

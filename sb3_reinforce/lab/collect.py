@@ -20,8 +20,8 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_reinforce.arguments import check_env_type
-from sb3_reinforce.functional.returns import Array
-from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE, first_steps
+from sb3_reinforce.functional.returns import Array, first_steps
+from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, find_time_limit

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional.returns import Array, IntArray, steps_of
 from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, map_observation
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
@@ -18,17 +18,6 @@ FloatArray = npt.NDArray[np.floating[Any]]
 MAX_COORDINATES = 16_384
 #: Steps that are differentiated at once: more are no faster, and need more memory.
 MICRO_BATCH_SIZE = 1_024
-
-
-def first_steps(episode_lengths: IntArray) -> IntArray:
-    """Return the index of the first step of each episode, shape ``(n_episodes,)``."""
-    return np.cumsum(episode_lengths) - episode_lengths
-
-
-def steps_of(episode_lengths: IntArray, episodes: Sequence[int] | IntArray) -> IntArray:
-    """Return the indices of the steps of some episodes, one episode after another, in the order of ``episodes``."""
-    starts = first_steps(episode_lengths)
-    return np.concatenate([np.arange(starts[index], starts[index] + episode_lengths[index]) for index in episodes])
 
 
 def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> EpisodeBatch:

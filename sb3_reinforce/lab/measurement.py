@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_reinforce.distributed.partition import single_partition
 from sb3_reinforce.functional import baselines, returns
 from sb3_reinforce.functional.estimator import PolicyGradientTargets
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional.returns import Array, IntArray, first_steps
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
 from sb3_reinforce.lab.estimators import (
@@ -27,7 +27,7 @@ from sb3_reinforce.lab.estimators import (
     has_critic,
     make_estimators,
 )
-from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, first_steps, take_episodes
+from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, take_episodes
 from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE

@@ -5,8 +5,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_reinforce.functional.returns import Array, IntArray, time_steps
-from sb3_reinforce.lab.gradients import steps_of
+from sb3_reinforce.functional.returns import Array, IntArray, steps_of, time_steps
 from sb3_reinforce.policies.inspection import actor_features
 from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
 from sb3_reinforce.update.evaluator import PolicyEvaluator

@@ -22,8 +22,7 @@ from sb3_reinforce.functional.baselines import (
     select_episodes,
 )
 from sb3_reinforce.functional.estimator import Estimator
-from sb3_reinforce.functional.returns import Array, IntArray
-from sb3_reinforce.lab.gradients import steps_of
+from sb3_reinforce.functional.returns import Array, IntArray, steps_of
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch, describe_episodes
 from sb3_reinforce.update import make_evaluator

@@ -27,8 +27,8 @@ class LstmMixin(OptionalCriticMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("shared_lstm", False) and kwargs.get("enable_critic_lstm", True):
             raise ValueError(
-                "policy_kwargs: shared_lstm=True gives the critic the actor's LSTM, enable_critic_lstm=True (the default) one "
-                "of its own: set enable_critic_lstm=False"
+                "policy_kwargs: shared_lstm=True gives the critic the actor's LSTM, enable_critic_lstm=True (the default) a "
+                "separate one: set enable_critic_lstm=False"
             )
         super().__init__(*args, **kwargs)
         assert isinstance(self, RecurrentActorCriticPolicy)

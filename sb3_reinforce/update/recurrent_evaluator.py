@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_reinforce.functional.lstm import run_lstm
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional.returns import Array, IntArray, first_steps, steps_of
 from sb3_reinforce.policies.inspection import actor_features
 from sb3_reinforce.policies.masked_distribution import use_action_masks
 from sb3_reinforce.rollout.batch import EpisodeBatch, select_steps
@@ -66,10 +66,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         return self._steps_of(episode_lengths, np.sort(rng.choice(len(longest_first), n_fitting, replace=False)))
 
     def _steps_of(self, episode_lengths: IntArray, episodes: IntArray) -> th.Tensor:
-        ends = np.cumsum(episode_lengths)[episodes]
-        starts = ends - episode_lengths[episodes]
-        steps = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
-        return th.as_tensor(steps, device=self.policy.device)
+        return th.as_tensor(steps_of(episode_lengths, episodes), device=self.policy.device)
 
     def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
         policy = self.policy
@@ -158,7 +155,7 @@ def run_lstm_over_episodes(lstm: nn.LSTM, inputs: th.Tensor, lengths: IntArray) 
     :param lengths: Steps of each episode, shape ``(n_episodes,)``.
     :return: Shape ``(n_steps, n_outputs)``.
     """
-    starts = np.cumsum(lengths) - lengths
+    starts = first_steps(lengths)
     outputs, order = [], []
     for episodes in bucket_episodes(lengths):
         times = np.arange(lengths[episodes[0]])[:, None]

@@ -90,9 +90,7 @@ class GymnasiumVecEnv(EngineVecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute. Raises ``NotImplementedError`` if the vector environment has no separate environments."""
         if not hasattr(self.engine, "set_attr"):
-            raise NotImplementedError(
-                f"Cannot set {attr_name}: the environments of {self.engine} have no attributes of their own"
-            )
+            raise NotImplementedError(f"Cannot set {attr_name}: the environments of {self.engine} are no separate objects")
         chosen = set(self._get_indices(indices))
         old = [value] * self.num_envs if len(chosen) == self.num_envs else self.get_attr(attr_name)
         self.engine.set_attr(attr_name, [value if i in chosen else old[i] for i in range(self.num_envs)])

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from sb3_reinforce.functional.returns import (
     discount_weights,
     discounted_sums,
+    first_steps,
     generalized_advantages,
     rewards_to_go,
     standardize,
+    steps_of,
     time_steps,
     whole_episode_returns,
 )
@@ -32,6 +34,14 @@ def split(flat, lengths):
 
 def slow_rewards_to_go(rewards, gamma):
     return [sum(gamma ** (k - t) * rewards[k] for k in range(t, len(rewards))) for t in range(len(rewards))]
+
+
+@given(episode_layouts, st.randoms())
+def test_steps_of_episodes(lengths, random):
+    order = random.sample(range(len(lengths)), random.randint(1, len(lengths)))
+    slow = split(range(sum(lengths)), lengths)
+    np.testing.assert_array_equal(first_steps(np.array(lengths)), [steps[0] for steps in slow])
+    np.testing.assert_array_equal(steps_of(np.array(lengths), order), np.concatenate([slow[index] for index in order]))
 
 
 @given(episodes(), discounts)

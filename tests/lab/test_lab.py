@@ -29,13 +29,13 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs import diamond_hill
 from sb3_reinforce.functional.baselines import ValueBaseline, name_of
 from sb3_reinforce.functional.estimator import Estimator
-from sb3_reinforce.functional.returns import rewards_to_go
+from sb3_reinforce.functional.returns import rewards_to_go, steps_of
 from sb3_reinforce.lab import NoiseScaleCallback, measure, refit, statistics
 from sb3_reinforce.lab.cloning import unit_weights
 from sb3_reinforce.lab.collect import MAX_EPISODE_STEPS, Episodes, collect
 from sb3_reinforce.lab.estimators import OWN, choose_estimators, make_estimators
 from sb3_reinforce.lab.findings import describe, notes
-from sb3_reinforce.lab.gradients import ScoreGradients, compression, steps_of, take_episodes
+from sb3_reinforce.lab.gradients import ScoreGradients, compression, take_episodes
 from sb3_reinforce.lab.measurement import (
     divergence_of_step,
     estimator_gradients,
