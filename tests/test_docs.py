@@ -27,7 +27,6 @@ from packaging.requirements import Requirement
 from stable_baselines3 import A2C, PPO
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.reinforce import DEFAULT_N_STEPS
 from sb3_reinforce.zoo.cli import COMMANDS
 from sb3_reinforce.zoo.cli import main as run_command
 
@@ -304,4 +303,4 @@ def test_the_defaults_in_the_readme_are_those_of_the_class():
         (written,) = re.findall(rf"^\| `{name}` \| `?([^|`]+)`? \|", readme, re.MULTILINE)
         assert ast.literal_eval(written) == defaults[name]
     assert f"`target_kl` ({defaults['target_kl']})" in readme
-    assert DEFAULT_N_STEPS == 256 and "256 steps per environment" in readme
+    assert f"{REINFORCE('MlpPolicy', 'CartPole-v1').n_steps} steps per environment" in readme
