@@ -30,7 +30,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.envs import aliased_gridworld, diamond_hill
 from sb3_reinforce.envs.diamond_hill import DECISION_STATES, SLIP_PROBABILITY
 from sb3_reinforce.functional.baselines import Baseline, Episodes, MovingAverageBaseline
-from sb3_reinforce.lab import check_unbiased
+from sb3_reinforce.lab import check_unbiased, measure
 
 GAMMA = 0.9
 LITERATURE = ("moving_average", "linear", "optimal", "greedy", "group")
@@ -621,3 +621,32 @@ def test_check_unbiased_of_one_that_learns_while_it_is_asked():
 def test_check_unbiased_needs_two_episodes():
     with pytest.raises(ValueError, match="n_episodes must be at least 2"):
         check_unbiased(None, n_episodes=1)
+
+
+# On the user's own problem
+
+
+def test_the_laboratory_measures_baselines_on_the_same_episodes():
+    model = REINFORCE("MlpPolicy", "sb3_reinforce/DiamondHill-v0", baseline=None, n_episodes=8, seed=0, device="cpu")
+    env = make_vec_env("sb3_reinforce/DiamondHill-v0", 4)
+    baselines = [Expected(), "linear", "moving_average", "optimal", "leave_one_out"]
+    measurement = measure(model, env, 60, estimators=["to-go", "to-go-loo"], baselines=baselines)
+    assert list(measurement.results) == [
+        *("to-go", "to-go-loo", "test_own_baselines:Expected", "linear", "moving_average", "optimal", "leave_one_out")
+    ]
+    loo, again = measurement.results["to-go-loo"], measurement.results["leave_one_out"]
+    assert again.signal == loo.signal and again.noise == loo.noise
+    assert measurement.results["linear"].noise < measurement.results["to-go"].noise
+    assert not measurement.results["test_own_baselines:Expected"].estimator.is_unbiased, "it is not known to be"
+
+
+def test_the_laboratory_deals_the_episodes_of_a_start_together():
+    model = REINFORCE("MlpPolicy", make_vec_env(StartEnv, 1), baseline=None, n_episodes=6, seed=0, device="cpu")
+    measurement = measure(model, make_vec_env(StartEnv, 3), 50, baselines=["group", "greedy"], estimators=["to-go"])
+    # Of eight episodes in 12 starts, as many as fit
+    assert measurement.batch_size == 4 and len(measurement.returns) == 48
+    # Episodes of a start are all alike here
+    assert measurement.results["group"].noise == pytest.approx(0.0, abs=1e-9)
+    assert measurement.results["to-go"].noise > 0.1
+    with pytest.raises(ValueError, match="batch_size=6 and n_episodes=50: 4 episodes have a common start"):
+        measure(model, make_vec_env(StartEnv, 3), 50, batch_size=6, baselines=["group"])

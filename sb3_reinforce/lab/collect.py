@@ -27,6 +27,7 @@ from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.rollout.collector import collect_episodes
+from sb3_reinforce.rollout.common_starts import CommonStarts
 from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
@@ -66,7 +67,7 @@ class _Watch(BaseCallback):
         self.n_steps = np.where(self.locals["dones"], 0, self.n_steps + 1)
         check_length(int(self.n_steps.max()), self.max_episode_steps)
         if self.bar is not None:
-            self.bar.update(self.locals["n_episodes"] - self.bar.n)
+            self.bar.update(sum(map(len, self.locals["rollout_buffer"].episode_ends)) - self.bar.n)
         return True
 
 
@@ -168,12 +169,17 @@ def frozen(env: VecEnv, device: th.device) -> Iterator[None]:
 
 
 def collect(
-    model: OnPolicyAlgorithm, env: GymEnv, n_episodes: int = 500, seed: int = 0, progress_bar: bool = False
+    model: OnPolicyAlgorithm,
+    env: GymEnv,
+    n_episodes: int = 500,
+    seed: int = 0,
+    progress_bar: bool = False,
+    common_starts: CommonStarts | None = None,
 ) -> Episodes:
     """
     Collect whole episodes, which count as in ``REINFORCE``: the first ones to start. See ``measure``.
 
-    With gSDE every episode has an exploration matrix of its own.
+    Common starts decide how many episodes are collected. With gSDE every episode has an exploration matrix of its own.
     """
     check_model(model, n_episodes)
     env = as_vec_env(model, env)
@@ -193,7 +199,8 @@ def collect(
         watch = _Watch(bar, max_episode_steps)
         watch.init_callback(copied)
         rng = np.random.default_rng(seed)
-        collect_episodes(copied, env, watch, buffer, EpisodeQuota(0, n_episodes), max_steps, bootstraps, rng, use_masking)
+        settings = (max_steps, bootstraps, rng, use_masking, common_starts)
+        collect_episodes(copied, env, watch, buffer, EpisodeQuota(0, n_episodes), *settings)
         if bar is not None:
             bar.update(n_episodes - bar.n)
 

@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_reinforce.functional.baselines import LeaveOneOutBaseline, MeanBaseline, NoBaseline, TimeStepBaseline, ValueBaseline
+from sb3_reinforce.functional.baselines import (
+    Baseline,
+    LeaveOneOutBaseline,
+    MeanBaseline,
+    NoBaseline,
+    TimeStepBaseline,
+    ValueBaseline,
+    make_baseline,
+    name_of,
+)
 from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.reinforce import REINFORCE
 
@@ -39,7 +48,13 @@ class NamedEstimator(NamedTuple):
     def sees_batch(self) -> bool:
         """Whether the gradient of an episode depends on the other episodes of its batch."""
         settings = self.settings
-        return settings.baseline.sees_other_episodes or settings.normalize_advantage or settings.loss_reduction != "episode"
+        sees_others = settings.baseline.sees_other_episodes and not self.is_crossfitted
+        return sees_others or settings.normalize_advantage or settings.loss_reduction != "episode"
+
+    @property
+    def is_crossfitted(self) -> bool:
+        """Whether its baseline is fitted here: what is subtracted from an episode was fitted on other episodes."""
+        return self.settings.baseline.is_fitted and self.key != OWN
 
     @property
     def keeps_scale(self) -> bool:
@@ -59,6 +74,9 @@ class NamedEstimator(NamedTuple):
         settings = self.settings
         return self.keeps_scale and settings.baseline.is_unbiased and settings.gae_lambda == 1.0 and self.key != OWN
 
+
+#: Where a baseline needs common starts, and the model has none.
+EPISODES_PER_START = 4
 
 #: In the order of the report; ``all`` adds what is not in here.
 LECTURE = (
@@ -93,9 +111,11 @@ _ESTIMATORS: tuple[tuple[str, str, dict[str, Any], str | None], ...] = (
 )
 
 
-def make_estimators(model: OnPolicyAlgorithm, gamma: float) -> dict[str, NamedEstimator]:
+def make_estimators(
+    model: OnPolicyAlgorithm, gamma: float, baselines: Sequence[Baseline | str] = ()
+) -> dict[str, NamedEstimator]:
     """
-    Make all estimators that the laboratory knows, by key, in the order of the report.
+    Make all estimators that the laboratory knows, by key, in the order of the report; then reward-to-go with other baselines.
 
     All have the same discount factor, the model's own settings too: gradients of different objectives cannot be compared.
     """
@@ -104,7 +124,28 @@ def make_estimators(model: OnPolicyAlgorithm, gamma: float) -> dict[str, NamedEs
         for key, label, arguments, critic in _ESTIMATORS
     ]
     own = dataclasses.replace(own_settings(model), gamma=gamma)
-    return {one.key: one for one in (*known, NamedEstimator(OWN, "this model's own settings", own, MODEL_CRITIC))}
+    known.append(NamedEstimator(OWN, "this model's own settings", own, MODEL_CRITIC))
+    for baseline in map(make_baseline, baselines):
+        name = key_of(baseline)
+        settings = Estimator(gamma=gamma, baseline=baseline, loss_reduction="episode")
+        known.append(NamedEstimator(name, f"to-go - {name}", settings, MODEL_CRITIC))
+    return {one.key: one for one in known}
+
+
+def key_of(baseline: Baseline | str) -> str:
+    """Return the key of the estimator that subtracts a baseline: its name or class path."""
+    return name_of(make_baseline(baseline)).strip("'")
+
+
+def choose_episodes_per_start(model: OnPolicyAlgorithm, estimators: Sequence[NamedEstimator]) -> int | None:
+    """Choose how many of the episodes have a common start: those of the model, 4 if it has none; None if nobody asks."""
+    own = getattr(model, "episodes_per_start", None)
+    baselines = [one.settings.baseline for one in estimators]
+    if any(baseline.needs_common_starts for baseline in baselines):
+        return own or EPISODES_PER_START
+    if own is not None and any(one.key == OWN for one in estimators):
+        return int(own)
+    return 1 if any(baseline.needs_greedy_episodes for baseline in baselines) else None
 
 
 def own_settings(model: OnPolicyAlgorithm) -> Estimator:

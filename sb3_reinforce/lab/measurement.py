@@ -1,5 +1,6 @@
 """What the gradient of each estimator is worth, measured on the same episodes."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,9 +11,11 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_reinforce.distributed.partition import single_partition
-from sb3_reinforce.functional import baselines, returns
-from sb3_reinforce.functional.estimator import PolicyGradientTargets
-from sb3_reinforce.functional.returns import Array, IntArray, first_steps
+from sb3_reinforce.functional import baselines as baseline_module
+from sb3_reinforce.functional import returns
+from sb3_reinforce.functional.baselines import Baseline
+from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
+from sb3_reinforce.functional.returns import Array, IntArray, first_steps, steps_of
 from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
 from sb3_reinforce.lab.estimators import (
@@ -23,8 +26,10 @@ from sb3_reinforce.lab.estimators import (
     REFITTED_CRITIC,
     UNDISCOUNTED,
     NamedEstimator,
+    choose_episodes_per_start,
     choose_estimators,
     has_critic,
+    key_of,
     make_estimators,
 )
 from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, take_episodes
@@ -32,6 +37,7 @@ from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, describe_episodes
+from sb3_reinforce.rollout.common_starts import CommonStarts
 from sb3_reinforce.update.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 
 #: How often the episodes are dealt into batches: at the user's batch size, of which most is said, and at all others.
@@ -49,15 +55,21 @@ UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 class PreparedEstimator(NamedTuple):
-    """An estimator with the episodes that it makes its weights of, and the coefficient of the entropy bonus of its loss."""
+    """
+    An estimator with the episodes that it makes its weights of, and the coefficient of the entropy bonus of its loss.
+
+    ``subtracted`` is what a baseline subtracts that was fitted on other episodes; None to ask the baseline.
+    """
 
     estimator: NamedEstimator
-    episodes: baselines.Episodes
+    episodes: baseline_module.Episodes
     ent_coef: float
+    subtracted: Array | None = None
 
     def targets(self, group: Sequence[int] | IntArray) -> PolicyGradientTargets:
         """Compute the weights of the steps of a batch of episodes, of which the indices are given."""
-        return self.estimator.settings(baselines.select_episodes(self.episodes, group))
+        subtracted = None if self.subtracted is None else self.subtracted[steps_of(self.episodes.lengths, group)]
+        return self.estimator.settings(baseline_module.select_episodes(self.episodes, group), subtracted)
 
 
 class Result(NamedTuple):
@@ -144,6 +156,7 @@ def measure(
     seed: int = 0,
     label: str = "model",
     progress_bar: bool = False,
+    baselines: Sequence[Baseline | str] = (),
 ) -> Measurement:
     """
     Collect episodes once, and measure what the gradient of each estimator is worth on them.
@@ -159,19 +172,31 @@ def measure(
     :param seed: Seed of the environment, the actions and the resampling.
     :param label: Name of the model in the report.
     :param progress_bar: Whether to show a progress bar (needs tqdm).
+    :param baselines: More estimators: reward-to-go minus each of these, as ``REINFORCE`` takes them. One that learns is fitted
+        here, on the other half of the episodes. If one needs common starts, so many episodes as the model's
+        ``episodes_per_start``, or 4, have one, and the episodes of a start are the unit of all statistics.
     :return: The results.
     :raises ValueError: If an argument is out of its range, the model has no actor or no critic that is needed, environment and
         model do not fit, or an episode does not end.
     """
     check_model(model, n_episodes)
-    check_batch_size(batch_size, n_episodes)
-    chosen = choose_estimators(make_estimators(model, model.gamma if gamma is None else gamma), estimators, model)
-    episodes = collect(model, env, n_episodes, seed, progress_bar)
+    known = make_estimators(model, model.gamma if gamma is None else gamma, baselines)
+    chosen = choose_estimators(known, [*estimators, *map(key_of, baselines)], model)
+    each = choose_episodes_per_start(model, chosen)
+    check_batch_size(batch_size, n_episodes, each or 1)
+    has_greedy = any(one.settings.baseline.needs_greedy_episodes for one in chosen)
+    common_starts = None if each is None else CommonStarts(n_episodes // each, each, has_greedy)
+    episodes = collect(model, env, n_episodes // (each or 1) * (each or 1), seed, progress_bar, common_starts)
     return measure_episodes(episodes, chosen, batch_size, seed, label, progress_bar)
 
 
-def check_batch_size(batch_size: int | None, n_episodes: int) -> None:
-    """Raise ValueError if there are not two batches."""
+def check_batch_size(batch_size: int | None, n_episodes: int, episodes_per_start: int = 1) -> None:
+    """Raise ValueError if there are not two batches, or starts are divided among batches."""
+    if n_episodes < 2 * episodes_per_start or (batch_size or 0) % episodes_per_start != 0:
+        raise ValueError(
+            f"batch_size={batch_size} and n_episodes={n_episodes}: {episodes_per_start} episodes have a common start, and a "
+            "batch has all episodes of a start"
+        )
     if batch_size is not None and not 1 <= batch_size <= n_episodes // 2:
         raise ValueError(
             f"batch_size must be from 1 to half of the {n_episodes} episodes, since two batches are compared, not {batch_size}"
@@ -183,6 +208,7 @@ def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: E
     most = len(batch.episode_lengths) // 2
     if batch_size is not None:
         return batch_size, "as asked for"
+    each = 1 if batch.starts is None else int(np.bincount(batch.starts).max())
     own = getattr(model, "n_episodes", None)
     note = f"n_episodes={own}"
     if own is None:
@@ -193,7 +219,9 @@ def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: E
         else:
             own = max(1, round(steps / float(batch.episode_lengths.mean())))
         note = f"{steps:,} steps per update"
-    return (own, note) if own <= most else (most, f"{note} would be {own} episodes, more than half of those collected")
+    if own > most:
+        own, note = most, f"{note} would be {own} episodes, more than half of those collected"
+    return max(own // each, 1) * each, note
 
 
 def expected_starts(episode_lengths: IntArray, n_steps: int) -> float:
@@ -226,7 +254,9 @@ def measure_episodes(
     size, note = choose_batch_size(episodes.model, batch_size, episodes.batch)
     laboratory = _Laboratory(episodes, estimators, size, np.random.default_rng(seed))
     half = n_episodes // 2
-    sizes = sorted({size, half, *(4**power for power in range(half.bit_length()) if 4**power < half)})
+    each = laboratory.units.shape[1]
+    rounded = {other // each * each for other in (size, half, *(4**power for power in range(half.bit_length())))}
+    sizes = sorted(other for other in rounded if 0 < other <= half)
     deals = [other for other in sizes for _ in range(N_DEALS_AT_BATCH_SIZE if other == size else N_DEALS)]
     results = {}
     with progress(progress_bar, label, len(deals) + len(estimators)) as bar:
@@ -282,8 +312,22 @@ def prepare(
             critics.get(one.critic), distribution=evaluator.distributions(batch) if needs_distribution else None
         )
         described = batch._replace(rewards=rewards, outputs=outputs)
-        prepared.append(PreparedEstimator(one, describe_episodes(described, one.settings, 0.0, evaluator), bonus))
+        of_all = describe_episodes(described, one.settings, 0.0, evaluator)
+        subtracted = crossfit(one.settings, of_all, folds) if one.is_crossfitted else None
+        prepared.append(PreparedEstimator(one, of_all, bonus, subtracted))
     return prepared
+
+
+def crossfit(settings: Estimator, episodes: baseline_module.Episodes, folds: list[IntArray]) -> Array:
+    """Compute what a baseline subtracts from each step that is fitted on the episodes of the other folds."""
+    subtracted = np.empty(len(episodes.rewards))
+    for index, fold in enumerate(folds):
+        others = np.concatenate([part for other, part in enumerate(folds) if other != index])
+        fitted = copy.deepcopy(settings.baseline)
+        fitted.fit(settings.add_returns(baseline_module.select_episodes(episodes, others)))
+        own = settings.add_returns(baseline_module.select_episodes(episodes, fold))
+        subtracted[steps_of(episodes.lengths, fold)] = baseline_module.compute_baseline(fitted, own)
+    return subtracted
 
 
 def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float, gamma: float) -> Array:
@@ -303,13 +347,13 @@ def estimator_gradients(
     """
     Compute the gradients of estimators from some episodes of a batch, as a batch of their own.
 
-    Shape ``(len(prepared) + 1, n_parameters)``; the last row is the sum of all scores.
+    Shape ``(len(prepared) + 1, n_parameters)``; the last row is the sum of all scores, averaged over episodes.
     """
     own = take_episodes(batch, episodes)
     targets = [one.targets(episodes) for one in prepared]
     weights = [by.score_weights / by.n_averaged for by in targets]
     bonuses = [one.ent_coef / by.n_averaged for one, by in zip(prepared, targets, strict=True)]
-    return scores(own, np.stack([*weights, np.ones(len(own.rewards))]), [*bonuses, 0.0])
+    return scores(own, np.stack([*weights, np.full(len(own.rewards), 1 / len(episodes))]), [*bonuses, 0.0])
 
 
 def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
@@ -317,6 +361,13 @@ def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
     to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
     _, counts = np.unique(to_go[first_steps(batch.episode_lengths)], return_counts=True)
     return len(batch.episode_lengths) - int(counts.max())
+
+
+def units_of(batch: EpisodeBatch) -> IntArray:
+    """Return the episodes of each start, of which there are equally many, shape ``(n_units, episodes_per_start)``."""
+    if batch.starts is None:
+        return np.arange(len(batch.episode_lengths))[:, None]
+    return np.argsort(batch.starts, kind="stable").reshape(int(batch.starts.max()) + 1, -1)
 
 
 class _Laboratory:
@@ -329,7 +380,9 @@ class _Laboratory:
         self.episodes = episodes
         self.batch_size = batch_size
         self.rng = rng
-        self.n = len(batch.episode_lengths)
+        #: The episodes of each start, or single ones: what is independent of the rest. Shape ``(n_units, episodes_per_start)``
+        self.units = units_of(batch)
+        self.n = len(self.units)
         self.folds = [np.sort(fold) for fold in np.array_split(rng.permutation(self.n), N_FOLDS)]
 
         gamma = estimators[0].settings.gamma
@@ -340,7 +393,8 @@ class _Laboratory:
             critic = "weighted-critic" if has_critic(episodes.model) else "weighted"
             key = "weighted-refit" if "to-go-refit" in needed else critic
             needed[key] = known[key]
-        prepared = prepare(episodes, list(needed.values()), self.folds, int(rng.integers(2**31)))
+        folds = [np.sort(self.units[fold].ravel()) for fold in self.folds]
+        prepared = prepare(episodes, list(needed.values()), folds, int(rng.integers(2**31)))
         self.prepared = {one.estimator.key: one for one in prepared}
         self.seeing = [one for one in prepared if one.estimator.sees_batch]
 
@@ -360,20 +414,23 @@ class _Laboratory:
         self.dealt: dict[str, list[tuple[float, float, Interval, Interval]]] = {one.estimator.key: [] for one in self.seeing}
 
     def _gradients(self, prepared: Sequence[PreparedEstimator], groups: IntArray) -> FloatArray:
-        """Compute the gradients of groups of episodes, and in the last row the sums of their scores."""
+        """Compute the gradients of groups of units, and in the last row the mean sums of their scores."""
         batch = self.episodes.batch
-        rows = [self.compress(estimator_gradients(self.scores, batch, group, prepared)) for group in groups]
+        groups_of_episodes = [self.units[group].ravel() for group in groups]
+        rows = [self.compress(estimator_gradients(self.scores, batch, group, prepared)) for group in groups_of_episodes]
         return np.stack(rows, axis=1)
 
     def _episode_gradients(self, prepared: Sequence[PreparedEstimator]) -> dict[str, FloatArray]:
-        """Compute the gradient of every episode for the estimators that do not see their batch."""
+        """Compute the gradient of every unit for the estimators that do not see their batch."""
         *gradients, scores = self._gradients(prepared, np.arange(self.n)[:, None])
         by_key = {one.estimator.key: own for one, own in zip(prepared, gradients, strict=True)}
         own, one = by_key["to-go-constant"], self.prepared["to-go-constant"]
         constants = self._best_constants(own, scores)
         own -= constants[:, None].astype(own.dtype) * scores
         # For the step that is tried out with it
-        values = np.repeat(constants, self.episodes.batch.episode_lengths)
+        of_episodes = np.empty(self.units.size)
+        of_episodes[self.units.ravel()] = np.repeat(constants, self.units.shape[1])
+        values = np.repeat(of_episodes, self.episodes.batch.episode_lengths)
         self.prepared["to-go-constant"] = one._replace(episodes=one.episodes.replace(values=values))
         return by_key
 
@@ -403,7 +460,8 @@ class _Laboratory:
 
     def deal(self, size: int) -> None:
         """Deal the episodes into batches, and note what the gradients of the batches say."""
-        groups = self.rng.permutation(self.n)[: self.n // size * size].reshape(-1, size)
+        n_units = size // self.units.shape[1]
+        groups = self.rng.permutation(self.n)[: self.n // n_units * n_units].reshape(-1, n_units)
         # In the order of the deal even if a batch is one episode: others are compared with it
         batches = {
             key: np.stack([gradients[group].mean(axis=0) for group in groups]) for key, gradients in self.gradients.items()
@@ -455,8 +513,8 @@ class _Laboratory:
             ratio = statistics.mean_interval(signal / noise / size if noise > 0.0 else np.inf, ratios)
             bias = statistics.mean_interval(float(np.median([one.value for one in biases])), biases)
         else:
-            (signal, noise), size = self.moments[key], 1
-            ratio, bias = statistics.signal_to_noise(self.products[key]), UNKNOWN
+            (signal, noise), size = self.moments[key], self.units.shape[1]
+            ratio, bias = statistics.signal_to_noise(self.products[key], size), UNKNOWN
             if key != reference:
                 bias = self._bias(estimator, self.gradients[key], self.gradients[reference])
             if key in FEATURED:
@@ -480,12 +538,13 @@ class _Laboratory:
     def _fewer(self, products: Array) -> dict[int, Interval]:
         """Estimate the ratio from subsamples of the episodes."""
         found = {}
-        for size in (size for size in FEWER_EPISODES if size < self.n):
+        each = self.units.shape[1]
+        for size in (size for size in FEWER_EPISODES if 2 * each <= size < self.n * each):
             ratios = []
             for _ in range(N_SUBSAMPLES):
-                chosen = self.rng.choice(self.n, size, replace=False)
+                chosen = self.rng.choice(self.n, size // each, replace=False)
                 signal, noise = statistics.signal_and_noise(products[np.ix_(chosen, chosen)])
-                ratios.append(signal / noise if noise > 0.0 else np.inf)
+                ratios.append(signal / noise / each if noise > 0.0 else np.inf)
             tail = (1 - statistics.COVERAGE) / 2
             found[size] = Interval(*map(float, np.quantile(ratios, [0.5, tail, 1 - tail], method="inverted_cdf")))
         return found
@@ -507,16 +566,17 @@ class _Laboratory:
         noise_direction = vectors[:, -1] @ noisiest
         noise_direction /= np.linalg.norm(noise_direction) or 1.0
 
-        draws = [self.rng.choice(mine, self.batch_size, replace=False) for _ in range(N_CLOUD_DOTS)]
+        draws = [self.rng.choice(mine, self.batch_size // self.units.shape[1], replace=False) for _ in range(N_CLOUD_DOTS)]
         updates = np.stack([self.gradients[key][draw].mean(axis=0) for draw in draws])
         return np.stack([updates @ unit, updates @ noise_direction], axis=1) / scale
 
     def _divergence(self, prepared: PreparedEstimator) -> float:
         """Try out the step that the model would take with this gradient."""
-        groups = self.rng.permutation(self.n)[: self.n // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
+        n_units = self.batch_size // self.units.shape[1]
+        groups = self.rng.permutation(self.n)[: self.n // n_units * n_units].reshape(-1, n_units)
         batch = self.episodes.batch
         divergences = []
-        for group in groups[:N_STEPS_TRIED]:
+        for group in [self.units[group].ravel() for group in groups[:N_STEPS_TRIED]]:
             own = take_episodes(batch, group)
             targets = prepared.targets(group)
             divergences.append(divergence_of_step(self.episodes, own, targets, prepared.ent_coef))

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 import sb3_reinforce
 from sb3_reinforce.lab.collect import as_vec_env, check_model
-from sb3_reinforce.lab.estimators import choose_estimators, make_estimators
+from sb3_reinforce.lab.estimators import choose_estimators, key_of, make_estimators
 from sb3_reinforce.lab.measurement import check_batch_size, measure
 from sb3_reinforce.zoo import ALGORITHM, register
 from sb3_reinforce.zoo.command_line import add_environment_options, check_agent, import_gym_packages, positive_int
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         check_model(stage.model, options.episodes)
         as_vec_env(stage.model, stage.env)
         gamma = stage.model.gamma if options.gamma is None else options.gamma
-        choose_estimators(make_estimators(stage.model, gamma), options.estimators, stage.model)
+        known = make_estimators(stage.model, gamma, options.baselines)
+        choose_estimators(known, [*options.estimators, *map(key_of, options.baselines)], stage.model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     measurements = []
     for label, model, env in stages:
         estimators = (options.episodes, options.batch, options.estimators, options.gamma, options.seed)
-        measurements.append(measure(model, env, *estimators, label, progress_bar=True))
+        measurements.append(measure(model, env, *estimators, label, progress_bar=True, baselines=options.baselines))
         env.close()
     # Once the gradients are out of memory
     from sb3_reinforce.lab.report import write_report
@@ -106,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--episodes", type=positive_int, default=500, help="episodes to collect of each model, at least 20")
     add("--batch", type=positive_int, metavar="N", help="episodes of an update; by default what the model does")
     add("--estimators", nargs="+", default=["lecture"], metavar="NAME", help="lecture, all, or names (docs/laboratory.md)")
+    add("--baselines", nargs="+", default=[], metavar="NAME", help="also reward-to-go minus these (docs/baselines.md)")
     add("--gamma", type=float, help="discount factor of the estimators; by default that of the model")
     add("--seed", type=int, default=0, help="seed of environments, actions and resampling")
     add("-o", "--output", type=Path, metavar="DIR", help=f"folder of the report; by default logs/{NAME}/ID")
