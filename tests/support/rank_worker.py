@@ -23,6 +23,7 @@ from torch import distributed
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.distributed.process_group import ProcessGroup, leave_process_group
 from sb3_reinforce.distributed.synchronization import checksum
+from sb3_reinforce.functional.baselines import Baseline
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
@@ -34,6 +35,31 @@ LSTM_KWARGS = {"lstm_hidden_size": 4, "net_arch": [4]}
 EVEN = [[[3, 4], [4, 3]], [[2, 6], [5, 3]], [[4], [4]]]
 UNEVEN = [[[1], [9, 30, 2]], [[3, 3, 3], [40]], [[20, 1], [1, 1, 1, 1]]]
 WITHOUT = [[[5, 7], []], [[], [6, 2]], [[4, 4, 4], []]]
+
+STARTS = {"n_steps": None, "n_episodes": 8, "episodes_per_start": 2}
+
+
+class SeesAll(Baseline):
+    """Looks at everything that is offered, and learns. It differs between processes: what process 0 computes must count."""
+
+    needs_distribution = needs_critic = True
+
+    def __init__(self):
+        self.own = float(os.environ.get("RANK", "0"))
+        self.mean = 0.0
+
+    def __call__(self, episodes):
+        parts = episodes.distribution if isinstance(episodes.distribution, list) else [episodes.distribution]
+        entropy = sum(part.entropy().reshape(len(episodes.rewards), -1).sum(dim=1) for part in parts).double().numpy()
+        seen = episodes.observations["a"] if isinstance(episodes.observations, dict) else episodes.observations
+        masks = 0.0 if episodes.action_masks is None else episodes.action_masks.sum(axis=1)
+        actions = episodes.actions.reshape(len(seen), -1).sum(axis=1)
+        looked_at = seen[:, 0] + masks + 0.1 * actions.mean() + episodes.values + 0.01 * episodes.time_steps
+        return entropy + looked_at + len(episodes.lengths) + self.mean + self.own
+
+    def fit(self, episodes):
+        self.mean += float(episodes.returns.mean())
+
 
 #: Spaces, lengths of episodes, and arguments beside the defaults.
 CASES = {
@@ -49,6 +75,19 @@ CASES = {
     "mean": (BOX, DISCRETE, UNEVEN, {"baseline": "mean", "return_type": "episode"}),
     "none": (BOX, DISCRETE, UNEVEN, {"baseline": None}),
     "none, by episode": (BOX, DISCRETE, UNEVEN, {"baseline": None, "loss_reduction": "episode"}),
+    "moving average": (BOX, DISCRETE, UNEVEN, {"baseline": "moving_average"}),
+    "linear": (DICT, DISCRETE, UNEVEN, {"baseline": "linear", "return_type": "episode"}),
+    "optimal": (BOX, GAUSSIAN, UNEVEN, {"baseline": "optimal", "discounted_weighting": True, "micro_batch_size": 4}),
+    "group": (BOX, DISCRETE, UNEVEN, {"baseline": "group", **STARTS}),
+    "greedy": (BOX, DISCRETE, EVEN, {"baseline": "greedy", **STARTS, "return_type": "episode"}),
+    "own": (BOX, spaces.MultiDiscrete([3, 2]), UNEVEN, {"baseline": "rank_worker:SeesAll"}),
+    "own, LSTM with masks": (
+        BOX,
+        DISCRETE,
+        UNEVEN,
+        {**MASKED, "baseline": "rank_worker:SeesAll", "policy": "MlpLstmPolicy", "policy_kwargs": LSTM_KWARGS},
+    ),
+    "own, a rank without episodes": (DICT, GAUSSIAN, WITHOUT, {"baseline": "rank_worker:SeesAll"}),
     "entropy in return": (
         BOX,
         DISCRETE,
@@ -137,6 +176,9 @@ def fill(model, lengths_of_envs, seeds):
         buffer.add(observations, actions, np.array([step[2] for step in row]), masks)
         for env_idx in range(n_envs):
             if t + 1 in ends_of_envs[env_idx]:
+                if model.episodes_per_start is not None:
+                    buffer.starts[env_idx].append(env_idx)
+                    buffer.greedy_rewards[env_idx] = np.random.default_rng(seeds[env_idx]).normal(size=3)
                 buffer.finish_episode(env_idx, finals[env_idx][ends_of_envs[env_idx].index(t + 1)])
 
 
@@ -172,6 +214,8 @@ def difference(name, naively=False):
     model = make_model(observation_space, action_space, 1, distributed=not naively, **kwargs)
     if naively:
         average_rank_means(model)
+    if hasattr(alone.estimator.baseline, "own"):
+        alone.estimator.baseline.own = 0.0
     # The start of a training, without a rollout
     model.learn(0)
     before = vector(model).clone()
