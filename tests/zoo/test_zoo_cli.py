@@ -73,7 +73,7 @@ def test_train_leaves_what_rl_zoo_leaves(in_folder):
 
 
 def test_enjoy(in_folder, capsys):
-    assert main(["enjoy", "--algo", "reinforce", "--env", "CartPole-v1", "-n", "200"]) == 0
+    assert main(["enjoy", "--algo", "reinforce", "--env", "CartPole-v1", "-n", "600"]) == 0
     output = capsys.readouterr().out
     assert "No display" in output
     assert "Loading logs/reinforce/CartPole-v1_2/CartPole-v1.zip" in output
