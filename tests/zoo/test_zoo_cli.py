@@ -722,3 +722,50 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(REINFORCE, "train", bug)
     with pytest.raises(ValueError, match="not for the user"):
         main(["train", "--env", "CartPole-v1", "-n", "1000", "--eval-freq", "-1"])
+
+
+OWN_BASELINE = """
+import numpy as np
+from sb3_reinforce.functional.baselines import Baseline
+
+
+class Half(Baseline):
+    def __init__(self):
+        self.mean = 0.0
+
+    def __call__(self, episodes):
+        return np.full(len(episodes.returns), self.mean)
+
+    def fit(self, episodes):
+        self.mean = 0.5 * float(episodes.returns.mean())
+"""
+
+
+def test_a_class_path_of_a_baseline_works_in_every_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "baseline_of_mine.py").write_text(OWN_BASELINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    path = "baseline_of_mine:Half"
+    entry = {"policy": "MlpPolicy", "n_timesteps": 200, "n_episodes": 2, "baseline": path}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"default": entry}))
+    shared = ["--env", "CartPole-v1", "--conf-file", "mine.yml"]
+    assert main(["train", *shared, "--eval-freq", "-1", "--verbose", "0"]) == 0
+    model = REINFORCE.load(tmp_path / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip")
+    assert model.baseline == path and model.estimator.baseline.mean > 0.0
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert main(["enjoy", "--env", "CartPole-v1", "-n", "50", "-f", "logs", "--no-render"]) == 0
+    variant = ["--variant", "mine", f"baseline:'{path}'", "n_episodes:4", "n_steps:None"]
+    comparison = ["compare", "--env", "CartPole-v1", "--algos", "reinforce", "--seeds", "1", "-n", "300", *variant]
+    assert main([*comparison, "-f", str(tmp_path / "comparison")]) == 0
+    (agent,) = (tmp_path / "comparison").rglob("*mine*/**/CartPole-v1.zip")
+    assert REINFORCE.load(agent).baseline == path
+    measured = ["gradients", "--env", "CartPole-v1", "-f", "logs", "--episodes", "20", "--batch", "4", "--estimators", "to-go"]
+    assert main([*measured, "--baselines", path, "group", "-o", str(tmp_path / "gradients")]) == 0
+    rows = (tmp_path / "gradients/gradients.csv").read_text()
+    assert path in rows and ",group," in rows
+    capsys.readouterr()
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"default": {**entry, "baseline": "baseline_of_mine:Missing"}}))
+    error = fails(capsys, "train", *shared)
+    assert "mine.yml, CartPole-v1: baseline='baseline_of_mine:Missing' cannot be imported" in error
+    error = fails(capsys, *measured, "--baselines", "baseline_of_mine:Missing")
+    assert "baseline='baseline_of_mine:Missing' cannot be imported" in error and len(error.splitlines()) == 1
