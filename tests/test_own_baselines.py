@@ -31,6 +31,7 @@ from sb3_reinforce.envs import aliased_gridworld, diamond_hill
 from sb3_reinforce.envs.diamond_hill import DECISION_STATES, SLIP_PROBABILITY
 from sb3_reinforce.functional.baselines import Baseline, Episodes, MovingAverageBaseline
 from sb3_reinforce.lab import check_unbiased, measure
+from sb3_reinforce.update import make_evaluator
 
 GAMMA = 0.9
 LITERATURE = ("moving_average", "linear", "optimal", "greedy", "group")
@@ -198,12 +199,13 @@ def gridworld_model(baseline, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
-@pytest.mark.parametrize("baseline", [*LITERATURE, Expected()], ids=str)
+@pytest.mark.parametrize(
+    ("baseline", "micro_batch_size"),
+    [*((name, None) for name in LITERATURE), (Expected(), None), (Expected(), 2), ("optimal", 2)],
+    ids=str,
+)
 def test_expected_gradient_with_masks_on_the_gridworld(baseline, micro_batch_size):
     """Nobody walks into walls."""
-    if micro_batch_size is not None and baseline not in ("optimal",) and isinstance(baseline, str):
-        pytest.skip("micro-batches are evaluated for the distribution and for scores")
     model, states = gridworld_model(baseline, micro_batch_size=micro_batch_size), aliased_gridworld.OBSERVATIONS
     with th.no_grad():
         logits = model.policy.get_distribution(th.as_tensor(states)).distribution.logits.double().numpy()
@@ -389,10 +391,6 @@ def test_the_bound_of_a_rollout_holds_for_all_waves():
 def test_starts_that_cannot_be_had_are_refused_before_training(arguments, message):
     with pytest.raises(ValueError, match=message):
         REINFORCE("MlpPolicy", "CartPole-v1", **arguments)
-
-
-class OneProcessForAll(DummyVecEnv):
-    """Stands for an engine of its own kind."""
 
 
 def test_engines_and_environments_that_cannot_restart_are_refused():
@@ -650,3 +648,24 @@ def test_the_laboratory_deals_the_episodes_of_a_start_together():
     assert measurement.results["to-go"].noise > 0.1
     with pytest.raises(ValueError, match="batch_size=6 and n_episodes=50: 4 episodes have a common start"):
         measure(model, make_vec_env(StartEnv, 3), 50, batch_size=6, baselines=["group"])
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, None])
+def test_score_products_are_those_of_the_definition(micro_batch_size):
+    paths = [path for _, own in paths_by_slip() for path in own]
+    model = linear_model(baseline="optimal", **arguments_of("optimal"))
+    fill(model, paths)
+    batch = model.rollout_buffer.whole_episodes()
+    rng = np.random.default_rng(0)
+    returns, weights = rng.normal(size=(2, len(batch.rewards)))
+    products = make_evaluator(model.policy, micro_batch_size).score_products(batch, returns, weights)
+    ends = np.cumsum(batch.episode_lengths)
+    for path, end, (with_returns, alone) in zip(paths, ends, products, strict=True):
+        both, steps = np.zeros((2, 3, 2)), slice(end - len(path.actions), end)
+        rows = zip(rows_of(path), path.actions, returns[steps], weights[steps], strict=True)
+        for row, action, credited, weight in rows:
+            score = np.eye(2)[action] - ACTION_PROBABILITIES[row]
+            both[:, row] += np.array([weight * credited, weight])[:, None] * score
+        of_returns, of_scores = map(logit_gradient_to_parameters, both)
+        assert with_returns == pytest.approx(of_returns @ of_scores, rel=1e-4, abs=1e-5)
+        assert alone == pytest.approx(of_scores @ of_scores, rel=1e-4, abs=1e-5)
