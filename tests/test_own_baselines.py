@@ -237,7 +237,9 @@ def test_expected_gradient_with_masks_on_the_gridworld(baseline, micro_batch_siz
     np.testing.assert_allclose(expected.reshape(4, 5), exact, atol=1e-6)
 
 
-@pytest.mark.parametrize("baseline", [*LITERATURE, Expected()], ids=str)
+@pytest.mark.parametrize(
+    "baseline", [*LITERATURE, Expected()], ids=lambda one: one if isinstance(one, str) else type(one).__name__
+)
 def test_expected_gradient_of_a_recurrent_policy_with_masks(baseline):
     policy_kwargs = {**SMALL, "optimizer_class": GradientRecorder}
     arguments = {**arguments_of(baseline if isinstance(baseline, str) else None), "max_grad_norm": float("inf")}
