@@ -202,7 +202,7 @@ def gridworld_model(baseline, **kwargs):
 @pytest.mark.parametrize(
     ("baseline", "micro_batch_size"),
     [*((name, None) for name in LITERATURE), (Expected(), None), (Expected(), 2), ("optimal", 2)],
-    ids=str,
+    ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
 def test_expected_gradient_with_masks_on_the_gridworld(baseline, micro_batch_size):
     """Nobody walks into walls."""
