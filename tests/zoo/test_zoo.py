@@ -64,6 +64,7 @@ N_TIMESTEPS = {
     "sb3_reinforce/AliasedGridworld-v0": 50_000,
     "sb3_reinforce/RockPaperScissors-v0": 50_000,
     "sb3_reinforce/PixelCopter-v0": 2_000_000,
+    "sb3_reinforce/TravellingSalesman-v0": 300_000,
 }
 DISCRETE = ("default", "atari", "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "Taxi-v4")
 DISCRETE += tuple(env_id for env_id in N_TIMESTEPS if env_id.startswith("sb3_reinforce/"))
