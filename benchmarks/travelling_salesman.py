@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     names = [*BASELINES, "MaskablePPO"]
     parser.add_argument("--algorithms", nargs="+", choices=names, default=names, help="baselines, and MaskablePPO")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings")
-    parser.add_argument("--steps", type=positive_int, default=300_000, help="of each training")
+    parser.add_argument("--steps", type=positive_int, default=150_000, help="of each training")
     parser.add_argument("--n-tours", type=positive_int, default=300, help="fixed cities of the evaluations")
     return parser.parse_args(arguments)
 

@@ -5,10 +5,11 @@ import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -29,6 +30,12 @@ STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "sb3-reinforce", "font.siz
 #: Pixels between the labels of two ticks, about a digit.
 LABEL_GAP = 6.0
 PLAIN_NUMBERS: Formatter = FuncFormatter(lambda value, _: f"{value:,g}")
+
+
+def style() -> AbstractContextManager[None]:
+    """Draw in the style of the reports, whatever the user's own is (seaborn's for one, which RL Zoo's plots set)."""
+    context: AbstractContextManager[None] = matplotlib.style.context(["default", STYLE])
+    return context
 
 
 class Style(NamedTuple):
@@ -127,7 +134,7 @@ def has_crowded_ticks(axes: Axes) -> bool:
 def render(figure: Figure, suffix: str) -> bytes:
     """Draw a figure as ``"png"`` or ``"svg"``, without dates and versions."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}[suffix]
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure.savefig(buffer := io.BytesIO(), format=suffix, dpi=150, metadata=metadata)
     # A hundredth of a point is enough for the points of paths, and halves the file
     return re.sub(rb' d="[^"]*"', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), buffer.getvalue())

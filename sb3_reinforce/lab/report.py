@@ -36,15 +36,13 @@ def write_report(
     :param origin: Names and values that say how to make the report again.
     :return: The findings, one a line.
     """
-    import matplotlib
-
     from sb3_reinforce.lab import figures, plots
 
     folder.mkdir(parents=True, exist_ok=True)
     to_table(measurements).to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
     write_bytes(folder / f"{NAME}.csv", buffer.getvalue().encode())
     focus = figures.focus_of(measurements)
-    with matplotlib.rc_context(plots.STYLE):
+    with plots.style():
         title = f"{environment}. {' '.join(describe(focus))}"
         plots.save(figures.whole_figure(title, measurements), folder / NAME)
         svgs = []

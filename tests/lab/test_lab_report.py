@@ -332,8 +332,10 @@ def measurements(models):
     ]
 
 
-def test_no_text_touches_another_or_sticks_out(measurements):
-    with matplotlib.rc_context(plots.STYLE):
+def test_no_text_touches_another_or_sticks_out(measurements, monkeypatch):
+    # As after another plot with a style of its own
+    monkeypatch.setitem(matplotlib.rcParams, "axes.labelsize", 40)
+    with plots.style():
         for chosen in (measurements, measurements[:1]):
             for is_narrow in (False, True):
                 width = plots.NARROW if is_narrow else plots.HALF

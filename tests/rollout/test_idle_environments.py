@@ -471,6 +471,8 @@ class Interrupting(FixedLengthEnv):
 
 def test_processes_can_be_closed_after_an_interrupted_step():
     pid = os.getpid()
+    # A shell starts what runs in the background without it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     env = make_env(lambda: Interrupting(pid), lambda: FixedLengthEnv([1]), engine=SubprocVecEnv)
     with pytest.raises(KeyboardInterrupt):
         make_model(env, n_steps=1).learn(100)

@@ -6,7 +6,6 @@ import math
 import re
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -820,7 +819,7 @@ def test_no_text_touches_another_or_sticks_out(tmp_path, scores, n_environments)
     random_scores = {env_id: min(scores) - 1.0 for env_id in env_ids}
     results = results._replace(random_scores=random_scores)
     overall = statistics.over_environments(results.normalised())
-    with matplotlib.rc_context(plots.STYLE):
+    with plots.style():
         drawn = list(figures.draw_all(results, overall))
     assert len(drawn) == 6 + (n_environments > 1)
     for name, _, wide, narrow in drawn:

@@ -60,13 +60,12 @@ def draw_pictures(folder: Path, results: Results, overall: Overall | None) -> di
     (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
     if results.runs.empty:
         return {}
-    import matplotlib
 
     from sb3_reinforce.lab import plots
     from sb3_reinforce.zoo.compare import figures
 
     pictures = {}
-    with matplotlib.rc_context(plots.STYLE):
+    with plots.style():
         for name, description, wide, narrow in figures.draw_all(results, overall):
             svg, narrow_svg = plots.save(wide, folder / FIGURES_FOLDER / name), plots.render(narrow, "svg")
             pictures[name] = Picture(description, svg, narrow_svg, f"{FIGURES_FOLDER}/{name}.png")
