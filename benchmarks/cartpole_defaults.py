@@ -12,19 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
 import torch as th
-from common import (
-    describe_provenance,
-    make_parser,
-    make_provenance,
-    make_table,
-    positive_int,
-    read_results,
-    replace_rows,
-    write_results,
-)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from tqdm import tqdm
@@ -57,30 +48,30 @@ def make_page(results: pd.DataFrame) -> str:
     parts = [
         f"# {ENV} with default hyperparameters",
         f'`REINFORCE("MlpPolicy", "{ENV}", seed=s).learn(100_000)`, then 20 deterministic episodes of the final model.',
-        make_table(rows),
+        common.make_table(rows),
         f"**{(results['score'] >= THRESHOLD).sum()} of {len(results)} seeds reach {THRESHOLD:g}.**",
         "## What made the runs",
-        describe_provenance(results),
+        common.describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(20)), help="seeds to train with")
-    parser.add_argument("--timesteps", type=positive_int, default=100_000, help="total_timesteps of each training")
-    parser.add_argument("--episodes", type=positive_int, default=20, help="deterministic episodes of each evaluation")
+    parser.add_argument("--timesteps", type=common.positive_int, default=100_000, help="total_timesteps of each training")
+    parser.add_argument("--episodes", type=common.positive_int, default=20, help="deterministic episodes of each evaluation")
     options = parser.parse_args(arguments)
     th.set_num_threads(1)
     path = options.results_dir / f"{NAME}.csv"
-    results = read_results(path, ["seed", "sources"])
-    provenance = make_provenance(NAME, arguments)
+    results = common.read_results(path, ["seed", "sources"])
+    provenance = common.make_provenance(NAME, arguments)
     finished = set(results.loc[results["sources"] == provenance["sources"], "seed"])
     for seed in [] if options.report_only else tqdm([seed for seed in options.seeds if seed not in finished], desc=ENV):
         run = train(seed, options.timesteps, options.episodes)
-        results = replace_rows(results, pd.DataFrame([run | provenance]), ["seed"])
-        write_results(path, results, make_page(results))
-    write_results(path, results, make_page(results))
+        results = common.replace_rows(results, pd.DataFrame([run | provenance]), ["seed"])
+        common.write_results(path, results, make_page(results))
+    common.write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import common
 import numpy as np
 import pandas as pd
 import yaml
-from common import (
-    LOGS_DIR,
-    REPOSITORY,
-    make_parser,
-    make_provenance,
-    positive_int,
-    read_results,
-    replace_rows,
-    write_text,
-)
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_reinforce.zoo.cli import main as run_command
@@ -54,7 +45,7 @@ def train(env_id: str, seed: int, n_timesteps: int | None, folder: Path) -> Path
     if (run_folder / f"{env_id}.zip").exists():
         return run_folder
     shutil.rmtree(folder, ignore_errors=True)
-    entry = yaml.safe_load((REPOSITORY / "hyperparams" / "reinforce.yml").read_text())[env_id]
+    entry = yaml.safe_load((common.REPOSITORY / "hyperparams" / "reinforce.yml").read_text())[env_id]
     steps = n_timesteps or int(entry["n_timesteps"])
     checkpoints = {
         "save_freq": max(steps // N_CHECKPOINTS // entry.get("n_envs", 1), 1),
@@ -93,17 +84,17 @@ def choose_stages(returns: dict[int, float]) -> list[int]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--env", nargs="+", default=ENVIRONMENTS, help="environments")
     parser.add_argument("--seed", type=int, default=0, help="of training and measurement")
-    parser.add_argument("--n-timesteps", type=positive_int, help="of each training; by default those of the entry")
-    parser.add_argument("--episodes", type=positive_int, default=500, help="episodes of each measurement")
-    parser.add_argument("--batch", type=positive_int, default=16, help="episodes of an update")
-    parser.add_argument("--folder", type=Path, default=LOGS_DIR / NAME, help="folder of trainings and reports")
+    parser.add_argument("--n-timesteps", type=common.positive_int, help="of each training; by default those of the entry")
+    parser.add_argument("--episodes", type=common.positive_int, default=500, help="episodes of each measurement")
+    parser.add_argument("--batch", type=common.positive_int, default=16, help="episodes of an update")
+    parser.add_argument("--folder", type=Path, default=common.LOGS_DIR / NAME, help="folder of trainings and reports")
     options = parser.parse_args(arguments)
     path = options.results_dir / f"{NAME}.csv"
     for env_id in [] if options.report_only else options.env:
-        provenance = make_provenance(NAME, arguments)
+        provenance = common.make_provenance(NAME, arguments)
         budget = "entry" if options.n_timesteps is None else f"{options.n_timesteps}"
         run_folder = train(env_id, options.seed, options.n_timesteps, options.folder / f"{env_id}_{budget}_seed{options.seed}")
         stages = choose_stages(read_returns(run_folder))
@@ -113,8 +104,8 @@ def main(arguments: Sequence[str]) -> None:
         run([*words, "--batch", str(options.batch), "--seed", str(options.seed), "-o", os.path.relpath(report)])
         table = pd.read_csv(report / "gradients.csv").assign(**provenance)
         table.insert(0, "env", env_id)
-        results = replace_rows(read_results(path, ["env"]), table, ["env"])
-        write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+        results = common.replace_rows(common.read_results(path, ["env"]), table, ["env"])
+        common.write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
         kept = options.results_dir / NAME / env_id
         kept.mkdir(parents=True, exist_ok=True)
         for name in ("gradients.md", "gradients.png"):

@@ -18,16 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import (
-    REPOSITORY,
-    describe_provenance,
-    make_parser,
-    make_provenance,
-    make_table,
-    positive_int,
-    read_results,
-    write_results,
-)
+import common
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +30,15 @@ DEFAULT_SIZES = [1_000 * 2**exponent for exponent in range(9)]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    parser.add_argument("--steps", type=positive_int, default=1_000_000, help="steps of the rollout whose memory is measured")
-    parser.add_argument("--micro-batch-size", type=positive_int, default=16_384, help="micro_batch_size of REINFORCE")
-    parser.add_argument("--sizes", type=positive_int, nargs="+", default=DEFAULT_SIZES, help="batch sizes to time updates of")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="times that all sizes are timed in turn")
+    parser = common.make_parser(__doc__)
+    parser.add_argument(
+        "--steps", type=common.positive_int, default=1_000_000, help="steps of the rollout whose memory is measured"
+    )
+    parser.add_argument("--micro-batch-size", type=common.positive_int, default=16_384, help="micro_batch_size of REINFORCE")
+    parser.add_argument(
+        "--sizes", type=common.positive_int, nargs="+", default=DEFAULT_SIZES, help="batch sizes to time updates of"
+    )
+    parser.add_argument("--rounds", type=common.positive_int, default=5, help="times that all sizes are timed in turn")
     parser.add_argument("--measure-rollout", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -83,7 +78,7 @@ def measure_rollout_here(n_steps: int, micro_batch_size: int) -> dict[str, Any]:
 def measure_rollout(options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).resolve()), "--measure-rollout"]
     command += ["--steps", str(options.steps), "--micro-batch-size", str(options.micro_batch_size)]
-    child = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    child = subprocess.run(command, capture_output=True, text=True, cwd=common.REPOSITORY)
     if child.returncode != 0:
         raise RuntimeError(f"The measured process failed:\n{child.stderr}")
     measured: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
@@ -140,13 +135,13 @@ def make_page(results: "pd.DataFrame") -> str:
     parts = [
         "# Memory and time of an update",
         "## One rollout and its update",
-        make_table([memory]),
+        common.make_table([memory]),
         f"{ENV}, one environment, a fresh process; peak resident memory (`ru_maxrss`) right after the imports and at the end.",
         "## Time against batch size",
-        make_table(times),
+        common.make_table(times),
         "Medians over rounds in which all sizes ran in turn; an update is the policy's step and the critic's default epochs.",
         "## What made the runs",
-        describe_provenance(results),
+        common.describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -158,9 +153,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     path = options.results_dir / f"{NAME}.csv"
     if options.report_only:
-        results = read_results(path)
+        results = common.read_results(path)
     else:
-        provenance = make_provenance(NAME, arguments)
+        provenance = common.make_provenance(NAME, arguments)
         # The process that is measured must be started by a small one
         rollout = measure_rollout(options)
         updates = measure_updates(options)
@@ -169,7 +164,7 @@ def main(arguments: Sequence[str]) -> None:
 
         results = pd.DataFrame([rollout, *updates]).astype({"bytes_after_imports": "Int64", "peak_bytes": "Int64"})
         results = results.assign(**provenance)
-    write_results(path, results, make_page(results))
+    common.write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":

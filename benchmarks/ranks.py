@@ -22,18 +22,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import pandas as pd
 import torch as th
-from common import (
-    describe_provenance,
-    make_parser,
-    make_provenance,
-    make_table,
-    positive_int,
-    read_results,
-    replace_rows,
-    write_results,
-)
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import distributed
 from tqdm import tqdm
@@ -55,13 +46,17 @@ def env_and_score(text: str) -> tuple[str, float]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--env", nargs="*", default=["CartPole-v1", "LunarLander-v3", "HalfCheetah-v5"], help="environments")
-    parser.add_argument("--processes", type=positive_int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="times that each number of processes has its turn")
-    parser.add_argument("--steps", type=positive_int, default=40_000, help="environment steps of each process per round")
-    parser.add_argument("--n-envs", type=positive_int, default=8, help="environments of each process, in a DummyVecEnv")
-    parser.add_argument("--n-steps", type=positive_int, default=256, help="steps of each environment per update")
+    parser.add_argument("--processes", type=common.positive_int, nargs="+", default=[1, 2], help="numbers of processes")
+    parser.add_argument(
+        "--rounds", type=common.positive_int, default=5, help="times that each number of processes has its turn"
+    )
+    parser.add_argument(
+        "--steps", type=common.positive_int, default=40_000, help="environment steps of each process per round"
+    )
+    parser.add_argument("--n-envs", type=common.positive_int, default=8, help="environments of each process, in a DummyVecEnv")
+    parser.add_argument("--n-steps", type=common.positive_int, default=256, help="steps of each environment per update")
     parser.add_argument(
         "--threshold",
         type=env_and_score,
@@ -71,7 +66,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="mean of the last 100 training episodes to reach, with the entry of hyperparams/reinforce.yml",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)), help="seeds of the runs to a threshold")
-    parser.add_argument("--max-steps", type=positive_int, default=2_000_000, help="steps after which such a run is given up")
+    parser.add_argument(
+        "--max-steps", type=common.positive_int, default=2_000_000, help="steps after which such a run is given up"
+    )
     return parser.parse_args(arguments)
 
 
@@ -253,7 +250,7 @@ def make_page(results: pd.DataFrame) -> str:
             "Median over the rounds; of the ratio to the fewest processes, which take turns with the others, also the range. "
             "Communication is the share of the time that the first process spends in reductions and gathers, waiting "
             "included.",
-            make_table(speed_table(kinds["speed"])),
+            common.make_table(speed_table(kinds["speed"])),
         ]
     if "threshold" in kinds:
         parts += [
@@ -261,9 +258,9 @@ def make_page(results: pd.DataFrame) -> str:
             "Median steps (of all processes) and seconds until the mean of the last 100 training episodes is there, of the "
             "runs that got there, with the same hyperparameters: `n_steps` is a budget of each environment, so that an update "
             "of two processes holds twice as much. The next 100 episodes confirm it, except in the runs of commit 4f6881b659.",
-            make_table(threshold_table(kinds["threshold"])),
+            common.make_table(threshold_table(kinds["threshold"])),
         ]
-    return "\n\n".join([*parts, "## What made the runs", describe_provenance(results)]) + "\n"
+    return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -272,13 +269,13 @@ def main(arguments: Sequence[str]) -> None:
         return
     options = parse(arguments)
     path = options.results_dir / f"{NAME}.csv"
-    results = read_results(path, KEY)
+    results = common.read_results(path, KEY)
     if not options.report_only:
-        provenance = make_provenance(NAME, arguments)
+        provenance = common.make_provenance(NAME, arguments)
         rows = [{**spec, **run(spec)} for spec in tqdm(list_specs(options), desc=NAME)]
         new = pd.DataFrame(rows).drop(columns=["n_timesteps", "warmup_steps"], errors="ignore").assign(**provenance)
-        results = replace_rows(results, new, KEY)
-    write_results(path, results, make_page(results))
+        results = common.replace_rows(results, new, KEY)
+    common.write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":

@@ -18,19 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import common
 import numpy as np
 import pandas as pd
 import torch as th
-from common import (
-    describe_provenance,
-    make_parser,
-    make_provenance,
-    make_table,
-    positive_int,
-    read_results,
-    replace_rows,
-    write_results,
-)
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -67,12 +58,12 @@ class Side(NamedTuple):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("kind", choices=["learning", "recurrent", "engines", "scaling"], help="what is measured")
     parser.add_argument("--env", default="CartPole-v1", help="environment id")
     parser.add_argument("--engine", choices=["dummy", "envpool"], default="dummy", help="what steps the environments")
-    parser.add_argument("--n-envs", type=positive_int, default=8, help="environments that are stepped together")
-    parser.add_argument("--n-steps", type=positive_int, default=64, help="steps of each environment per update")
+    parser.add_argument("--n-envs", type=common.positive_int, default=8, help="environments that are stepped together")
+    parser.add_argument("--n-steps", type=common.positive_int, default=64, help="steps of each environment per update")
     parser.add_argument("--vec-normalize", action="store_true", help="normalise observations and rewards with VecNormalize")
     parser.add_argument(
         "--actions",
@@ -80,10 +71,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="random",
         help="actions of the bare stepping: random, or those of the REINFORCE model as it is in that round; not timed",
     )
-    parser.add_argument("--train-steps", type=positive_int, default=300_000, help="of the policy that steps the engines")
-    parser.add_argument("--steps", type=positive_int, default=20_000, help="environment steps per round")
-    parser.add_argument("--warmup-steps", type=positive_int, default=5_000, help="steps before the first round")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="times that all run in turn")
+    parser.add_argument(
+        "--train-steps", type=common.positive_int, default=300_000, help="of the policy that steps the engines"
+    )
+    parser.add_argument("--steps", type=common.positive_int, default=20_000, help="environment steps per round")
+    parser.add_argument("--warmup-steps", type=common.positive_int, default=5_000, help="steps before the first round")
+    parser.add_argument("--rounds", type=common.positive_int, default=5, help="times that all run in turn")
     parser.add_argument("--seed", type=int, default=0, help="seed of environments and models")
     return parser.parse_args(arguments)
 
@@ -260,33 +253,35 @@ def make_page(results: pd.DataFrame) -> str:
     ]
     kinds = dict(list(results.groupby("kind", sort=False)))
     if "learning" in kinds:
-        parts += ["## Learning", make_table(tabulate(kinds["learning"], "algorithm", "reinforce"))]
+        parts += ["## Learning", common.make_table(tabulate(kinds["learning"], "algorithm", "reinforce"))]
     if "recurrent" in kinds:
-        parts += ["## Recurrent policies", make_table(tabulate(kinds["recurrent"], "algorithm", "reinforce"))]
+        parts += ["## Recurrent policies", common.make_table(tabulate(kinds["recurrent"], "algorithm", "reinforce"))]
     if "engines" in kinds:
-        parts += ["## EnvPool beside DummyVecEnv", make_table(tabulate(kinds["engines"], "engine", "envpool"))]
+        parts += ["## EnvPool beside DummyVecEnv", common.make_table(tabulate(kinds["engines"], "engine", "envpool"))]
     if "scaling" in kinds:
         parts.append("## Scaling")
         parts.append("The step size is 0, so that the episodes are those of the random policy everywhere.")
         for axis, own in kinds["scaling"].groupby("axis", sort=False):
             rows = tabulate(own, "algorithm", "reinforce")
             columns = [str(axis), *(name for name in rows[0] if name not in CONFIGURATION)]
-            parts.append(make_table([{name: row[name] for name in columns} for row in rows]))
-    return "\n\n".join([*parts, "## What made the runs", describe_provenance(results)]) + "\n"
+            parts.append(common.make_table([{name: row[name] for name in columns} for row in rows]))
+    return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     path = options.results_dir / f"{NAME}.csv"
-    results = read_results(path, CONFIGURATION)
+    results = common.read_results(path, CONFIGURATION)
     if not options.report_only:
-        provenance = make_provenance(NAME, arguments)
+        provenance = common.make_provenance(NAME, arguments)
         th.set_num_threads(1)
         own = {name: getattr(options, name, "") for name in CONFIGURATION} | {"width": BASE["width"]}
         rows = measure(MAKE_SIDES[options.kind](options, own), options)
         # Read only now: another configuration may have been written in the meantime
-        results = replace_rows(read_results(path, CONFIGURATION), pd.DataFrame(rows).assign(**provenance), CONFIGURATION)
-    write_results(path, results, make_page(results))
+        results = common.replace_rows(
+            common.read_results(path, CONFIGURATION), pd.DataFrame(rows).assign(**provenance), CONFIGURATION
+        )
+    common.write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":

@@ -16,16 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from common import (
-    describe_provenance,
-    make_parser,
-    make_provenance,
-    make_table,
-    positive_int,
-    read_results,
-    replace_rows,
-    write_results,
-)
+import common
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,12 +36,12 @@ KEY = ["algorithm", "seed", "budget", "steps"]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     names = [*BASELINES, "MaskablePPO"]
     parser.add_argument("--algorithms", nargs="+", choices=names, default=names, help="baselines, and MaskablePPO")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the trainings")
-    parser.add_argument("--steps", type=positive_int, default=150_000, help="of each training")
-    parser.add_argument("--n-tours", type=positive_int, default=300, help="fixed cities of the evaluations")
+    parser.add_argument("--steps", type=common.positive_int, default=150_000, help="of each training")
+    parser.add_argument("--n-tours", type=common.positive_int, default=300, help="fixed cities of the evaluations")
     return parser.parse_args(arguments)
 
 
@@ -131,9 +122,9 @@ How much longer than the shortest tour the deterministic policy's tours of 10 ci
 REINFORCE has the same natural step and 64 episodes a rollout with every baseline; `group` and `greedy` have 8 episodes from
 each start. MaskablePPO is sb3-contrib's. Mean over seeds.
 
-{make_table(shown)}
+{common.make_table(shown)}
 
-{describe_provenance(results)}
+{common.describe_provenance(results)}
 """
 
 
@@ -144,16 +135,16 @@ def main(arguments: Sequence[str]) -> None:
 
     th.set_num_threads(1)
     path = options.results_dir / f"{NAME}.csv"
-    results = read_results(path, KEY)
-    provenance = make_provenance(NAME, arguments)
+    results = common.read_results(path, KEY)
+    provenance = common.make_provenance(NAME, arguments)
     for seed in [] if options.report_only else options.seeds:
         for algorithm in options.algorithms:
             is_done = (results["algorithm"] == algorithm) & (results["seed"] == seed) & (results["budget"] == options.steps)
             if not is_done.any():
                 rows = [row | provenance for row in train(algorithm, seed, options.steps, options.n_tours)]
-                results = replace_rows(results, pd.DataFrame(rows), KEY)
-                write_results(path, results, make_page(results))
-    write_results(path, results, make_page(results))
+                results = common.replace_rows(results, pd.DataFrame(rows), KEY)
+                common.write_results(path, results, make_page(results))
+    common.write_results(path, results, make_page(results))
     print(make_page(results))
 
 
