@@ -106,10 +106,6 @@ def main(arguments: Sequence[str]) -> None:
         table.insert(0, "env", env_id)
         results = common.replace_rows(common.read_results(path, ["env"]), table, ["env"])
         common.write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
-        kept = options.results_dir / NAME / env_id
-        kept.mkdir(parents=True, exist_ok=True)
-        for name in ("gradients.md", "gradients.png"):
-            shutil.copyfile(report / name, kept / name)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def browser():
     webdriver = pytest.importorskip("selenium.webdriver")
     chrome = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
     driver = shutil.which("chromedriver")
+    # A browser is no Python package, so that a developer may lack it; CI has it
     if chrome is None or driver is None:
         pytest.skip("no Chromium and ChromeDriver on this machine (.ci/run installs them)")
     options = webdriver.ChromeOptions()

@@ -176,12 +176,17 @@ def test_a_forward_that_acts_otherwise_is_refused():
         make_model(Tempered).learn(1)
 
 
-@pytest.mark.parametrize("use_sde", [False, True])
-@pytest.mark.parametrize("action_space", [spaces.Box(-1, 1, (2, 3)), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)])
+@pytest.mark.parametrize(
+    ("action_space", "use_sde"),
+    [
+        (spaces.Box(-1, 1, (2, 3)), False),
+        (spaces.Box(-1, 1, (2, 3)), True),
+        (spaces.MultiDiscrete([2, 3]), False),
+        (spaces.MultiBinary(3), False),
+    ],
+    ids=str,
+)
 def test_forward_samples_every_kind_of_action(action_space, use_sde):
-    if use_sde and not isinstance(action_space, spaces.Box):
-        pytest.skip("gSDE is for continuous actions")
-
     class Env(FixedLengthEnv):
         def __init__(self):
             super().__init__([5])

@@ -9,6 +9,7 @@ layout of the arrays is that of ``returns``.
 import dataclasses
 import importlib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -98,7 +99,7 @@ class Episodes:
         return dataclasses.replace(self, **changes)
 
 
-class Baseline:
+class Baseline(ABC):
     """
     What is subtracted from the returns. Derive from it, and hand an instance or its class path to ``REINFORCE``.
 
@@ -128,6 +129,7 @@ class Baseline:
     #: Whether all processes compute the same numbers from the same episodes; if not, those of process 0 count
     is_deterministic: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, episodes: Episodes) -> Array:
         """
         Compute what is subtracted.
@@ -135,7 +137,6 @@ class Baseline:
         :param episodes: The episodes of the rollout.
         :return: Of each step, shape ``(n_steps,)``, finite.
         """
-        raise NotImplementedError
 
     def fit(self, episodes: Episodes) -> None:
         """

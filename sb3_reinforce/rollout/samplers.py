@@ -6,6 +6,7 @@ which for a small MLP is faster in NumPy than in PyTorch, and a draw, one vector
 blocks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -47,12 +48,13 @@ COPIED_SIZE = 1_000_000
 NO_NOISE: NumpyArray = np.zeros(1, dtype=np.float32)
 
 
-class ActionSampler:
+class ActionSampler(ABC):
     """Samples actions for the collector."""
 
     #: Whether to take the most probable action, or the mean, instead of a sample
     deterministic = False
 
+    @abstractmethod
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         """
         Sample an action for every environment.
@@ -61,7 +63,6 @@ class ActionSampler:
         :param masks: Shape ``(n_envs, n_options)``, True for valid options; None if all are.
         :return: Shape ``(n_envs, *action_shape)``, neither clipped nor rescaled.
         """
-        raise NotImplementedError
 
     def reset_states(self, dones: NumpyArray) -> None:
         """Reset the hidden states of the environments whose episode ended, shape ``(n_envs,)``."""
@@ -70,12 +71,13 @@ class ActionSampler:
         """Copy the policy's parameters again if they were changed."""
 
 
-class Actor:
+class Actor(ABC):
     """Computes distribution parameters: logits, or the mean of a Gaussian."""
 
     #: Modules of the policy whose parameters it has copied
     copied_modules: Sequence[nn.Module] = ()
 
+    @abstractmethod
     def __call__(self, observations: NumpyObs) -> NumpyArray:
         """
         Compute the distribution parameters, shape ``(n_envs, n_parameters)``, and update the hidden states of a recurrent
@@ -83,7 +85,6 @@ class Actor:
 
         The next call may overwrite them.
         """
-        raise NotImplementedError
 
     def load(self) -> None:
         """Copy the policy's parameters."""

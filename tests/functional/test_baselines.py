@@ -215,6 +215,13 @@ class NeedsArgument(Baseline):
     def __init__(self, weight):
         self.weight = weight
 
+    def __call__(self, episodes):
+        return np.zeros(len(episodes.returns))
+
+
+class SaysNothing(Baseline):
+    """Lacks the method that gives the numbers."""
+
 
 @pytest.mark.parametrize(
     ("baseline", "message"),
@@ -226,6 +233,7 @@ class NeedsArgument(Baseline):
         ("test_baselines:Best", "baseline='test_baselines:Best' cannot be imported: .*has no attribute 'Best'"),
         ("numpy:ndarray", "baseline='numpy:ndarray' is no class derived from sb3_reinforce.functional.baselines.Baseline"),
         ("test_baselines:NeedsArgument", "baseline='test_baselines:NeedsArgument' cannot be made without arguments: .*weight"),
+        ("test_baselines:SaysNothing", "baseline='test_baselines:SaysNothing' cannot be made without arguments: .*__call__"),
         (":", "baseline must be one of"),
         ("a:", "baseline must be one of"),
     ],

@@ -52,6 +52,7 @@ ACTION_SPACES = {
     "multi_binary": spaces.MultiBinary(3),
 }
 OBSERVATION_SPACE = spaces.Box(-1, 1, (2,), np.float32)
+# EnvPool has wheels from Python 3.11 on, and this package supports 3.10
 needs_envpool = pytest.mark.skipif(sys.version_info < (3, 11), reason="there is no EnvPool for Python 3.10")
 
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import rliable.library
 import rliable.metrics
 import scipy.stats
 import yaml
 from browsing import open_page
 from figure_geometry import find_faults
 from made_up_runs import write_result
+from rliable import library as rly
 
 from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo import register, shipped_configurations
@@ -238,7 +238,7 @@ def test_statistics_are_those_of_rliable():
         assert row[0] == pytest.approx(rliable.metrics.aggregate_iqm(own))
         assert row[1] == pytest.approx(rliable.metrics.aggregate_median(own))
         assert row[2] == pytest.approx(rliable.metrics.aggregate_optimality_gap(own))
-        profile = rliable.library.score_distributions(own, statistics.PROFILE_SCORES)
+        profile = rly.score_distributions(own, statistics.PROFILE_SCORES)
         np.testing.assert_allclose(row[3:], profile)
 
 

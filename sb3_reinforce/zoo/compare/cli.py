@@ -129,8 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     add, budget, place = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     add("--env", nargs="+", required=True, metavar="ID", help="environments")
     command_line.add_environment_options(parser)
-    algos_help = "algorithms of RL Zoo, or reinforce-adam: the textbook's step; with nothing behind it, only the variants are "
-    algos_help += "compared. One that has not the actions of an environment is left out there"
+    algos_help = "algorithms of RL Zoo, or reinforce-adam: the textbook's step; without a value, only the variants are "
+    algos_help += "compared. An algorithm that cannot act in an environment is left out there"
     add("--algos", nargs="*", default=DEFAULT_ALGORITHMS, metavar="ALGO", help=algos_help)
     add("--seeds", type=positive_int, default=5, help="number of runs of each pair, seeds count from 0")
     n_timesteps_help = "environment steps of each run; those of RL Zoo if not given"
