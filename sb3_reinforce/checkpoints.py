@@ -20,6 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_reinforce.distributed.synchronization import Synchronization
 from sb3_reinforce.functional.baselines import Baseline, make_baseline, name_of
 from sb3_reinforce.policies.averaging import reset_noise_with_own_generator
 
@@ -202,7 +203,7 @@ class SavedWhole(OnPolicyAlgorithm):
     policy_averaging: float | None
     baseline: Baseline | str | None
     _baseline: Baseline
-    _synchronization: Any
+    _synchronization: Synchronization
     policy_average: Any
 
     def _excluded_save_params(self) -> list[str]:

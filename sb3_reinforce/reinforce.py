@@ -358,7 +358,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
                 callback.update_locals(locals())
                 callback.on_rollout_end()
             goes_on, infos = rollout is not None, [] if rollout is None else rollout.infos
-            return bool(synchronization.finish_rollout(self, goes_on, infos))
+            return synchronization.finish_rollout(self, goes_on, infos)
 
     def _collect(
         self,

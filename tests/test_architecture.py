@@ -23,7 +23,7 @@ ALLOWED = {
     "distributed": {"functional"},
     "update": {"functional", "policies", "rollout", "distributed"},
     "arguments": {"functional", "rollout"},
-    "checkpoints": {"functional", "policies"},
+    "checkpoints": {"functional", "policies", "distributed"},
     "reinforce": CORE,
     "lab": {*CORE, "reinforce", "envs"},
     "zoo": {*CORE, "reinforce", "lab", "envs", "vec_env", PUBLIC_NAMES},

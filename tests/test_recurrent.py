@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FixedLengthEnv, GradientRecorder, optimizer_steps
+from helpers import FixedLengthEnv, GradientRecorder, learn_and_look, optimizer_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -851,25 +851,14 @@ def test_an_unknown_policy_is_still_unknown():
 
 def test_the_buffer_tells_callbacks_the_log_probabilities_and_values_of_the_policy_that_acted():
     model = make_model(n_envs=3)
-    seen = []
 
-    class Look(BaseCallback):
-        def _on_step(self):
-            return True
+    def compare(buffer):
+        with th.no_grad():
+            expected = contrib_log_probs_entropies_values(model.policy, buffer.whole_episodes())
+        np.testing.assert_allclose(buffer.log_probs.T[buffer.counted.T], expected[0], atol=1e-5)
+        np.testing.assert_allclose(buffer.values.T[buffer.counted.T], expected[2], atol=1e-5)
 
-        def _on_rollout_end(self):
-            buffer = self.model.rollout_buffer
-            batch = buffer.whole_episodes()
-            with th.no_grad():
-                expected = contrib_log_probs_entropies_values(self.model.policy, batch)
-            counted = buffer.log_probs.T[buffer.counted.T]
-            np.testing.assert_allclose(counted, expected[0], atol=1e-5)
-            counted = buffer.values.T[buffer.counted.T]
-            np.testing.assert_allclose(counted, expected[2], atol=1e-5)
-            seen.append(len(counted))
-
-    model.learn(150, callback=Look())
-    assert len(seen) >= 2
+    assert len(learn_and_look(model, 150, compare)) >= 2
 
 
 def test_the_laboratory_differentiates_through_memory():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FixedLengthEnv, UpdatesByHand
+from helpers import AtRolloutEnd, FixedLengthEnv, UpdatesByHand, learn_and_look
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -20,25 +20,6 @@ from test_a2c import EPISODE_LENGTH, NoisyRewardEnv, TorchSampledPolicy
 from sb3_reinforce import REINFORCE
 
 ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "returns", "advantages")
-
-
-class AtRolloutEnd(BaseCallback):
-    def __init__(self, look):
-        super().__init__()
-        self.look = look
-        self.seen = []
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.seen.append(self.look(self.model.rollout_buffer))
-
-
-def learn_and_look(model, total_timesteps, look):
-    callback = AtRolloutEnd(look)
-    model.learn(total_timesteps, callback=callback)
-    return callback.seen
 
 
 def copies(buffer):

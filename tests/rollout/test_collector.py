@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import CueEnv, FixedLengthEnv, GradientRecorder, RandomLengthEnv
+from helpers import CueEnv, FixedLengthEnv, GradientRecorder, RandomLengthEnv, learn_and_look
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -146,18 +146,7 @@ def value_after_first_update(model):
 
 def learned_returns(model):
     """Of the first update, the episodes of an environment in a row."""
-    seen = []
-
-    class Look(BaseCallback):
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            buffer = self.model.rollout_buffer
-            seen.append(buffer.returns.T[buffer.counted.T])
-
-    model.learn(1, callback=Look())
-    return seen[0]
+    return learn_and_look(model, 1, lambda buffer: buffer.returns.T[buffer.counted.T])[0]
 
 
 @pytest.mark.parametrize(

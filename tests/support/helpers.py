@@ -41,6 +41,28 @@ def optimizer_steps(model: REINFORCE) -> list[dict[str, np.ndarray]]:
     return steps
 
 
+class AtRolloutEnd(BaseCallback):
+    """Notes what a function finds in the rollout buffer at the end of each rollout."""
+
+    def __init__(self, look: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.look = look
+        self.seen: list[Any] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.seen.append(self.look(self.model.rollout_buffer))
+
+
+def learn_and_look(model: REINFORCE, total_timesteps: int, look: Callable[[Any], Any]) -> list[Any]:
+    """Train, and return what the function found at the end of each rollout."""
+    callback = AtRolloutEnd(look)
+    model.learn(total_timesteps, callback=callback)
+    return callback.seen
+
+
 class UpdateByHand(NamedTuple):
     """
     An update, computed step by step from the definitions: flat arrays, the episodes of an environment in a row.
@@ -154,14 +176,19 @@ def set_action_probabilities(model: REINFORCE, action_probabilities: np.ndarray)
         model.policy.action_net.bias.copy_(th.as_tensor(solution[2]))
 
 
-def policy_gradient(model: REINFORCE, episodes: Sequence[Path]) -> np.ndarray:
-    """The gradient that the model's own ``train`` computes from these episodes: ascent direction, flat."""
+def store_episodes(model: REINFORCE, episodes: Sequence[Path]) -> None:
+    """Fill the rollout buffer of a model with one environment."""
     buffer = model.rollout_buffer
     buffer.reset()
     for episode in episodes:
         for observation, action, reward in zip(episode.observations, episode.actions, episode.rewards, strict=True):
             buffer.add(observation[None], np.array([action]), np.array([reward]))
         buffer.finish_episode(0)
+
+
+def policy_gradient(model: REINFORCE, episodes: Sequence[Path]) -> np.ndarray:
+    """The gradient that the model's own ``train`` computes from these episodes: ascent direction, flat."""
+    store_episodes(model, episodes)
     model.policy.optimizer.recorded.clear()
     model.train()
     return recorded_gradient(model)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import FixedLengthEnv, GradientRecorder
-from stable_baselines3.common.callbacks import BaseCallback
+from helpers import FixedLengthEnv, GradientRecorder, learn_and_look
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 
@@ -40,18 +39,8 @@ def test_the_entropy_estimate_of_squashed_actions():
 def test_the_entropy_of_squashed_actions_is_logged(micro_batch_size):
     model = squashing_model(micro_batch_size=micro_batch_size, ent_coef=0.1)
     model.set_logger(Logger(None, []))
-    seen = []
-
-    class Look(BaseCallback):
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            buffer = self.model.rollout_buffer
-            seen.append(buffer.log_probs[buffer.counted].mean())
-
-    model.learn(1, callback=Look())
-    assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(seen[0], rel=1e-5)
+    (mean,) = learn_and_look(model, 1, lambda buffer: buffer.log_probs[buffer.counted].mean())
+    assert model.logger.name_to_value["train/entropy_loss"] == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])

@@ -16,6 +16,7 @@ from helpers import (
     optimizer_steps,
     policy_gradient,
     set_action_probabilities,
+    store_episodes,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -49,19 +50,10 @@ def actor_parameters(model):
     return th.cat([net.weight, net.bias[:, None]], dim=1).detach().double().numpy().flatten()
 
 
-def store(model, episodes):
-    buffer = model.rollout_buffer
-    buffer.reset()
-    for episode in episodes:
-        for observation, action, reward in zip(episode.observations, episode.actions, episode.rewards, strict=True):
-            buffer.add(observation[None], np.array([action]), np.array([reward]))
-        buffer.finish_episode(0)
-
-
 def updated(model, episodes=PATHS):
     """Update from these episodes through ``train``, and return the step."""
     before = actor_parameters(model)
-    store(model, episodes)
+    store_episodes(model, episodes)
     model.train()
     return actor_parameters(model) - before
 
@@ -91,7 +83,7 @@ def cosine(a, b):
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 5])
 def test_the_models_fisher_matrix_is_the_enumerated_one(micro_batch_size):
     model = natural_model()
-    store(model, PATHS)
+    store_episodes(model, PATHS)
     batch, evaluator = model.rollout_buffer.whole_episodes(), PolicyEvaluator(model.policy, micro_batch_size)
     net = model.policy.action_net
     partition = single_partition(batch.episode_lengths)
