@@ -6,10 +6,13 @@ interquartile mean declared above another, and how often does its interval cover
 better, and it is counted of how many of the other four that is found. Before: percentiles of a stratified bootstrap, and a
 claim where two intervals do not overlap. After: what the package does.
 
+Rows that are there already are kept, so that it can be interrupted and started again.
+
     python benchmarks/interval_coverage.py
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +30,7 @@ NAME = "interval_coverage"
 N_ENVS, N_SEEDS, N_ALGORITHMS = (4, 5, 9), (3, 5, 10), 5
 #: Runs of the algorithm that stands for the truth.
 N_TRUE_RUNS = 20_000
+KEYS = ["scores", "environments", "seeds", "n_sets"]
 COLUMNS = [f"{name} {when}" for name in ("coverage", "false claims", "found") for when in ("before", "after")]
 KINDS = {
     "normal": "normal, the same spread in all environments; the better one is higher by two standard deviations",
@@ -97,7 +101,7 @@ def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> dict[str, Any]
             found["found before"].append(float(np.mean(before)) * (leader == 0))
             found["found after"].append(float(np.mean(after)) * (leader == 0))
     rates = {name: float(np.mean(values)) for name, values in found.items()}
-    return {"scores": kind, "environments": n_envs, "seeds": n_seeds, **rates}
+    return {"scores": kind, "environments": n_envs, "seeds": n_seeds, "n_sets": n_sets, **rates}
 
 
 def make_page(results: pd.DataFrame) -> str:
@@ -124,15 +128,17 @@ def make_page(results: pd.DataFrame) -> str:
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     path = options.results_dir / f"{NAME}.csv"
-    if options.report_only:
-        results = common.read_results(path)
-    else:
+    results = common.read_results(path, KEYS)
+    if not options.report_only:
         made_by = common.make_provenance(NAME, arguments)
         # A twentieth of them: each p-value is less exact, their distribution is the same
         statistics.PERMUTATIONS = 500
-        cells = [(kind, n_envs, n_seeds) for kind in options.kinds for n_envs in N_ENVS for n_seeds in N_SEEDS]
-        rows = [measure(*cell, options.n_sets) for cell in tqdm(cells, unit="row")]
-        results = pd.DataFrame(rows).assign(n_sets=options.n_sets, **made_by)
+        done = set(results[KEYS].itertuples(index=False, name=None))
+        cells = [(*cell, options.n_sets) for cell in itertools.product(options.kinds, N_ENVS, N_SEEDS)]
+        for cell in tqdm([cell for cell in cells if cell not in done], unit="row"):
+            row = pd.DataFrame([measure(*cell)]).assign(**made_by)
+            results = common.replace_rows(results, row, KEYS)
+            common.write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
     common.write_results(path, results, make_page(results))
 
 
