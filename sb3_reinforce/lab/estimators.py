@@ -17,10 +17,11 @@ from sb3_reinforce.functional.baselines import (
     name_of,
 )
 from sb3_reinforce.functional.estimator import Estimator
+from sb3_reinforce.policies.inspection import has_standard_distribution
 from sb3_reinforce.reinforce import REINFORCE
 
 #: What stands in for V(s) where an estimator has the baseline ``"value"``.
-MODEL_CRITIC, BEST_CONSTANT, REFITTED_CRITIC = "model", "constant", "refit"
+MODEL_CRITIC, BEST_CONSTANT, REFITTED_CRITIC, CONTROL_VARIATES = "model", "constant", "refit", "control-variates"
 #: The model's own settings.
 OWN = "own"
 #: Targets: the undiscounted-state-distribution gradient (Nota & Thomas 2020), which is not the gradient of any objective, and
@@ -36,7 +37,8 @@ class NamedEstimator(NamedTuple):
     :param label: Its name in the report.
     :param settings: The estimator.
     :param critic: Source of the values of ``baseline="value"``: the model's own critic, the constant with the smallest
-        variance, or a refitted critic. The last two are cross-fitted: the value of an episode comes from other episodes.
+        variance, a refitted critic, or one with control variates. The last three are cross-fitted: the value of an episode
+        comes from other episodes.
     """
 
     key: str
@@ -100,10 +102,14 @@ _ESTIMATORS: tuple[tuple[str, str, dict[str, Any], str | None], ...] = (
     ("to-go-loo", "to-go - leave-one-out", _LOO, None),
     ("to-go-time-step", "to-go - same time step", {"baseline": TimeStepBaseline()}, None),
     ("to-go-normalized", "to-go, normalised (biased)", {"normalize_advantage": True}, None),
-    ("gae", "GAE with lambda 0.95 (biased)", _VALUE | {"gae_lambda": 0.95}, MODEL_CRITIC),
+    *(
+        (f"gae-{gae_lambda}", f"GAE with lambda {gae_lambda} (biased)", _VALUE | {"gae_lambda": gae_lambda}, MODEL_CRITIC)
+        for gae_lambda in (0.95, 0.97, 0.99)
+    ),
     ("to-go-critic", "to-go - this model's critic", _VALUE, MODEL_CRITIC),
     ("to-go-constant", "to-go - best constant", _VALUE, BEST_CONSTANT),
     ("to-go-refit", "to-go - refitted critic", _VALUE, REFITTED_CRITIC),
+    ("to-go-control-variates", "to-go - control variates", _VALUE, CONTROL_VARIATES),
     ("weighted", "to-go, weighted by gamma^t", _WEIGHTED, None),
     ("weighted-loo", "weighted to-go - leave-one-out", _WEIGHTED | _LOO, None),
     ("weighted-critic", "weighted to-go - this model's critic", _WEIGHTED | _VALUE, MODEL_CRITIC),
@@ -170,9 +176,10 @@ def choose_estimators(
     """
     Choose estimators by ``lecture``, ``all`` or their keys, in the order of the report.
 
-    The two groups leave out those that need a critic which the model does not have.
+    The two groups leave out what the model has no critic for, and control variates where actions depend on each other (gSDE)
+    or the distribution is not one of SB3.
 
-    :raises ValueError: If there is no such estimator, or one that was asked for needs a critic.
+    :raises ValueError: If there is no such estimator, or one that was asked for is left out of the groups.
     """
     groups = {"lecture": LECTURE, "all": tuple(estimators)}
     chosen: set[str] = set()
@@ -181,11 +188,14 @@ def choose_estimators(
             raise ValueError(f"estimators: there is no {name!r}, choose from lecture, all, {', '.join(estimators)}")
         for key in groups.get(name, (name,)):
             needs_critic = estimators[key].critic == MODEL_CRITIC and estimators[key].settings.baseline.needs_critic
-            if not needs_critic or has_critic(model):
+            reason = ""
+            if needs_critic and not has_critic(model):
+                own = getattr(model, "baseline", None)
+                reason = f"needs a critic, which this model with baseline={own!r} does not have; to-go-refit fits one"
+            elif estimators[key].critic == CONTROL_VARIATES and not has_standard_distribution(model.policy):
+                reason = "needs actions that are drawn anew at every step, from a distribution of SB3 other than gSDE's"
+            if not reason:
                 chosen.add(key)
             elif name not in groups:
-                raise ValueError(
-                    f"estimators: {key!r} needs a critic, which this model with baseline={getattr(model, 'baseline', None)!r} "
-                    "does not have; to-go-refit fits one"
-                )
+                raise ValueError(f"estimators: {key!r} {reason}")
     return [estimator for key, estimator in estimators.items() if key in chosen]

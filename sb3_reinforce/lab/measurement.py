@@ -20,6 +20,7 @@ from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
 from sb3_reinforce.lab.estimators import (
     BEST_CONSTANT,
+    CONTROL_VARIATES,
     DISCOUNTED,
     MODEL_CRITIC,
     OWN,
@@ -33,7 +34,7 @@ from sb3_reinforce.lab.estimators import (
     make_estimators,
 )
 from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, take_episodes
-from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_values
+from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_control_variates, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, describe_episodes
@@ -295,9 +296,12 @@ def prepare(
     critics: dict[str | None, Array] = {BEST_CONSTANT: np.zeros(len(batch.rewards))}
     if has_critic(model):
         critics[MODEL_CRITIC] = evaluator.baseline_values(batch)
-    if any(one.critic == REFITTED_CRITIC for one in estimators):
-        to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, estimators[0].settings.gamma)
+    sources, gamma = {one.critic for one in estimators}, estimators[0].settings.gamma
+    to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
+    if REFITTED_CRITIC in sources:
         critics[REFITTED_CRITIC] = crossfitted_values(evaluator, batch, to_go, folds, seed)
+    if CONTROL_VARIATES in sources:
+        critics[CONTROL_VARIATES] = crossfitted_control_variates(evaluator, batch, to_go, gamma, folds, seed)
     ent_coef = float(
         model.ent_coef_schedule(model._current_progress_remaining) if isinstance(model, REINFORCE) else model.ent_coef
     )

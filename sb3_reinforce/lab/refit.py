@@ -1,11 +1,21 @@
-"""A critic fitted to the collected episodes: what a well-fitted baseline could be worth."""
+"""
+What is fitted to the collected episodes: a critic, as what a well-fitted baseline could be worth, and control variates.
+
+With a control variate the baseline of a step also follows what came later of the actions after it:
+``b_t = V(s_t, t) + sum_{k > t} gamma^(k - t) g(s_k, k) u_k``. Here ``u_k`` is the score of the parameters of the distribution
+that the action was drawn from, which has mean zero whatever happened before, so that the sum has too and the gradient stays
+unbiased for every g; it has less noise if ``g(s, t) u`` is what the action is worth. The trajectory-wise control variates of
+Cheng et al. (2020, section 4) with an action value that is linear in u.
+"""
+
+from typing import Any
 
 import numpy as np
 import torch as th
-from torch import nn
+from torch import distributions, nn
 from torch.nn import functional as F
 
-from sb3_reinforce.functional.returns import Array, IntArray, steps_of, time_steps
+from sb3_reinforce.functional.returns import Array, IntArray, rewards_to_go, steps_of, time_steps
 from sb3_reinforce.policies.inspection import actor_features
 from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
 from sb3_reinforce.update.evaluator import PolicyEvaluator
@@ -26,13 +36,53 @@ def crossfitted_values(
     observation itself) and the time, as far as the longest episode: with a time limit the value of a state depends on how
     much is left. Targets and result have shape ``(n_steps,)``.
     """
+    return _crossfit(evaluator, batch, targets, np.zeros((len(targets), 0)), folds, seed)[:, 0]
+
+
+def crossfitted_control_variates(
+    evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, gamma: float, folds: list[IntArray], seed: int
+) -> Array:
+    """
+    Fit V and g of a control variate to the returns of some episodes, and evaluate the baseline of the others.
+
+    Arguments and result are those of ``crossfitted_values``; ``gamma`` is the discount factor of the returns.
+    """
+    scores = distribution_scores(evaluator.distributions(batch), batch.actions.cpu())
+    fitted = _crossfit(evaluator, batch, targets, scores, folds, seed)
+    effects = (fitted[:, 1:] * scores).sum(axis=1)
+    return np.asarray(fitted[:, 0] + rewards_to_go(effects, batch.episode_lengths, gamma) - effects)
+
+
+def distribution_scores(distribution: Any, actions: th.Tensor) -> Array:
+    """
+    The gradient of each action's log-probability with respect to the logits, or to the mean in units of the deviation.
+
+    ``distribution`` is that of ``PolicyEvaluator.distributions``, ``actions`` has shape ``(n_steps, *action_shape)`` and the
+    result ``(n_steps, n_scores)``.
+    """
+    parts = distribution if isinstance(distribution, list) else [distribution]
+    actions = actions.reshape(len(actions), -1)
+    if isinstance(parts[0], distributions.Categorical):
+        chosen = zip(parts, actions.long().unbind(dim=1), strict=True)
+        scores = [F.one_hot(own, part.logits.shape[-1]) - part.probs for part, own in chosen]
+    elif isinstance(parts[0], distributions.Bernoulli):
+        scores = [actions - distribution.probs]
+    else:
+        scores = [(actions - distribution.loc) / distribution.scale]
+    return th.cat(scores, dim=1).double().numpy()
+
+
+def _crossfit(
+    evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, scores: Array, folds: list[IntArray], seed: int
+) -> Array:
+    """Fit V and g for each fold on the others; shape ``(n_steps, 1 + n_scores)``."""
     inputs = critic_inputs(evaluator, batch)
-    values = np.empty(len(targets))
+    fitted = np.empty((len(targets), 1 + scores.shape[1]))
     for fold, episodes in enumerate(folds):
         others = np.concatenate([part for index, part in enumerate(folds) if index != fold])
         own, rest = steps_of(batch.episode_lengths, episodes), steps_of(batch.episode_lengths, others)
-        values[own] = fit(inputs[rest], targets[rest], inputs[own], seed + fold)
-    return values
+        fitted[own] = fit(inputs[rest], targets[rest], scores[rest], inputs[own], seed + fold)
+    return fitted
 
 
 def critic_inputs(evaluator: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
@@ -46,24 +96,31 @@ def critic_inputs(evaluator: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
     return th.cat([th.cat(parts), times], dim=1)
 
 
-def fit(inputs: th.Tensor, targets: Array, new_inputs: th.Tensor, seed: int) -> Array:
-    """Fit a small network by mean squared error, and evaluate it on new inputs."""
+def fit(inputs: th.Tensor, targets: Array, scores: Array, new_inputs: th.Tensor, seed: int) -> Array:
+    """Fit ``V + g u`` of a small network by mean squared error, and evaluate V and g on new inputs."""
     mean, deviation = float(targets.mean()), float(targets.std()) or 1.0
     scaled = th.as_tensor((targets - mean) / deviation, dtype=th.float32)
+    # V is not multiplied by anything
+    factors = th.as_tensor(np.column_stack([np.ones(len(targets)), scores]), dtype=th.float32)
+    n_outputs = factors.shape[1]
     centre, spread = inputs.mean(dim=0), inputs.std(dim=0) + 1e-6
     inputs, new_inputs = (inputs - centre) / spread, (new_inputs - centre) / spread
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)
-        network = nn.Sequential(nn.Linear(inputs.shape[1], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        layers = [nn.Linear(inputs.shape[1], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, n_outputs)]
+        network = nn.Sequential(*layers)
         optimizer = th.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, N_GRADIENT_STEPS)
         for _ in range(N_GRADIENT_STEPS):
             chosen = th.randint(len(inputs), (min(BATCH_SIZE, len(inputs)),))
             optimizer.zero_grad()
-            F.mse_loss(network(inputs[chosen]).flatten(), scaled[chosen]).backward()  # type: ignore[no-untyped-call]
+            predicted = (network(inputs[chosen]) * factors[chosen]).sum(dim=1)
+            F.mse_loss(predicted, scaled[chosen]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         with th.no_grad():
             # In parts: the hidden layers of all steps at once would need ten times the memory
-            values: Array = th.cat([network(part).flatten() for part in th.split(new_inputs, BATCH_SIZE)]).double().numpy()
-    return values * deviation + mean
+            outputs: Array = th.cat([network(part) for part in th.split(new_inputs, BATCH_SIZE)]).double().numpy()
+    outputs *= deviation
+    outputs[:, 0] += mean
+    return outputs

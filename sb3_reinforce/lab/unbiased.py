@@ -121,7 +121,7 @@ class BaselineCheck(NamedTuple):
             words = "; ".join(f"{one.environment}, return_type={one.return_type!r}: {one.bias:.3g}" for one in biased)
             raise AssertionError(
                 f"baseline {self.baseline} is biased, in units of the exact gradient: {words}. What is subtracted from the "
-                "return of a step must not depend on its action, nor on what follows from it"
+                "return of a step must have mean zero in product with the score of the step: it must not depend on its action"
             )
 
     def __str__(self) -> str:

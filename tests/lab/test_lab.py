@@ -52,7 +52,7 @@ DIAMOND_HILL = "sb3_reinforce/DiamondHill-v0"
 GAMMA = 0.9
 #: Estimators that are functions of the episodes and the model alone.
 FIXED = ["whole", "whole-mean", "whole-loo", "whole-critic", "to-go", "to-go-mean", "to-go-loo", "to-go-time-step"]
-FIXED += ["to-go-normalized", "gae", "to-go-critic", "weighted", "weighted-loo", "weighted-critic"]
+FIXED += ["to-go-normalized", "gae-0.95", "gae-0.99", "to-go-critic", "weighted", "weighted-loo", "weighted-critic"]
 
 
 class DoubleExtractor(FlattenExtractor):
@@ -1008,7 +1008,7 @@ def test_bad_arguments_of_the_gauge(name, value):
 def test_the_known_knows_what_is_biased(cartpole):
     known = make_estimators(cartpole, 0.9)
     assert {key for key, one in known.items() if not one.is_unbiased} == {
-        *("whole-mean", "to-go-mean", "to-go-normalized", "gae", OWN)
+        *("whole-mean", "to-go-mean", "to-go-normalized", "gae-0.95", "gae-0.97", "gae-0.99", OWN)
     }
     assert {key for key, one in known.items() if one.target == "discounted"} == {
         *("whole", "whole-mean", "whole-loo", "whole-critic", "weighted", "weighted-loo", "weighted-critic", "weighted-refit")
