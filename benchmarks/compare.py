@@ -23,7 +23,7 @@ import pandas as pd
 from common import LOGS_DIR, make_parser, make_provenance, read_results, replace_rows, write_results, write_text
 from comparisons import COMPARISONS, Comparison
 from matplotlib.figure import Figure
-from pages import OVERALL, OVERALL_ALGORITHMS, RANDOM, draw_aggregates, draw_dots, make_overall_page, make_page
+from pages import OVERALL, OVERALL_ALGORITHMS, RANDOM, SNAPSHOTS, draw_aggregates, draw_dots, make_overall_page, make_page
 
 from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo import register
@@ -67,7 +67,9 @@ def collect(folder: Path, part: str, thresholds: dict[str, float]) -> pd.DataFra
     runs["steps"] = runs["steps"].astype("Int64")
     runs["threshold"] = runs["env"].map(thresholds)
     runs["hyperparameters"] = [json.dumps(entry, sort_keys=True) for entry in entries]
-    return runs.merge(at_equal_steps(results), how="left", on=["env", "algorithm", "seed"])
+    for table in (at_equal_steps(results), at_snapshots(results)):
+        runs = runs.merge(table, how="left", on=["env", "algorithm", "seed"])
+    return runs
 
 
 def describe_budget(settings: Settings, entry: dict[str, Any]) -> str:
@@ -91,6 +93,16 @@ def at_equal_steps(results: Results) -> pd.DataFrame:
         for (env, name, seed), curve in curves.sort_values("steps").groupby(["env", "algorithm", "seed"])
     ]
     return pd.DataFrame(rows, columns=["env", "algorithm", "seed", "equal_steps", "score_at_equal_steps"])
+
+
+def at_snapshots(results: Results) -> pd.DataFrame:
+    """Read the learning curves at the steps of the table of environments, as far as they go."""
+    rows = []
+    for (env, name, seed), curve in results.curves.sort_values("steps").groupby(["env", "algorithm", "seed"]):
+        reached = [n_steps for n_steps in SNAPSHOTS if n_steps <= curve["steps"].max()]
+        scores = {f"score_{n_steps}": float(np.interp(n_steps, curve["steps"], curve["score"])) for n_steps in reached}
+        rows.append({"env": env, "algorithm": name, "seed": seed, **scores})
+    return pd.DataFrame(rows, columns=["env", "algorithm", "seed", *(f"score_{n_steps}" for n_steps in SNAPSHOTS)])
 
 
 def run_part(words: Sequence[str], folder: Path, part: str, provenance: dict[str, str]) -> pd.DataFrame:

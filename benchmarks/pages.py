@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from common import describe_provenance, make_table
-from comparisons import Comparison, Target
+from comparisons import Comparison, Published
 from matplotlib.figure import Figure
 
 from sb3_reinforce.lab import plots
@@ -38,6 +38,8 @@ EARLIER = {
     "these scores are exact; its dqn had a step size of 0.001 and 20,000 steps. On PixelCopter it had `n_steps=256` and an "
     "average of 0.9. Its images had colours.",
 }
+#: Steps of a longer training after which the table of environments has scores.
+SNAPSHOTS = (100_000, 300_000, 1_000_000)
 #: The comparisons whose environments are put together, and the algorithms that all of them have.
 OVERALL = ("classic", "mujoco")
 OVERALL_ALGORITHMS = ["reinforce", "reinforce-adam", "a2c", "ppo", "trpo"]
@@ -74,7 +76,7 @@ def write_median(reached: pd.Series, spent: pd.Series, decimals: int) -> str:
     return f"{median:,.{decimals}f}" if np.isfinite(median) else f"> {np.median(spent):,.{decimals}f}"
 
 
-def score_table(runs: pd.DataFrame, comparison: Comparison, part: str) -> Table:
+def score_table(runs: pd.DataFrame, comparison: Comparison) -> Table:
     """Make one row for each environment and algorithm."""
     runs = runs.assign(
         score_minus_std=runs["score"] - runs["score_std"],
@@ -88,58 +90,59 @@ def score_table(runs: pd.DataFrame, comparison: Comparison, part: str) -> Table:
         if comparison.normalised:
             scores = own["score"].tolist()
             row["95 % interval"] = summary.write(statistics.mean_with_interval(scores), statistics.decimals(scores))
-        target = comparison.targets.get(f"{part} {env}", comparison.targets.get(env))
-        if target is not None:
-            row |= target_cells(own[target.column].tolist(), target)
         if comparison.to_threshold:
             row["reached"] = f"{np.isfinite(own['steps_to_threshold']).sum()} of {len(own)}"
             row["threshold"] = f"{own['threshold'].iloc[0]:g}"
             row["steps"] = write_median(own["steps_to_threshold"], own["steps"], 0)
             row["seconds"] = write_median(own["seconds_to_threshold"], own["seconds"], 1)
-        elif not comparison.targets and own["steps"].notna().all():
+        elif own["steps"].notna().all():
             row |= {"steps": f"{own['steps'].median():,.0f}", "seconds": f"{own['seconds'].median():,.0f}"}
         rows.append(row)
     return rows
 
 
-def target_cells(scores: list[float], target: Target) -> dict[str, str]:
-    """Say what was to be reached, whether it was, and with which seeds."""
-    decimals = min(statistics.decimals(scores), 3)
-    reached = (min(scores) if target.every_seed else np.mean(scores)) >= target.score
-    label = "" if target.column in ("score", "sampled_score") else f" ({LABELS[target.column]})"
-    return {
-        "of each seed": ", ".join(f"{score:,.{decimals}f}" for score in scores) + label,
-        "target": f"{target.score:g}" + (" with every seed" if target.every_seed else ""),
-        "reached": "yes" if reached else "**no**",
-        "published": target.cited,
-    }
+def environment_table(runs: pd.DataFrame, published: Mapping[str, Published]) -> Table:
+    """Make one row for each environment: scores after some steps and at the end, and those that others published."""
+    rows = []
+    for env, of_env in runs[runs["algorithm"] != RANDOM].groupby("env", sort=False):
+        own, adam = (of_env[of_env["algorithm"] == name].sort_values("seed") for name in ("reinforce", "reinforce-adam"))
+        if own.empty:
+            continue
+        # The best policy may be a random one
+        column = "score" if own["score"].notna().all() else "sampled_score"
+        row = {"environment": str(env) + " (sampled actions)" * (column != "score"), "seeds": len(own)}
+        for n_steps in SNAPSHOTS:
+            scores = own.get(f"score_{n_steps}", pd.Series(dtype=float)).dropna()
+            row[f"{n_steps:,}"] = write_with_interval(scores)
+        row |= {"at the end": write_with_interval(own[column]), "steps": write_budget(own).removesuffix(" steps")}
+        row["Adam"] = write_with_interval(adam[column].dropna())
+        others = published.get(str(env), Published())
+        rows.append(row | dict(zip(("Tianshou", "A2C", "PPO", "TRPO"), others, strict=True)))
+    return rows
 
 
-def count_targets(tables: Sequence[Table]) -> str:
-    """Count how often each algorithm reached a target."""
-    rows = [row for table in tables for row in table]
-    counts = []
-    for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
-        own = [row["reached"] for row in rows if row["algorithm"] == algorithm]
-        counts.append(f"{algorithm} {own.count('yes')} of {len(own)}")
-    return f"Targets reached: {', '.join(counts)}."
+def write_with_interval(scores: pd.Series) -> str:
+    if scores.empty:
+        return ""
+    return summary.write(statistics.mean_with_interval(scores.tolist()), statistics.decimals(scores.tolist()))
 
 
 def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
     """Make the page of a comparison."""
     parts = [f"# {comparison.title}", comparison.purpose]
-    tables = {part: score_table(own, comparison, str(part)) for part, own in runs.groupby("part", sort=False)}
-    if comparison.targets:
-        parts.append(count_targets(list(tables.values())))
+    tables = {part: score_table(own, comparison) for part, own in runs.groupby("part", sort=False)}
+    if comparison.published:
+        tables = {name: environment_table(runs, comparison.published)}
     if comparison.normalised:
         parts += describe_overall(normalise(runs, "score"), "final scores")
     for part, table in tables.items():
         parts += [f"## {part}"] * (len(tables) > 1) + [make_table(table)]
-    parts.append(
-        "Scores: mean over the seeds, in brackets the lowest and the highest; deterministic actions unless the column says "
-        "otherwise. A deviation is the standard deviation over the episodes of a seed."
-        + (" Intervals are Student's, over the seeds." if comparison.normalised else "")
-    )
+    if not comparison.published:
+        parts.append(
+            "Scores: mean over the seeds, in brackets the lowest and the highest; deterministic actions unless a column says "
+            "otherwise. A deviation is the standard deviation over the episodes of a seed."
+            + (" Intervals are Student's, over the seeds." if comparison.normalised else "")
+        )
     shown = [f"{name}.png"] * (comparison.dots is not None) + [f"{name}_aggregates.png"] * comparison.normalised
     shown += comparison.figures
     parts += [f"![{comparison.title}]({figure})" for figure in shown]
@@ -240,19 +243,21 @@ def draw_aggregates(runs: pd.DataFrame) -> Figure:
 
 
 def draw_dots(runs: pd.DataFrame, comparison: Comparison) -> Figure:
-    """Draw every run as a dot, a panel for each training of more than one algorithm, with the target where there is one."""
+    """Draw every run as a dot, a panel for each training of more than one algorithm."""
     column = str(comparison.dots)
     panels = []
-    for (part, env), own in runs.groupby(["part", "env"], sort=False):
+    # With a row for each environment, its runs belong together
+    keys = ["env"] if comparison.published else ["env", "part"]
+    for (env, *_), own in runs.groupby(keys, sort=False):
         algorithms = [(name, rows) for _, name, rows in group(own)]
         # Where the entry is the same, so are the runs
         if len({tuple(rows[column].dropna()) for _, rows in algorithms}) > 1:
-            panels.append((part, env, algorithms))
+            panels.append((env, algorithms))
     n_columns = min(5, len(panels))
     n_lines = -(-len(panels) // n_columns)
     figure = Figure(figsize=(max(2.6 * n_columns, 4), 2.6 * n_lines), layout="constrained")
     axes = figure.subplots(n_lines, n_columns, squeeze=False).flat
-    for (part, env, algorithms), panel in zip(panels, axes, strict=False):
+    for (env, algorithms), panel in zip(panels, axes, strict=False):
         for position, (_, rows) in enumerate(algorithms):
             values = rows[column].to_numpy(dtype=float)
             panel.plot([position] * len(values), np.where(np.isfinite(values), values, np.nan), "o", alpha=0.6)
@@ -261,9 +266,6 @@ def draw_dots(runs: pd.DataFrame, comparison: Comparison) -> Figure:
                 panel.plot([position] * len(values), np.where(np.isfinite(values), np.nan, spent), "x", color="black")
             else:
                 panel.plot([position - 0.3, position + 0.3], [np.mean(values)] * 2, color="black", linewidth=1)
-        target = comparison.targets.get(f"{part} {env}", comparison.targets.get(env))
-        if target is not None:
-            panel.axhline(target.score, linestyle=":", color="black")
         panel.set_title(f"{env}\n{write_budget(algorithms[0][1])}", fontsize=8)
         panel.set_xticks(range(len(algorithms)), [name for name, _ in algorithms], fontsize=7, rotation=20)
         panel.tick_params(axis="y", labelsize=7)

@@ -139,11 +139,11 @@ def compare(tmp_path, monkeypatch):
         normalised=True,
         figures={"curves.png": "two/CartPole-v1"},
     )
-    targets = {"CartPole-v1": comparisons.Target(100.0, "somebody 99"), "two CartPole-v1": comparisons.Target(61.0)}
+    published = {"CartPole-v1": comparisons.Published("12", ppo="99 (10k)")}
     made_up = {
         "made_up": comparison,
         "to_threshold": comparison._replace(to_threshold=True, dots="steps_to_threshold", normalised=False),
-        "targets": comparison._replace(targets=targets, parts={"two": parts["two"]}, normalised=False),
+        "table": comparison._replace(published=published, normalised=False),
     }
     for name, one in made_up.items():
         monkeypatch.setitem(module.COMPARISONS, name, one)
@@ -192,11 +192,16 @@ def test_runs_that_do_not_reach_the_threshold_bound_the_median(tmp_path, compare
     assert "| 2 of 2 | 40 | " in rows[1] and ">" not in rows[1]
 
 
-def test_targets_are_compared_with_the_scores(tmp_path, compare):
-    compare("targets")
-    page = (tmp_path / "r" / "targets.md").read_text()
-    assert "Targets reached: reinforce 0 of 1, ppo 1 of 1." in page
-    assert "| 60.00, 61.00 | 61 | **no** |  |" in page and "| 100.00, 101.00 | 61 | yes |  |" in page
+def test_a_row_for_each_environment(tmp_path, compare, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("compare"), "SNAPSHOTS", (600,))
+    monkeypatch.setattr(importlib.import_module("pages"), "SNAPSHOTS", (600, 5000))
+    compare("table")
+    rows = [line for line in (tmp_path / "r" / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows[0].split(" | ")[2:6] == ["600", "5,000", "at the end", "steps"]
+    cartpole, acrobot = (row.split(" | ") for row in rows[2:4])
+    assert cartpole[4:] == ["60.50 [54.15, 66.85]", "1,000", "", "12", "", "99 (10k)", " |"]
+    assert cartpole[2] != "" and cartpole[3] == ""
+    assert acrobot[6:] == ["60.50 [54.15, 66.85]", "", "", "", " |"]
 
 
 def test_environments_of_several_comparisons_are_put_together(monkeypatch):
