@@ -24,6 +24,7 @@ from common import LOGS_DIR, make_parser, make_provenance, read_results, replace
 from comparisons import COMPARISONS, Comparison
 from matplotlib.figure import Figure
 from pages import OVERALL, OVERALL_ALGORITHMS, RANDOM, SNAPSHOTS, draw_aggregates, draw_dots, make_overall_page, make_page
+from scipy.integrate import trapezoid
 
 from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo import register
@@ -96,13 +97,15 @@ def at_equal_steps(results: Results) -> pd.DataFrame:
 
 
 def at_snapshots(results: Results) -> pd.DataFrame:
-    """Read the learning curves at the steps of the table of environments, as far as they go."""
+    """Read the area under the learning curves, and their scores at the steps of the table of environments."""
     rows = []
     for (env, name, seed), curve in results.curves.sort_values("steps").groupby(["env", "algorithm", "seed"]):
         reached = [n_steps for n_steps in SNAPSHOTS if n_steps <= curve["steps"].max()]
         scores = {f"score_{n_steps}": float(np.interp(n_steps, curve["steps"], curve["score"])) for n_steps in reached}
-        rows.append({"env": env, "algorithm": name, "seed": seed, **scores})
-    return pd.DataFrame(rows, columns=["env", "algorithm", "seed", *(f"score_{n_steps}" for n_steps in SNAPSHOTS)])
+        steps = curve["steps"].to_numpy(dtype=float)
+        area = float(trapezoid(curve["score"], steps) / np.ptp(steps)) if len(steps) > 1 else np.nan
+        rows.append({"env": env, "algorithm": name, "seed": seed, "area": area, **scores})
+    return pd.DataFrame(rows, columns=["env", "algorithm", "seed", "area", *(f"score_{n_steps}" for n_steps in SNAPSHOTS)])
 
 
 def run_part(words: Sequence[str], folder: Path, part: str, provenance: dict[str, str]) -> pd.DataFrame:
@@ -127,12 +130,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def draw_curves(folder: Path, env_id: str) -> Figure:
-    """Draw the learning curves of one environment of a comparison as reports do."""
+def draw_curves(folder: Path, env_id: str | None) -> Figure:
+    """Draw the learning curves of a comparison, or of one environment of it, as reports do."""
     results = read_comparison(folder, read_settings(folder), {})
-    one = results._replace(runs=results.runs[results.runs["env"] == env_id])
+    axis, width = "steps" if results.settings.seconds is None else "seconds", plots.WIDE
+    if env_id is not None:
+        results, width = results._replace(runs=results.runs[results.runs["env"] == env_id]), plots.HALF
     with matplotlib.rc_context(plots.STYLE):
-        figure = figures.learning_curves(one, plots.make_styles(one.settings.algorithms), "seconds", plots.HALF)
+        figure = figures.learning_curves(results, plots.make_styles(results.settings.algorithms), axis, width)
         plots.space_ticks(figure)
     return figure
 
@@ -161,7 +166,7 @@ def main(arguments: Sequence[str]) -> None:
         for figure, source in comparison.figures.items():
             of_part, _, env_id = source.partition("/")
             if of_part == part:
-                save_figure(draw_curves(folder, env_id), results_dir / figure)
+                save_figure(draw_curves(folder, env_id or None), results_dir / figure)
     write_page(options.name, comparison, runs, results_dir)
 
 

@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     :param to_threshold: Whether the page shows steps and seconds to the threshold, instead of those of the whole run.
     :param normalised: Whether the page has statistics over the environments, and a figure of them.
     :param published: Scores of others by environment; with these, the page has one row for each environment.
-    :param figures: Learning curves against seconds that the page has, as part and environment by file.
+    :param figures: Learning curves that the page has, by file: a part, or one environment of it (``part/environment``).
     """
 
     title: str
@@ -179,6 +179,18 @@ COMPARISONS = {
             "--seeds 3 --seconds 300 --jobs 2 --eval-episodes 5 --final-episodes 30"
         },
         normalised=True,
+    ),
+    "monte_carlo": Comparison(
+        "What Monte Carlo costs",
+        "The entries of REINFORCE with `gae_lambda` below 1, their other settings unchanged; 300,000 steps. The area is the "
+        "mean score of the evaluations during the training, in proportion to the steps between them.",
+        {
+            "lambda": "--env Hopper-v5 Walker2d-v5 HalfCheetah-v5 LunarLander-v3 --algos reinforce --seeds 5 -n 300000 "
+            "--variant lambda-0.99 gae_lambda:0.99 --variant lambda-0.97 gae_lambda:0.97 --variant lambda-0.95 "
+            "gae_lambda:0.95 --n-evaluations 15 --eval-episodes 10 --final-episodes 50 --jobs 2"
+        },
+        columns=("score", "area"),
+        figures={"monte_carlo.png": "lambda"},
     ),
     "baselines": Comparison(
         "Five baselines",

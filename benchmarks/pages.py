@@ -17,6 +17,7 @@ RANDOM = "random"
 LABELS = {
     "score": "score",
     "score_minus_std": "score minus deviation",
+    "area": "area under the curve",
     "sampled_score": "sampled actions",
     "sampled_score_minus_std": "sampled actions, minus deviation",
 }

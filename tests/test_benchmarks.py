@@ -134,10 +134,10 @@ def compare(tmp_path, monkeypatch):
         "Made up",
         "For the test.",
         parts,
-        columns=("score", "score_minus_std", "sampled_score"),
+        columns=("score", "area", "score_minus_std", "sampled_score"),
         dots="score",
         normalised=True,
-        figures={"curves.png": "two/CartPole-v1"},
+        figures={"curves.png": "two/CartPole-v1", "all.png": "two"},
     )
     published = {"CartPole-v1": comparisons.Published("12", ppo="99 (10k)")}
     made_up = {
@@ -172,7 +172,7 @@ def test_a_comparison_is_run_kept_and_shown(tmp_path, compare):
     page = (tmp_path / "r" / "made_up.md").read_text()
     assert "| CartPole-v1 | reinforce | 1,000 steps | 2 | 60.5" in page and "## other" in page
     assert "interquartile mean of the normalised final scores" in page
-    for figure in ("made_up.png", "made_up_aggregates.png", "curves.png"):
+    for figure in ("made_up.png", "made_up_aggregates.png", "curves.png", "all.png"):
         assert (tmp_path / "r" / figure).read_bytes().startswith(b"\x89PNG")
 
     # Only what is asked for is made again, and the rest stays
