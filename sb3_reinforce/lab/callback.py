@@ -12,7 +12,7 @@ from sb3_reinforce.lab import statistics
 from sb3_reinforce.lab.collect import Episodes, make_lab_evaluator
 from sb3_reinforce.lab.estimators import OWN, make_estimators
 from sb3_reinforce.lab.gradients import ScoreGradients
-from sb3_reinforce.lab.measurement import prepare
+from sb3_reinforce.lab.measurement import prepare, units_of
 from sb3_reinforce.reinforce import REINFORCE
 
 #: How often the episodes of a rollout are dealt into two halves: with more, the signal is hardly less noisy.
@@ -42,7 +42,8 @@ class NoiseScaleCallback(BaseCallback):
         recurrent policy.
     :param smoothing: Weight of the earlier rollouts, in [0, 1): 0.9 averages over about ten of those that were looked at.
     :raises ValueError: If an argument is out of its range, the algorithm is not ``REINFORCE``, or ``n_episodes`` are too few:
-        two are needed, with ``normalize_advantage`` four. Rollouts of ``n_steps`` with fewer are passed over.
+        two are needed, with ``normalize_advantage`` four. Rollouts of ``n_steps`` with fewer are passed over, and those whose
+        episodes all have one start (``episodes_per_start``).
     """
 
     def __init__(self, every: int = 4, smoothing: float = 0.9) -> None:
@@ -80,7 +81,9 @@ class NoiseScaleCallback(BaseCallback):
         model: Any = self.model
         batch = model.rollout_buffer.whole_episodes()
         n_episodes = len(batch.episode_lengths)
-        if n_episodes < self.min_episodes:
+        # Episodes with a common start stay together: they are not independent of each other
+        units = units_of(batch)
+        if n_episodes < self.min_episodes or len(units) < 2:
             return
         evaluator = make_lab_evaluator(model.policy, model)
         own_baseline = model.estimator.baseline
@@ -91,7 +94,8 @@ class NoiseScaleCallback(BaseCallback):
 
         # Its own source of randomness: the training stays as it is
         rng = np.random.default_rng(self.n_rollouts)
-        halves = [half for _ in range(N_SPLITS) for half in np.array_split(rng.permutation(n_episodes), 2)]
+        splits = [np.array_split(rng.permutation(len(units)), 2) for _ in range(N_SPLITS)]
+        halves = [units[half].ravel() for split in splits for half in split]
         weights = np.zeros((1 + len(halves), len(batch.rewards)))
         for row, group in zip(weights, [np.arange(n_episodes), *halves], strict=True):
             steps = steps_of(batch.episode_lengths, group)

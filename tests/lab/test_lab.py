@@ -982,6 +982,36 @@ def test_the_gauge_of_the_batch_mean_is_that_of_leave_one_out(n_episodes):
     np.testing.assert_allclose(said * (1 - 1 / n_episodes) ** 2, exact, rtol=1e-5)
 
 
+class LuckyStart(FixedLengthEnv):
+    """One step; whether action 1 pays or costs 10 is drawn at the start."""
+
+    def __init__(self):
+        super().__init__(lengths=[1])
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed, options=options)
+        self.luck = self.np_random.choice([-10.0, 10.0])
+        return np.zeros(2, np.float32), result[1]
+
+    def step(self, action):
+        _, _, *rest = super().step(action)
+        return np.zeros(2, np.float32), self.luck * action, *rest
+
+
+def test_the_gauge_keeps_common_starts_together():
+    """All of the gradient is what an episode shares with those from its start: nothing of it is signal."""
+    arguments = {"episodes_per_start": 4, "policy_kwargs": {"net_arch": []}, "learning_rate": 0.0, "seed": 0}
+    model = REINFORCE("MlpPolicy", make_vec_env(LuckyStart, 4), n_episodes=16, baseline=None, **arguments)
+    gauge = NoiseScaleCallback(every=1, smoothing=0.998)
+    model.learn(16 * 400, callback=gauge)
+    assert abs(gauge.signal) < 0.5 * gauge.noise / 16
+    # Of a single start there is nothing to say
+    model = REINFORCE("MlpPolicy", make_vec_env(LuckyStart, 4), n_episodes=4, baseline="group", **arguments)
+    gauge = NoiseScaleCallback(every=1)
+    model.learn(16, callback=gauge)
+    assert gauge.weight == 0.0
+
+
 @pytest.mark.parametrize(("normalize_advantage", "n_episodes"), [(False, 1), (True, 3)])
 def test_the_gauge_needs_two_halves(normalize_advantage, n_episodes):
     model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=n_episodes, normalize_advantage=normalize_advantage)
