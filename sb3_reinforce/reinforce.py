@@ -29,7 +29,7 @@ from sb3_reinforce.policies.masked_distribution import NO_MASKS, find_mask_key, 
 from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, explain_cut, find_bound, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
-from sb3_reinforce.rollout.collector import Rollout, collect_episodes
+from sb3_reinforce.rollout.collector import Rollout, RolloutSettings, collect_episodes
 from sb3_reinforce.rollout.common_starts import choose_common_starts
 from sb3_reinforce.rollout.progress_bar import count_steps_in_progress_bars
 from sb3_reinforce.update import make_evaluator
@@ -376,8 +376,8 @@ class REINFORCE(SavedWhole, DerivedArguments):
         quota = EpisodeQuota(n_rollout_steps, n_episodes)
         starts = choose_common_starts(n_episodes, self.episodes_per_start, self._baseline)
         bootstraps = self._baseline.needs_critic and self.bootstrap_at_time_limit
-        settings = (bound, bootstraps, self._rng, self.use_masking, starts)
-        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, *settings)
+        settings = RolloutSettings(bound, bootstraps, self._rng, self.use_masking)
+        rollout = collect_episodes(self, env, callback, rollout_buffer, quota, settings, starts)
         if rollout is None:
             return None
         if rollout.n_cut > 0:

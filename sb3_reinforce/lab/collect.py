@@ -26,7 +26,7 @@ from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
-from sb3_reinforce.rollout.collector import collect_episodes
+from sb3_reinforce.rollout.collector import RolloutSettings, collect_episodes
 from sb3_reinforce.rollout.common_starts import CommonStarts
 from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.evaluator import PolicyEvaluator
@@ -199,8 +199,8 @@ def collect(
         watch = _Watch(bar, max_episode_steps)
         watch.init_callback(copied)
         rng = np.random.default_rng(seed)
-        settings = (max_steps, bootstraps, rng, use_masking, common_starts)
-        collect_episodes(copied, env, watch, buffer, EpisodeQuota(0, n_episodes), *settings)
+        settings = RolloutSettings(max_steps, bootstraps, rng, use_masking)
+        collect_episodes(copied, env, watch, buffer, EpisodeQuota(0, n_episodes), settings, common_starts)
         if bar is not None:
             bar.update(n_episodes - bar.n)
 

@@ -37,6 +37,22 @@ class Rollout(NamedTuple):
     infos: list[dict[str, Any]]
 
 
+class RolloutSettings(NamedTuple):
+    """
+    How episodes are collected.
+
+    :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
+    :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
+    :param rng: Draws the actions, and the seeds of common starts.
+    :param use_masking: Whether the environment says which actions are allowed.
+    """
+
+    max_steps: float
+    bootstraps: bool
+    rng: np.random.Generator
+    use_masking: bool = False
+
+
 def make_action_transform(model: OnPolicyAlgorithm) -> Any:
     """
     Make the function from sampled actions to those that the environment accepts, as in SB3.
@@ -103,10 +119,7 @@ def collect_episodes(
     callback: BaseCallback,
     rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
     quota: EpisodeQuota,
-    max_steps: float,
-    bootstraps: bool,
-    rng: np.random.Generator,
-    use_masking: bool = False,
+    settings: RolloutSettings,
     common_starts: CommonStarts | None = None,
 ) -> Rollout | None:
     """
@@ -121,10 +134,7 @@ def collect_episodes(
         where no step was made, shape ``(n_envs,)``.
     :param rollout_buffer: Filled with the steps.
     :param quota: Decides which episodes count, unless they have common starts.
-    :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
-    :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
-    :param rng: Draws the actions, and the seeds of common starts.
-    :param use_masking: Whether the environment says which actions are allowed.
+    :param settings: How they are collected.
     :param common_starts: Which episodes are collected instead, wave by wave; None for none.
     :return: What was collected, or None if the callback stopped early.
     :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
@@ -134,11 +144,10 @@ def collect_episodes(
     if common_starts is None:
         start_episodes(model, env)
     callback.on_rollout_start()
-    settings = (bootstraps, rng, use_masking)
     if common_starts is None:
-        rollout = step_episodes(model, env, callback, rollout_buffer, quota, max_steps, *settings)
+        rollout = step_episodes(model, env, callback, rollout_buffer, quota, settings)
     else:
-        rollout = step_waves(model, env, callback, rollout_buffer, common_starts, max_steps, *settings)
+        rollout = step_waves(model, env, callback, rollout_buffer, common_starts, settings)
     if rollout is not None:
         rollout_buffer.finish_rollout()
     return rollout
@@ -150,27 +159,22 @@ def step_waves(
     callback: BaseCallback,
     rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
     common_starts: CommonStarts,
-    max_steps: float,
-    bootstraps: bool,
-    rng: np.random.Generator,
-    use_masking: bool,
+    settings: RolloutSettings,
 ) -> Rollout | None:
     """
     Collect episodes from common starts. See ``collect_episodes``; the episodes of the deterministic policy count as steps
     only, and are cut at the same bound.
     """
     check_restartable(env, "episodes_per_start")
-    seeds = rng.integers(2**31, size=common_starts.n_starts)
+    seeds = settings.rng.integers(2**31, size=common_starts.n_starts)
     total, steps_made = Rollout(0, 0, 0, []), 0
     for wave in common_starts.waves(env.num_envs):
-        if steps_made >= max_steps:
+        if steps_made >= settings.max_steps:
             break
         reset_to(model, env, wave.starts, seeds)
         quota, first_step = EpisodeQuota(0, len(wave.starts)), rollout_buffer.pos
-        left = max_steps - steps_made
-        rollout = step_episodes(
-            model, env, callback, rollout_buffer, quota, left, bootstraps, rng, use_masking, wave.is_greedy
-        )
+        rest = settings._replace(max_steps=settings.max_steps - steps_made)
+        rollout = step_episodes(model, env, callback, rollout_buffer, quota, rest, wave.is_greedy)
         if rollout is None:
             return None
         if wave.is_greedy:
@@ -189,10 +193,7 @@ def step_episodes(
     callback: BaseCallback,
     rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer,
     quota: EpisodeQuota,
-    max_steps: float,
-    bootstraps: bool,
-    rng: np.random.Generator,
-    use_masking: bool,
+    settings: RolloutSettings,
     deterministic: bool = False,
 ) -> Rollout | None:
     """
@@ -205,7 +206,7 @@ def step_episodes(
     to_env_actions = make_action_transform(model)
     counts = [quota.accepts(start_step=0) for _ in range(env.num_envs)]
     n_running, n_episodes, n_steps = sum(counts), 0, 0
-    read_masks = ActionMaskReader(env) if use_masking else None
+    read_masks = ActionMaskReader(env) if settings.use_masking else None
     action_masks: Any = None
     infos: list[dict[str, Any]] = [{}] * env.num_envs
     finished_infos: list[dict[str, Any]] = []
@@ -215,13 +216,13 @@ def step_episodes(
     is_watched = not is_of_libraries(callback)
     obs_tensor: Any = None
 
-    sample_actions = make_action_sampler(model.policy, env.num_envs, rng)
+    sample_actions = make_action_sampler(model.policy, env.num_envs, settings.rng)
     sample_actions.deterministic = deterministic
 
     environments = IdleEnvironments(env)
     try:
         environments.set_idle(np.flatnonzero(np.logical_not(counts)))
-        while n_running > 0 and n_steps < max_steps:
+        while n_running > 0 and n_steps < settings.max_steps:
             if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
                 model.policy.reset_noise(env.num_envs)
             elif model.use_sde and np.any(dones):
@@ -269,13 +270,13 @@ def step_episodes(
                 for env_idx in np.flatnonzero(dones).tolist():
                     if counts[env_idx]:
                         info = infos[env_idx]
-                        goes_on = bootstraps and info.get("TimeLimit.truncated", False)
+                        goes_on = settings.bootstraps and info.get("TimeLimit.truncated", False)
                         rollout_buffer.finish_episode(env_idx, info.get("terminal_observation") if goes_on else None)
                         model._update_info_buffer([] if deterministic else [info], dones[env_idx : env_idx + 1])
                         finished_infos.append(info)
                         n_episodes += 1
                         # At the bound no episode can start any more
-                        counts[env_idx] = n_steps < max_steps and quota.accepts(start_step=n_steps)
+                        counts[env_idx] = n_steps < settings.max_steps and quota.accepts(start_step=n_steps)
                         n_running += counts[env_idx] - 1
                 environments.set_idle(np.flatnonzero(np.logical_and(dones, np.logical_not(counts))))
     except BaseException:
