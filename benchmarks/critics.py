@@ -36,8 +36,7 @@ CRITICS = {
     "time as an input": (64, True, 1, 1.0),
     "last 3 rollouts": (64, False, 3, 1.0),
     "last 3 rollouts, as many steps": (64, False, 3, 1 / 3),
-    "3 times the epochs": (64, False, 1, 3.0),
-    "256 units, time, last 3 rollouts": (256, True, 3, 1.0),
+    "256 units, time, last 3 rollouts, as many steps": (256, True, 3, 1 / 3),
 }
 PLAIN = "as it is"
 #: The noise of the gradient is measured in every so many rollouts.
@@ -169,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser(__doc__)
     parser.add_argument("--env", nargs="+", default=ENVIRONMENTS, help="environments")
     parser.add_argument("--seeds", type=int, nargs="+", default=range(100, 105), help="of the trainings, for tuning")
-    parser.add_argument("--n-timesteps", type=common.positive_int, default=200_000, help="of each training")
+    parser.add_argument("--n-timesteps", type=common.positive_int, default=100_000, help="of each training")
     parser.add_argument("--folder", type=Path, default=common.LOGS_DIR / NAME, help="folder of the runs")
     options = parser.parse_args(arguments)
     path = options.results_dir / f"{NAME}.csv"

@@ -1,19 +1,20 @@
 """
 What the gradients of each estimator are worth at four stages of a training, by `sb3-reinforce gradients`.
 
-Each environment is trained once with its entry in hyperparams/reinforce.yml; of the checkpoints those are measured whose
-training returns are nearest to given parts of the way from the first to the best. Trainings that are finished are not done
-again.
+Each environment is trained once with its entry in hyperparams/reinforce.yml, but for at most 300,000 steps; of the checkpoints
+those are measured whose training returns are nearest to given parts of the way from the first to the best. Trainings that are
+finished are not done again.
 
     python benchmarks/laboratory.py
-    python benchmarks/laboratory.py --env CartPole-v1 --episodes 1000
+    python benchmarks/laboratory.py --env HalfCheetah-v5 --episodes 200 --estimators to-go-critic to-go-refit gae-0.95
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
@@ -25,6 +26,8 @@ from sb3_reinforce.zoo.cli import main as run_command
 
 NAME = "laboratory"
 ENVIRONMENTS = ["CartPole-v1", "LunarLander-v3", "Hopper-v5"]
+ESTIMATORS = ["lecture", "to-go-control-variates", "gae-0.99", "gae-0.97", "gae-0.95"]
+MAX_TIMESTEPS = 300_000
 #: The entry of CartPole-v1 has no critic, and the table shall have its row.
 OVERRIDES = {"CartPole-v1": ["baseline:'value'"]}
 #: Early, half-way, nearly solved: parts of the way from the first to the best training return.
@@ -46,7 +49,7 @@ def train(env_id: str, seed: int, n_timesteps: int | None, folder: Path) -> Path
         return run_folder
     shutil.rmtree(folder, ignore_errors=True)
     entry = yaml.safe_load((common.REPOSITORY / "hyperparams" / "reinforce.yml").read_text())[env_id]
-    steps = n_timesteps or int(entry["n_timesteps"])
+    steps = n_timesteps or min(int(entry["n_timesteps"]), MAX_TIMESTEPS)
     checkpoints = {
         "save_freq": max(steps // N_CHECKPOINTS // entry.get("n_envs", 1), 1),
         "save_path": str(run_folder),
@@ -87,8 +90,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser(__doc__)
     parser.add_argument("--env", nargs="+", default=ENVIRONMENTS, help="environments")
     parser.add_argument("--seed", type=int, default=0, help="of training and measurement")
-    parser.add_argument("--n-timesteps", type=common.positive_int, help="of each training; by default those of the entry")
-    parser.add_argument("--episodes", type=common.positive_int, default=500, help="episodes of each measurement")
+    parser.add_argument("--n-timesteps", type=common.positive_int, help="of each training")
+    parser.add_argument("--estimators", nargs="+", default=ESTIMATORS, help="as `sb3-reinforce gradients` takes them")
+    parser.add_argument("--episodes", type=common.positive_int, default=300, help="episodes of each measurement")
     parser.add_argument("--batch", type=common.positive_int, default=16, help="episodes of an update")
     parser.add_argument("--folder", type=Path, default=common.LOGS_DIR / NAME, help="folder of trainings and reports")
     options = parser.parse_args(arguments)
@@ -101,11 +105,47 @@ def main(arguments: Sequence[str]) -> None:
         models = [os.path.relpath(run_folder / CHECKPOINT.format(step)) for step in stages]
         report = options.folder / "reports" / env_id
         words = ["gradients", "--env", env_id, "--untrained", "--model", *models, "--episodes", str(options.episodes)]
+        words += ["--estimators", *options.estimators]
         run([*words, "--batch", str(options.batch), "--seed", str(options.seed), "-o", os.path.relpath(report)])
         table = pd.read_csv(report / "gradients.csv").assign(**provenance)
         table.insert(0, "env", env_id)
         results = common.replace_rows(common.read_results(path, ["env"]), table, ["env"])
-        common.write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+        common.write_results(path, results, make_page(results))
+    if options.report_only:
+        results = common.read_results(path)
+        common.write_results(path, results, make_page(results))
+
+
+def make_page(results: pd.DataFrame) -> str:
+    parts = [
+        "# What gradients are worth",
+        "Gradient noise scale in episodes with a 90 % interval: a batch of so many has as much signal as noise. The same "
+        "episodes for all estimators of a model; `sb3-reinforce gradients` measured them; docs/laboratory.md says what the "
+        "estimators and numbers are. In brackets the bias: the distance of the expected gradient from that of the best "
+        "unbiased estimator, in per cent of its length, where it is resolved. Means are of the undiscounted returns.",
+    ]
+    for env_id, of_env in results.groupby("env", sort=False):
+        rows = []
+        for estimator, own in of_env.groupby("estimator", sort=False):
+            row = {"estimator": estimator}
+            for measured in own.to_dict("records"):
+                label = f"{measured['model']}, mean {measured['mean_return']:.0f}"
+                row[label] = write_scale(measured)
+            rows.append(row)
+        parts += [f"## {env_id}", common.make_table(rows)]
+    return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
+
+
+def write_scale(row: Mapping[Any, Any]) -> str:
+    """Write the noise scale with its interval, and the bias where it can be told from zero."""
+    scale, low, high = (write_number(row[name]) for name in ("episodes", "episodes_low", "episodes_high"))
+    bias = f" ({100 * row['bias'] ** 0.5:.0f} %)" if row["bias_low"] > 0.0 else ""
+    return f"{scale} [{low}, {high}]{bias}"
+
+
+def write_number(value: float) -> str:
+    """Write a number with two digits or as an integer; what has no bound is missing in the table."""
+    return f"{value:,.2g}" if value < 10.0 else f"{value:,.0f}" if np.isfinite(value) else "no bound"
 
 
 if __name__ == "__main__":

@@ -140,8 +140,8 @@ def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
         parts += [f"## {part}"] * (len(tables) > 1) + [make_table(table)]
     if not comparison.published:
         parts.append(
-            "Scores: mean over the seeds, in brackets the lowest and the highest; deterministic actions unless a column says "
-            "otherwise. A deviation is the standard deviation over the episodes of a seed."
+            "Scores: mean over the seeds, in brackets the lowest and the highest; deterministic actions unless the column "
+            "says otherwise. A deviation is the standard deviation over the episodes of a seed."
             + (" Intervals are Student's, over the seeds." if comparison.normalised else "")
         )
     shown = [f"{name}.png"] * (comparison.dots is not None) + [f"{name}_aggregates.png"] * comparison.normalised

@@ -95,8 +95,6 @@ def test_committed_pages_are_made_from_the_committed_tables(path, tmp_path):
     comparisons = importlib.import_module("comparisons").COMPARISONS
     table = common.read_results(path)
     assert table[common.PROVENANCE].notna().all(axis=None)
-    if name == "laboratory":
-        return
     common.write_text(tmp_path / path.name, path.read_text())
     script = "compare" if name in comparisons else name
     arguments = [name] if name in comparisons else ["learning"] if name == "throughput" else []
@@ -356,12 +354,14 @@ def test_laboratory_measures_the_checkpoints_of_one_training(tmp_path, monkeypat
         measured.append([Path(word) for word in words if word.endswith("_steps.zip")])
         report = Path(words[words.index("-o") + 1])
         report.mkdir(parents=True, exist_ok=True)
-        (report / "gradients.csv").write_text("model,signal\nuntrained,1.0\n")
+        columns = "model,mean_return,estimator,episodes,episodes_low,episodes_high,bias,bias_low"
+        (report / "gradients.csv").write_text(f"{columns}\nuntrained,20.0,to-go,7.5,4.0,inf,0.04,0.01\n")
 
     monkeypatch.setattr(laboratory, "run", measure_nothing)
     arguments = ["--env", "CartPole-v1", "--n-timesteps", 1500, "--folder", tmp_path / "f"]
     run_in_process("laboratory", tmp_path / "r", *arguments)
     assert read(tmp_path / "r", "laboratory")["env"].tolist() == ["CartPole-v1"]
+    assert "| to-go | 7.5 [4, no bound] (20 %) |" in (tmp_path / "r" / "laboratory.md").read_text()
     (models,) = measured
     assert 1 <= len(models) <= 3 and all(model.exists() for model in models)
     times = [model.stat().st_mtime_ns for model in models]
