@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from helpers import learn_and_look
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from test_reinforce import AnySpacesEnv
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -27,6 +29,13 @@ class Layer(FlattenExtractor):
 
     def forward(self, observations):
         return th.tanh(self.linear(super().forward(observations)))
+
+
+class SeededEnv(AnySpacesEnv):
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return super().reset(seed=seed, options=options)
 
 
 #: Policy, observations, its arguments, and the layer that is not to be computed again.
@@ -76,7 +85,9 @@ def test_the_fit_is_the_same_as_without(name, critic_batch_size):
     policy, space, policy_kwargs, _ = CACHED[name]
     fitted = []
     for policy_class in (policy, uncached(policy)):
-        model = make_model(policy_class, space, policy_kwargs, critic_batch_size=critic_batch_size, micro_batch_size=7)
+        # The policy stands still: what it shares is taken as it was when it acted
+        settings = {"learning_rate": 0.0, "critic_learning_rate": 0.01, "critic_batch_size": critic_batch_size}
+        model = make_model(policy_class, space, policy_kwargs, micro_batch_size=7, **settings)
         model.learn(2 * N_STEPS)
         assert model._n_updates == 2
         fitted.append(model.policy.parameters_to_vector())
@@ -99,6 +110,31 @@ def test_shared_layers_are_computed_once(name, critic_batch_size):
         n_calls[epochs] = len(sizes)
         assert max(sizes) <= 7
     assert n_calls[1] == n_calls[4] > 0
+
+
+def test_images_are_seen_as_often_as_in_a2c():
+    """Once to act and once to be differentiated."""
+    model = make_model(CnnPolicy, IMAGE, SMALL, micro_batch_size=7)
+    sizes = note_sizes(model.policy.features_extractor)
+    model.learn(2 * N_STEPS)
+    assert model._n_updates == 2
+    assert sum(sizes) == 2 * model.num_timesteps
+
+
+@pytest.mark.parametrize("name", ["images", "dict", "own extractor"])
+@pytest.mark.parametrize("common_starts", [{}, {"n_steps": None, "n_episodes": 12, "episodes_per_start": 3}], ids=str)
+def test_what_is_kept_is_of_the_observation_that_was_acted_on(name, common_starts):
+    policy, space, policy_kwargs, _ = CACHED[name]
+    envs = DummyVecEnv([lambda: SeededEnv(copy.deepcopy(space), spaces.Discrete(2)) for _ in range(3)])
+    # The storage has to grow
+    settings = {"n_steps": 2, "seed": 0, "device": "cpu", "policy_kwargs": policy_kwargs, **common_starts}
+    model = REINFORCE(policy, envs, learning_rate=0.0, **settings)
+    (batch,) = learn_and_look(model, 1, lambda buffer: buffer.whole_episodes())
+    with th.no_grad():
+        expected = model.policy.extract_features(batch.observations)
+        values = model.policy.predict_values(batch.observations).flatten()
+    np.testing.assert_allclose(batch.features, expected, atol=1e-5)
+    np.testing.assert_allclose(batch.outputs.values, values, atol=1e-5)
 
 
 @pytest.mark.parametrize(("frozen", "is_cached"), [(False, False), (True, True)])

@@ -111,6 +111,15 @@ def critic_features(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.T
     return _features(policy, observations, policy.vf_features_extractor, 1)
 
 
+def shares_features(policy: ActorCriticPolicy) -> bool:
+    """Whether actor and critic share a features extractor with layers, such as the convolutions of an image."""
+    return (
+        policy.share_features_extractor
+        and next(policy.features_extractor.parameters(), None) is not None
+        and not any(overrides(policy, name) for name in ("extract_features", "predict_values", "forward"))
+    )
+
+
 def _features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: BaseFeaturesExtractor, index: int) -> th.Tensor:
     if overrides(unwrap_compiled(policy), "extract_features"):
         features = policy.extract_features(observations)

@@ -44,6 +44,8 @@ class EpisodeBatch(NamedTuple):
     :param final_observations: What followed those steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
     :param episode_starts: Environment and step of the rollout at which each episode began, shape ``(n_episodes, 2)``.
     :param action_masks: Shape ``(n_steps, n_options)``, True for valid actions; None without masks.
+    :param features: What the critic gets from layers that it shares with the actor, as they were when the policy acted, shape
+        ``(n_steps, n_features)``; None if there are none, or the policy computes them in another way.
     :param outputs: What the policy says of these steps.
     :param starts: The number of the start of each episode, shape ``(n_episodes,)``: those with the same one were reset with
         the same seed. None without common starts.
@@ -58,6 +60,7 @@ class EpisodeBatch(NamedTuple):
     final_observations: PyTorchObs | None
     episode_starts: IntArray
     action_masks: th.Tensor | None = None
+    features: th.Tensor | None = None
     outputs: PolicyOutputs = PolicyOutputs()
     starts: IntArray | None = None
     greedy_rewards: Sequence[Array] = ()

@@ -80,6 +80,8 @@ class _WholeEpisodes:
     to_torch: Callable[..., th.Tensor]
 
     action_masks: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    #: See ``EpisodeBatch``
+    features: NumpyArray | None = None
     #: Key of the observations that holds the action masks, which are then not stored a second time
     mask_key: str | None = None
 
@@ -135,6 +137,8 @@ class _WholeEpisodes:
         self._actions, self._rewards = doubled(self._actions), doubled(self._rewards)
         if self.action_masks is not None:
             self.action_masks = doubled(self.action_masks)
+        if self.features is not None:
+            self.features = doubled(self.features)
         self.buffer_size *= 2
 
     def add(self, obs: NumpyObs, action: Any, reward: Any, action_masks: Any = None) -> None:
@@ -162,6 +166,18 @@ class _WholeEpisodes:
                 self.action_masks = np.empty((self.buffer_size, *action_masks.shape), dtype=np.bool_)
             self.action_masks[self.pos] = action_masks
         self.pos += 1
+
+    def add_features(self, features: NumpyArray | None) -> None:
+        """
+        Store what the critic gets of the step that was stored last, from layers that it shares with the actor.
+
+        :param features: Shape ``(n_envs, n_features)``; None if there is nothing to store.
+        """
+        if features is None:
+            return
+        if self.features is None:
+            self.features = np.empty((self.buffer_size, *features.shape), dtype=features.dtype)
+        self.features[self.pos - 1] = features
 
     def finish_episode(self, env_idx: int, final_observation: NumpyObs | None = None) -> None:
         """
@@ -191,7 +207,7 @@ class _WholeEpisodes:
                 self.greedy_rewards[start] = self._rewards[first_step:end, env_idx].astype(np.float64)
                 self._cuts[env_idx] = [cut for cut in self._cuts[env_idx] if cut[0] < first_step]
                 continue
-            for storage in [*storages, *([] if self.action_masks is None else [self.action_masks])]:
+            for storage in [*storages, *(own for own in (self.action_masks, self.features) if own is not None)]:
                 storage[n_before : n_before + end - first_step, env_idx] = storage[first_step:end, env_idx]
             self.episode_ends[env_idx].append(n_before + end - first_step)
             self._cuts[env_idx] = [
@@ -406,6 +422,7 @@ class _WholeEpisodes:
                 dtype=np.int64,
             ).reshape(-1, 2),
             action_masks=action_masks,
+            features=None if self.features is None else tensor(self._counted(self.features)),
             outputs=self.outputs or PolicyOutputs(),
             starts=np.concatenate([np.array(own, dtype=np.int64) for own in self.starts]) if any(self.starts) else None,
             greedy_rewards=[self.greedy_rewards[start] for start in sorted(self.greedy_rewards)],

@@ -262,6 +262,7 @@ def step_episodes(
             n_steps += 1
 
             rollout_buffer.add(model._last_obs, actions, rewards, action_masks)  # type: ignore[arg-type]
+            rollout_buffer.add_features(sample_actions.features)
             model._last_obs, model._last_episode_starts = new_obs, episode_starts  # type: ignore[assignment]
 
             # A quarter of the time of dones.any() on a few environments

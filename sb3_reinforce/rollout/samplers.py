@@ -27,7 +27,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_reinforce.policies.actor_critic import MlpPolicy, MultiInputPolicy
-from sb3_reinforce.policies.inspection import ACTING_METHODS, actor_features, distribution_of, overrides
+from sb3_reinforce.policies.inspection import ACTING_METHODS, actor_features, distribution_of, overrides, shares_features
 from sb3_reinforce.policies.masked_distribution import apply_action_mask, use_action_masks
 from sb3_reinforce.rollout.batch import NumpyArray, NumpyObs
 
@@ -53,6 +53,9 @@ class ActionSampler(ABC):
 
     #: Whether to take the most probable action, or the mean, instead of a sample
     deterministic = False
+    #: Of the last observations, what the critic gets from the layers that it shares with the actor, if these are worth
+    #: keeping, shape ``(n_envs, n_features)``
+    features: NumpyArray | None = None
 
     @abstractmethod
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
@@ -76,6 +79,8 @@ class Actor(ABC):
 
     #: Modules of the policy whose parameters it has copied
     copied_modules: Sequence[nn.Module] = ()
+    #: See ``ActionSampler``
+    features: NumpyArray | None = None
 
     @abstractmethod
     def __call__(self, observations: NumpyObs) -> NumpyArray:
@@ -179,6 +184,7 @@ class ParameterSampler(ActionSampler):
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
         parameters = self.actor(observations)
+        self.features = self.actor.features
         noise = NO_NOISE if self.deterministic else next(self.noise)
         return self.draw(parameters if masks is None else apply_action_mask(parameters, masks), noise)
 
@@ -196,6 +202,7 @@ class TorchActor(Actor):
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+        self.is_shared = shares_features(policy)
 
     def __call__(self, observations: NumpyObs) -> NumpyArray:
         with th.no_grad():
@@ -204,7 +211,10 @@ class TorchActor(Actor):
         return parameters
 
     def _latent(self, observations: PyTorchObs) -> th.Tensor:
-        return self.policy.mlp_extractor.forward_actor(actor_features(self.policy, observations))
+        features = actor_features(self.policy, observations)
+        if self.is_shared:
+            self.features = features.cpu().numpy()
+        return self.policy.mlp_extractor.forward_actor(features)
 
 
 class NumpyMlpActor(Actor):

@@ -29,9 +29,8 @@ def evaluate_rollout(
     goes_on = baseline.needs_critic and critic_is_fitted and batch.final_observations is not None
     final_values = evaluator.final_values(batch) if goes_on else None
     log_probs = evaluator.log_probs(batch) if needs_log_probs else None
-    return PolicyOutputs(
-        values, final_values, log_probs, evaluator.distributions(batch) if baseline.needs_distribution else None
-    )
+    distribution = evaluator.distributions(batch) if baseline.needs_distribution else None
+    return PolicyOutputs(values, final_values, log_probs, distribution)
 
 
 class Advantages(NamedTuple):

@@ -48,7 +48,7 @@ def fit_critic(
     parameters = [parameter for parameter in trained_parameters(policy) if id(parameter) not in shared]
     if not parameters:
         return None
-    # Shared convolutions are not computed again for every gradient step
+    # Shared convolutions are not computed again for the fit
     inputs = evaluator.critic_inputs(batch, parameters)
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
     losses = []

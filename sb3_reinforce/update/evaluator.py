@@ -160,7 +160,7 @@ class PolicyEvaluator:
         """The values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that."""
         policy = unwrap_compiled(self.policy)
         if is_recurrent(policy) or not overrides(policy, "forward") or overrides(policy, "predict_values"):
-            return self.values(batch)
+            return self._in_micro_batches(batch, lambda micro_batch: self.values_of(batch, micro_batch, batch.features))
 
         def values_of_forward(micro_batch: slice) -> th.Tensor:
             observations = select_steps(batch.observations, micro_batch)
@@ -186,7 +186,9 @@ class PolicyEvaluator:
 
     def critic_inputs(self, batch: EpisodeBatch, fitted: Sequence[th.nn.Parameter]) -> th.Tensor | None:
         """
-        Compute once what stays the same while the critic is fitted: the outputs of the layers that the fit does not move.
+        Find what stays the same while the critic is fitted: the outputs of the layers that the fit does not move.
+
+        Of layers that the actor shares, they are those of the policy that acted, as in A2C's gradient, if the batch has them.
 
         :param fitted: The parameters that the fit moves.
         :return: Shape ``(n_steps, n_features)``; None if these layers have no parameters, or are fitted too.
@@ -196,7 +198,9 @@ class PolicyEvaluator:
         is_constant = parameters and not any(id(parameter) in moved for parameter in parameters)
         if not is_constant or overrides(policy, "extract_features") or overrides(policy, "predict_values"):
             return None
-        inputs: th.Tensor | None = None
+        inputs = batch.features
+        if inputs is not None:
+            return inputs
         with th.no_grad():
             for micro_batch in self.micro_batches(batch.episode_lengths):
                 part = self._critic_inputs(batch, micro_batch)

@@ -23,6 +23,7 @@ from sb3_reinforce.lab.findings import best_estimators, describe, findings, note
 from sb3_reinforce.lab.measurement import Measurement, Result
 from sb3_reinforce.lab.report import needed_table
 from sb3_reinforce.lab.statistics import Interval
+from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.errors import UserError
 from sb3_reinforce.zoo.gradients import make_parser, make_stages
@@ -32,7 +33,8 @@ SMALL = ["--env", "CartPole-v1", "--episodes", "40"]
 
 @pytest.fixture(scope="module", autouse=True)
 def short_refit():
-    """A fifth of the fit is enough for what is tested."""
+    """A fifth of the fit is enough for what is tested, which may run without a command before it."""
+    register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refit, "N_GRADIENT_STEPS", 50)
         yield

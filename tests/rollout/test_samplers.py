@@ -366,7 +366,7 @@ SMALL_CNN = {"features_extractor_kwargs": {"features_dim": 16}}
         (OverriddenDistribution, FLAT, {}),
         ("MlpPolicy", FLAT, {"use_sde": True, "sde_sample_freq": 1}),
         ("MlpPolicy", FLAT, {"use_sde": True, "sde_sample_freq": 1, "policy_kwargs": {"squash_output": True}}),
-        ("CnnPolicy", IMAGE, {"learning_rate": 2e-3, "policy_kwargs": SMALL_CNN}),
+        ("CnnPolicy", IMAGE, {"learning_rate": 1e-3, "policy_kwargs": SMALL_CNN}),
         ("CnnPolicy", IMAGE, {"learning_rate": 2e-3, "policy_kwargs": {**SMALL_CNN, "share_features_extractor": False}}),
         ("MultiInputPolicy", spaces.Dict({"flat": FLAT, "image": IMAGE}), {"learning_rate": 1e-3, "n_episodes": 64}),
         ("MultiInputPolicy", spaces.Dict({"flat": FLAT}), {"baseline": "leave_one_out", "normalize_advantage": True}),
