@@ -187,7 +187,7 @@ COMPARISONS = {
         {
             "lambda": "--env Hopper-v5 Walker2d-v5 HalfCheetah-v5 LunarLander-v3 --algos reinforce --seeds 5 -n 300000 "
             "--variant lambda-0.99 gae_lambda:0.99 --variant lambda-0.97 gae_lambda:0.97 --variant lambda-0.95 "
-            "gae_lambda:0.95 --n-evaluations 15 --eval-episodes 10 --final-episodes 50 --jobs 2"
+            "gae_lambda:0.95 --n-evaluations 10 --eval-episodes 5 --final-episodes 30 --jobs 2"
         },
         columns=("score", "area"),
         figures={"monte_carlo.png": "lambda"},
