@@ -186,7 +186,7 @@ COMPARISONS = {
         "mean score of the evaluations during the training, in proportion to the steps between them.",
         {
             "lambda": "--env Hopper-v5 Walker2d-v5 HalfCheetah-v5 LunarLander-v3 --algos reinforce --seeds 5 -n 300000 "
-            "--variant lambda-0.99 gae_lambda:0.99 --variant lambda-0.97 gae_lambda:0.97 --variant lambda-0.95 "
+            "--variant lambda-99 gae_lambda:0.99 --variant lambda-97 gae_lambda:0.97 --variant lambda-95 "
             "gae_lambda:0.95 --n-evaluations 10 --eval-episodes 5 --final-episodes 30 --jobs 2"
         },
         columns=("score", "area"),
