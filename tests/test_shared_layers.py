@@ -137,6 +137,15 @@ def test_what_is_kept_is_of_the_observation_that_was_acted_on(name, common_start
     np.testing.assert_allclose(batch.outputs.values, values, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("policy_kwargs", "baseline"), [({"share_features_extractor": False}, "value"), ({}, "leave_one_out")], ids=str
+)
+def test_nothing_is_kept_that_the_critic_does_not_need(policy_kwargs, baseline):
+    model = make_model(CnnPolicy, IMAGE, {**SMALL, **policy_kwargs}, baseline=baseline)
+    (batch,) = learn_and_look(model, 1, lambda buffer: buffer.whole_episodes())
+    assert batch.features is None
+
+
 @pytest.mark.parametrize(("frozen", "is_cached"), [(False, False), (True, True)])
 def test_layers_that_the_critic_trains_are_computed_for_every_step(frozen, is_cached):
     n_calls = []

@@ -112,10 +112,10 @@ def critic_features(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.T
 
 
 def shares_features(policy: ActorCriticPolicy) -> bool:
-    """Whether actor and critic share a features extractor with layers, such as the convolutions of an image."""
+    """Whether actor and critic, if there is one, share a features extractor with layers, such as convolutions."""
     return (
         policy.share_features_extractor
-        and next(policy.features_extractor.parameters(), None) is not None
+        and all(next(module.parameters(), None) is not None for module in (policy.features_extractor, policy.value_net))
         and not any(overrides(policy, name) for name in ("extract_features", "predict_values", "forward"))
     )
 

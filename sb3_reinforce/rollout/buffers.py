@@ -81,12 +81,12 @@ class _WholeEpisodes:
 
     action_masks: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     #: See ``EpisodeBatch``
-    features: NumpyArray | None = None
+    features: NumpyArray | None
     #: Key of the observations that holds the action masks, which are then not stored a second time
     mask_key: str | None = None
 
     def reset(self) -> None:
-        """Forget all steps. The storage is kept, so that only the first rollouts allocate."""
+        """Forget all steps. The storage is kept, but for features, so that only the first rollouts allocate."""
         if not hasattr(self, "_rewards"):
             self._observations = self._allocate_observations()
             # A Gaussian sample does not fit into an integer Box
@@ -96,6 +96,7 @@ class _WholeEpisodes:
             self._obs_batch_shape = map_observation(lambda storage: storage.shape[1:], self._observations)
         self.pos = 0
         self.full = False
+        self.features = None
         #: For every environment, the number of steps at which each of its counted episodes was over
         self.episode_ends: list[list[int]] = [[] for _ in range(self.n_envs)]
         self._cuts: list[list[tuple[int, NumpyObs]]] = [[] for _ in range(self.n_envs)]
