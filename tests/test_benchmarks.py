@@ -319,22 +319,6 @@ def test_memory_refuses_to_measure_in_a_process_that_is_too_large():
         importlib.import_module("memory").measure_rollout_here(10, 10)
 
 
-def test_cartpole_defaults_keeps_finished_seeds_of_the_same_sources(tmp_path, monkeypatch):
-    tiny = ["--timesteps", 64, "--episodes", 1]
-    run_in_process("cartpole_defaults", tmp_path, "--seeds", 0, 1, *tiny)
-    path = tmp_path / "cartpole_defaults.csv"
-    table = read(tmp_path, "cartpole_defaults")
-    assert table["seed"].tolist() == [0, 1] and (table["score"] > 0.0).all()
-    table.assign(score=-1.0).to_csv(path, index=False)
-    run_in_process("cartpole_defaults", tmp_path, "--seeds", 0, 2, *tiny)
-    table = read(tmp_path, "cartpole_defaults").set_index("seed")
-    assert table.loc[[0, 1], "score"].tolist() == [-1.0, -1.0] and table.loc[2, "score"] > 0.0
-    assert "**0 of 3 seeds reach 475.**" in path.with_suffix(".md").read_text()
-    table.assign(sources="others").reset_index().to_csv(path, index=False)
-    run_in_process("cartpole_defaults", tmp_path, "--seeds", 0, *tiny)
-    assert common.read_results(path).set_index("seed").loc[0, "score"] > 0.0
-
-
 def test_cloning(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("cloning"), "N_STEPS", (10, 15))
     run_in_process("cloning", tmp_path, "--seeds", 0, "--n-timesteps", 64, "--episodes", 2)
