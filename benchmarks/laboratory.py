@@ -122,7 +122,8 @@ def make_page(results: pd.DataFrame) -> str:
         "Gradient noise scale in episodes with a 90 % interval: a batch of so many has as much signal as noise. The same "
         "episodes for all estimators of a model; `sb3-reinforce gradients` measured them; docs/laboratory.md says what the "
         "estimators and numbers are. In brackets the bias: the distance of the expected gradient from that of the best "
-        "unbiased estimator, in per cent of its length, where it is resolved. Means are of the undiscounted returns.",
+        "unbiased estimator, in per cent of its length, where it is resolved. [?]: too few episodes carry the gradient for an "
+        "interval. Means are of the undiscounted returns.",
     ]
     for env_id, of_env in results.groupby("env", sort=False):
         rows = []
@@ -140,7 +141,8 @@ def write_scale(row: Mapping[Any, Any]) -> str:
     """Write the noise scale with its interval, and the bias where it can be told from zero."""
     scale, low, high = (write_number(row[name]) for name in ("episodes", "episodes_low", "episodes_high"))
     bias = f" ({100 * row['bias'] ** 0.5:.0f} %)" if row["bias_low"] > 0.0 else ""
-    return f"{scale} [{low}, {high}]{bias}"
+    # No interval where too few episodes carry the gradient
+    return f"{scale} [{low}, {high}]{bias}" if np.isfinite(row["episodes_low"]) else f"{scale} [?]"
 
 
 def write_number(value: float) -> str:
