@@ -28,6 +28,8 @@ NAME = "laboratory"
 ENVIRONMENTS = ["CartPole-v1", "LunarLander-v3", "Hopper-v5"]
 ESTIMATORS = ["lecture", "to-go-control-variates", "gae-0.99", "gae-0.97", "gae-0.95"]
 MAX_TIMESTEPS = 300_000
+#: Whose noise that of others is compared with.
+REFERENCE = "to-go-critic"
 #: The entry of CartPole-v1 has no critic, and the table shall have its row.
 OVERRIDES = {"CartPole-v1": ["baseline:'value'"]}
 #: Early, half-way, nearly solved: parts of the way from the first to the best training return.
@@ -126,14 +128,18 @@ def make_page(results: pd.DataFrame) -> str:
         "interval. Means are of the undiscounted returns.",
     ]
     for env_id, of_env in results.groupby("env", sort=False):
-        rows = []
+        plain = of_env[of_env["estimator"] == REFERENCE].set_index("model")["noise"]
+        scales, noises = [], []
         for estimator, own in of_env.groupby("estimator", sort=False):
-            row = {"estimator": estimator}
-            for measured in own.to_dict("records"):
-                label = f"{measured['model']}, mean {measured['mean_return']:.0f}"
-                row[label] = write_scale(measured)
-            rows.append(row)
-        parts += [f"## {env_id}", common.make_table(rows)]
+            measured = {f"{row['model']}, mean {row['mean_return']:.0f}": row for row in own.to_dict("records")}
+            scales.append({"estimator": estimator} | {label: write_scale(row) for label, row in measured.items()})
+            noises.append(
+                {"estimator": estimator}
+                | {label: f"{row['noise'] / plain[row['model']]:.2f}" for label, row in measured.items() if len(plain)}
+            )
+        parts += [f"## {env_id}", common.make_table(scales)]
+        if len(plain):
+            parts += [f"Noise (trace of the covariance) relative to that of {REFERENCE}:", common.make_table(noises)]
     return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
 
 

@@ -338,14 +338,18 @@ def test_laboratory_measures_the_checkpoints_of_one_training(tmp_path, monkeypat
         measured.append([Path(word) for word in words if word.endswith("_steps.zip")])
         report = Path(words[words.index("-o") + 1])
         report.mkdir(parents=True, exist_ok=True)
-        columns = "model,mean_return,estimator,episodes,episodes_low,episodes_high,bias,bias_low"
-        (report / "gradients.csv").write_text(f"{columns}\nuntrained,20.0,to-go,7.5,4.0,inf,0.04,0.01\n")
+        columns = "model,mean_return,estimator,episodes,episodes_low,episodes_high,bias,bias_low,noise"
+        rows = ["untrained,20.0,to-go,7.5,4.0,inf,0.04,0.01,30.0", "untrained,20.0,to-go-critic,12.0,-inf,inf,,,20.0"]
+        (report / "gradients.csv").write_text("\n".join([columns, *rows, ""]))
 
     monkeypatch.setattr(laboratory, "run", measure_nothing)
     arguments = ["--env", "CartPole-v1", "--n-timesteps", 1500, "--folder", tmp_path / "f"]
     run_in_process("laboratory", tmp_path / "r", *arguments)
-    assert read(tmp_path / "r", "laboratory")["env"].tolist() == ["CartPole-v1"]
-    assert "| to-go | 7.5 [4, no bound] (20 %) |" in (tmp_path / "r" / "laboratory.md").read_text()
+    assert read(tmp_path / "r", "laboratory")["env"].tolist() == ["CartPole-v1"] * 2
+    page = (tmp_path / "r" / "laboratory.md").read_text()
+    assert (
+        "| to-go | 7.5 [4, no bound] (20 %) |" in page and "| to-go-critic | 12 [?] |" in page and "| to-go | 1.50 |" in page
+    )
     (models,) = measured
     assert 1 <= len(models) <= 3 and all(model.exists() for model in models)
     times = [model.stat().st_mtime_ns for model in models]
