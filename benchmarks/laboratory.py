@@ -124,8 +124,8 @@ def make_page(results: pd.DataFrame) -> str:
         "Gradient noise scale in episodes with a 90 % interval: a batch of so many has as much signal as noise. The same "
         "episodes for all estimators of a model; `sb3-reinforce gradients` measured them; docs/laboratory.md says what the "
         "estimators and numbers are. In brackets the bias: the distance of the expected gradient from that of the best "
-        "unbiased estimator, in per cent of its length, where it is resolved. [?]: too few episodes carry the gradient for an "
-        "interval. Means are of the undiscounted returns.",
+        "unbiased estimator, in per cent of its length, where its interval leaves out 0 (as those of one in twenty unbiased "
+        "estimators do). [?]: too few episodes carry the gradient for an interval. Means are of the undiscounted returns.",
     ]
     for env_id, of_env in results.groupby("env", sort=False):
         plain = of_env[of_env["estimator"] == REFERENCE].set_index("model")["noise"]
