@@ -357,6 +357,18 @@ def test_laboratory_measures_the_checkpoints_of_one_training(tmp_path, monkeypat
     assert measured[1] == models and [model.stat().st_mtime_ns for model in models] == times
 
 
+def test_critics_are_compared_in_the_same_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("critics"), "EVERY", 1)
+    arguments = ["--env", "CartPole-v1", "--n-timesteps", 2000, "--folder", tmp_path / "f", "--seeds"]
+    run_in_process("critics", tmp_path / "r", *arguments, 100)
+    table = read(tmp_path / "r", "critics")
+    assert len(table) == 6 and (table[["variance", "noise"]] > 0.0).all(axis=None)
+    assert table.loc[table["critic"] == "as it is", ["variance", "noise"]].to_numpy().tolist() == [[1.0, 1.0]]
+    # A seed that is there is not trained again
+    run_in_process("critics", tmp_path / "r", *arguments, 100, 101)
+    assert read(tmp_path / "r", "critics")["seed"].tolist() == [100] * 6 + [101] * 6
+
+
 def test_stages_are_chosen_by_how_far_training_has_come():
     choose_stages = importlib.import_module("laboratory").choose_stages
     assert choose_stages({100: 20.0, 200: 60.0, 300: 260.0, 400: 450.0, 500: 500.0}) == [200, 300, 400]
