@@ -68,7 +68,7 @@ def collect(folder: Path, part: str, thresholds: dict[str, float]) -> pd.DataFra
     runs["steps"] = runs["steps"].astype("Int64")
     runs["threshold"] = runs["env"].map(thresholds)
     runs["hyperparameters"] = [json.dumps(entry, sort_keys=True) for entry in entries]
-    for table in (at_equal_steps(results), at_snapshots(results)):
+    for table in (at_equal_steps(results), read_curves(results)):
         runs = runs.merge(table, how="left", on=["env", "algorithm", "seed"])
     return runs
 
@@ -96,7 +96,7 @@ def at_equal_steps(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["env", "algorithm", "seed", "equal_steps", "score_at_equal_steps"])
 
 
-def at_snapshots(results: Results) -> pd.DataFrame:
+def read_curves(results: Results) -> pd.DataFrame:
     """Read the area under the learning curves, and their scores at the steps of the table of environments."""
     rows = []
     for (env, name, seed), curve in results.curves.sort_values("steps").groupby(["env", "algorithm", "seed"]):

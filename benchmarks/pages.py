@@ -131,9 +131,10 @@ def write_with_interval(scores: pd.Series) -> str:
 def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
     """Make the page of a comparison."""
     parts = [f"# {comparison.title}", comparison.purpose]
-    tables = {part: score_table(own, comparison) for part, own in runs.groupby("part", sort=False)}
     if comparison.published:
         tables = {name: environment_table(runs, comparison.published)}
+    else:
+        tables = {str(part): score_table(own, comparison) for part, own in runs.groupby("part", sort=False)}
     if comparison.normalised:
         parts += describe_overall(normalise(runs, "score"), "final scores")
     for part, table in tables.items():

@@ -193,7 +193,9 @@ def choose_estimators(
                 own = getattr(model, "baseline", None)
                 reason = f"needs a critic, which this model with baseline={own!r} does not have; to-go-refit fits one"
             elif estimators[key].critic == CONTROL_VARIATES and not has_standard_distribution(model.policy):
-                reason = "needs actions that are drawn anew at every step, from a distribution of SB3 other than gSDE's"
+                reason = (
+                    "needs actions whose noise is independent from step to step, from a distribution of SB3 other than gSDE's"
+                )
             if not reason:
                 chosen.add(key)
             elif name not in groups:

@@ -1,11 +1,11 @@
 """
 What is fitted to the collected episodes: a critic, as what a well-fitted baseline could be worth, and control variates.
 
-With a control variate the baseline of a step also follows what came later of the actions after it:
+With a control variate the baseline of a step also has what the later actions were worth:
 ``b_t = V(s_t, t) + sum_{k > t} gamma^(k - t) g(s_k, k) u_k``. Here ``u_k`` is the score of the parameters of the distribution
-that the action was drawn from, which has mean zero whatever happened before, so that the sum has too and the gradient stays
-unbiased for every g; it has less noise if ``g(s, t) u`` is what the action is worth. The trajectory-wise control variates of
-Cheng et al. (2020, section 4) with an action value that is linear in u.
+that the action was drawn from. Its mean is zero given all that happened before, so the gradient stays unbiased for every g.
+It has less noise if ``g(s, t) u`` is near what the action is worth. These are the trajectory-wise control variates of Cheng et
+al. (2020, arXiv:1908.03263) with an action value that is linear in u.
 """
 
 from typing import Any

@@ -121,5 +121,7 @@ def test_noise_that_lasts_is_refused():
     model = A2C("MlpPolicy", "Pendulum-v1", use_sde=True, device="cpu")
     known = make_estimators(model, 0.9)
     assert "to-go-control-variates" not in {one.key for one in choose_estimators(known, ["all"], model)}
-    with pytest.raises(ValueError, match="'to-go-control-variates' needs actions that are drawn anew at every step"):
+    with pytest.raises(
+        ValueError, match="'to-go-control-variates' needs actions whose noise is independent from step to step"
+    ):
         choose_estimators(known, ["to-go-control-variates"], model)
