@@ -53,8 +53,12 @@ COLUMNS = {
 }
 
 
-def collect(folder: Path, part: str, thresholds: dict[str, float]) -> pd.DataFrame:
-    """Read the runs of a comparison, random actions among them, as rows of the CSV."""
+def collect(folder: Path, part: str, thresholds: dict[str, float], earlier: pd.DataFrame) -> pd.DataFrame:
+    """
+    Read the runs of a comparison, random actions among them, as rows of the CSV.
+
+    :param earlier: Rows of the CSV so far.
+    """
     settings = read_settings(folder)
     results = read_comparison(folder, settings, thresholds)
     runs = results.runs[list(COLUMNS)].rename(columns=COLUMNS)
@@ -68,7 +72,8 @@ def collect(folder: Path, part: str, thresholds: dict[str, float]) -> pd.DataFra
     runs["steps"] = runs["steps"].astype("Int64")
     runs["threshold"] = runs["env"].map(thresholds)
     runs["hyperparameters"] = [json.dumps(entry, sort_keys=True) for entry in entries]
-    for table in (at_equal_steps(results), read_curves(results)):
+    kept = earlier[(earlier["part"] == part) & ~earlier["algorithm"].isin(settings.algorithms)]
+    for table in (at_equal_steps(results, kept), read_curves(results)):
         runs = runs.merge(table, how="left", on=["env", "algorithm", "seed"])
     return runs
 
@@ -79,10 +84,16 @@ def describe_budget(settings: Settings, entry: dict[str, Any]) -> str:
     return f"{int(settings.n_timesteps or entry['n_timesteps'])} steps" if entry else ""
 
 
-def at_equal_steps(results: Results) -> pd.DataFrame:
-    """Read the learning curves where the shortest run of the algorithms of the page ``overall`` ended."""
+def at_equal_steps(results: Results, kept: pd.DataFrame) -> pd.DataFrame:
+    """
+    Read the learning curves where the shortest run of the algorithms of the page ``overall`` ended.
+
+    :param kept: Earlier runs of other algorithms in the same comparison, whose scores are of the steps that they name.
+    """
     curves = results.curves[results.curves["algorithm"].isin(OVERALL_ALGORITHMS)]
-    ends = curves.groupby(["env", "algorithm", "seed"])["steps"].max().groupby("env").min()
+    ends = curves.groupby(["env", "algorithm", "seed"])["steps"].max().groupby("env").min().to_dict()
+    if "equal_steps" in kept:
+        ends |= kept.dropna(subset="equal_steps").groupby("env")["equal_steps"].first().to_dict()
     rows = [
         {
             "env": env,
@@ -108,13 +119,13 @@ def read_curves(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["env", "algorithm", "seed", "area", *(f"score_{n_steps}" for n_steps in SNAPSHOTS)])
 
 
-def run_part(words: Sequence[str], folder: Path, part: str, provenance: dict[str, str]) -> pd.DataFrame:
+def run_part(words: Sequence[str], folder: Path, part: str, provenance: dict[str, str], earlier: pd.DataFrame) -> pd.DataFrame:
     if run_command(["compare", *words, "-f", str(folder)]) != 0:
         sys.exit(1)
     register()
     options = cli.make_parser().parse_args(list(words))
     thresholds = cli.choose_thresholds(options.env, cli.parse_pairs(options.threshold, "--threshold"))
-    return collect(folder, part, thresholds).assign(**provenance)
+    return collect(folder, part, thresholds, earlier).assign(**provenance)
 
 
 def write_page(name: str, comparison: Comparison, runs: pd.DataFrame, results_dir: Path) -> None:
@@ -160,7 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     provenance = make_provenance("compare", arguments)
     for part in [] if options.report_only else options.part or comparison.parts:
         folder = options.folder / options.name / part
-        new = run_part([*shlex.split(comparison.parts[part]), *further], folder, part, provenance)
+        new = run_part([*shlex.split(comparison.parts[part]), *further], folder, part, provenance, runs)
         runs = replace_rows(runs, new, KEY)
         write_page(options.name, comparison, runs, results_dir)
         for figure, source in comparison.figures.items():

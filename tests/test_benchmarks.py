@@ -145,7 +145,11 @@ def compare(tmp_path, monkeypatch):
     }
     for name, one in made_up.items():
         monkeypatch.setitem(module.COMPARISONS, name, one)
-    return lambda *arguments: module.main([*arguments, "--results-dir", str(tmp_path / "r"), "--folder", str(tmp_path / "f")])
+
+    def run(*arguments, folder="f"):
+        module.main([*arguments, "--results-dir", str(tmp_path / "r"), "--folder", str(tmp_path / folder)])
+
+    return run
 
 
 def test_a_comparison_is_run_kept_and_shown(tmp_path, compare):
@@ -181,6 +185,17 @@ def test_a_comparison_is_run_kept_and_shown(tmp_path, compare):
     assert len(read(tmp_path / "r", "made_up")) == len(runs)
     with pytest.raises(SystemExit):
         compare("made_up", "--part", "four")
+
+
+def test_an_algorithm_that_is_made_again_is_read_off_where_the_others_were(tmp_path, compare):
+    compare("made_up", "--part", "two")
+    runs = read(tmp_path / "r", "made_up")
+    at_200 = runs.assign(equal_steps=runs["equal_steps"].where(runs["equal_steps"].isna(), 200))
+    common.write_results(tmp_path / "r" / "made_up.csv", at_200, "")
+    compare("made_up", "--part", "two", "--algos", "reinforce", folder="again")
+    runs = read(tmp_path / "r", "made_up").dropna(subset="equal_steps").set_index(["algorithm", "seed"])
+    assert len(runs) == 4 and set(runs["equal_steps"]) == {200}
+    assert runs["score_at_equal_steps"].to_dict() != at_200.set_index(["algorithm", "seed"])["score_at_equal_steps"].to_dict()
 
 
 def test_runs_that_do_not_reach_the_threshold_bound_the_median(tmp_path, compare):
