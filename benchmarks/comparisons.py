@@ -67,6 +67,11 @@ PUBLISHED = {
 }
 
 ON_POLICY = "reinforce reinforce-adam a2c ppo trpo"
+EARLIER_ENTRIES = "--conf-file " + " ".join(f"{algo}=logs/earlier_entries/{algo}.yml" for algo in ("a2c", "ppo", "trpo"))
+STEPS = (
+    "--algos reinforce a2c ppo trpo --variant trpo-mc algo:trpo gae_lambda:1.0 --seeds 5 --n-evaluations 10 "
+    "--eval-episodes 5 --final-episodes 30"
+)
 #: The class with its own defaults, in the environments of the lectures.
 DEFAULTS = "--conf-file reinforce=benchmarks/class_defaults.yml"
 COURSE = (
@@ -168,14 +173,27 @@ COMPARISONS = {
         normalised=True,
         figures={"classic_pendulum.png": "seconds/Pendulum-v1"},
     ),
-    # After: python benchmarks/earlier_entries.py --algos a2c ppo trpo --env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5
+    # After: python benchmarks/earlier_entries.py --algos a2c ppo trpo --env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 \
+    #     Ant-v5
+    "equal_steps": Comparison(
+        "Equal steps: 100,000 in classic control, 300,000 elsewhere",
+        "Hyperparameters are this package's for REINFORCE, and RL Zoo's for the others, on MuJoCo those for version 4 "
+        "(`benchmarks/earlier_entries.py`). `trpo-mc` is TRPO with `gae_lambda=1`: Monte Carlo returns. The area is the mean "
+        "score of the evaluations during the training, in proportion to the steps between them.",
+        {
+            "classic": f"--env CartPole-v1 Acrobot-v1 Pendulum-v1 MountainCarContinuous-v0 {STEPS} -n 100000",
+            "box2d": f"--env LunarLander-v3 {STEPS} -n 300000",
+            "mujoco": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 Ant-v5 {STEPS} -n 300000 {EARLIER_ENTRIES}",
+        },
+        columns=("score", "area"),
+        normalised=True,
+    ),
     "mujoco": Comparison(
         "MuJoCo, 300 seconds each",
         "Hyperparameters are this package's for REINFORCE, and for the others RL Zoo's for version 4, since there are none "
         "for version 5 (`benchmarks/earlier_entries.py` puts them under the present names).",
         {
-            "seconds": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 --algos {ON_POLICY} --conf-file "
-            "a2c=logs/earlier_entries/a2c.yml ppo=logs/earlier_entries/ppo.yml trpo=logs/earlier_entries/trpo.yml "
+            "seconds": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 --algos {ON_POLICY} {EARLIER_ENTRIES} "
             "--seeds 3 --seconds 300 --jobs 2 --eval-episodes 5 --final-episodes 30"
         },
         normalised=True,

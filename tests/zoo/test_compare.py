@@ -21,7 +21,7 @@ from sb3_reinforce.lab import plots
 from sb3_reinforce.zoo import register, shipped_configurations
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.compare import cli, figures, plan, report, run_files, statistics, summary
-from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task
+from sb3_reinforce.zoo.compare.plan import RANDOM, Algorithm, Settings, Task
 from sb3_reinforce.zoo.compare.results import Results, read_results
 from sb3_reinforce.zoo.compare.statistics import Estimate
 from sb3_reinforce.zoo.errors import UsageError, UserError
@@ -359,7 +359,10 @@ def test_who_cannot_act_is_left_out_there():
 
 def test_a_variant_that_changes_nothing_is_said(capsys):
     register()
-    plan.read_entries(["CartPole-v1"], plan.make_algorithms([], {}, [("fast", {"learning_rate": 0.5, "gamma": 0.9})]))
+    plan.read_entries(
+        ["CartPole-v1"],
+        plan.make_algorithms([], {}, [Algorithm("fast", "reinforce", None, {"learning_rate": 0.5, "gamma": 0.9})]),
+    )
     assert capsys.readouterr().out == (
         "fast: learning_rate=0.5 changes nothing on CartPole-v1: "
         "the natural step has the length target_kl, and the critic has critic_learning_rate\n"
@@ -463,6 +466,7 @@ def test_no_hyperparameters_for_a_pair(capsys, tmp_path):
         (["--variant", "a/b", "baseline:None"], "a variant cannot be called 'a/b'"),
         (["--variant", "dqn", "baseline:None"], "a variant cannot be called 'dqn', which is another algorithm"),
         (["--variant", "hard", "env_kwargs:{'sutton_barto_reward': True}"], "CartPole-v1 have different env_kwargs"),
+        (["--variant", "wrong", "algo:trp", "gamma:0.9"], "unknown algorithm 'trp', did you mean trpo?"),
         (["--variant", "wrong", "basline:None"], "unknown key, did you mean baseline?"),
         (["--threshold", "Acrobot-v1=-100"], "Acrobot-v1 is not compared"),
         (["--threshold", "CartPole-v1=high"], "'high' is not a number"),
@@ -496,17 +500,31 @@ def test_bad_numbers(arguments):
 
 
 def test_variants():
-    assert cli.parse_variant(["x", "baseline:None", "gamma:0.9", "return_type:episode", "learning_rate:lin_0.1"]) == (
-        "x",
-        {"baseline": None, "gamma": 0.9, "return_type": "episode", "learning_rate": "lin_0.1"},
-    )
-    with pytest.raises(UsageError):
-        cli.parse_variant(["x", "baseline"])
+    overrides = {"baseline": None, "gamma": 0.9, "return_type": "episode", "learning_rate": "lin_0.1"}
+    words = ["x", "baseline:None", "gamma:0.9", "return_type:episode", "learning_rate:lin_0.1"]
+    assert cli.parse_variant(words) == Algorithm("x", "reinforce", None, overrides)
+    assert cli.parse_variant([*words, "algo:trpo"]) == Algorithm("x", "trpo", None, overrides)
+    for nothing in (["x", "baseline"], ["x", "algo:trpo"]):
+        with pytest.raises(UsageError):
+            cli.parse_variant(nothing)
+
+
+def test_variants_of_other_algorithms_have_their_files():
+    variants = [Algorithm(name, algo, None, {"gamma": 0.9}) for name, algo in (("a", "ppo"), ("b", "reinforce-adam"))]
+    algorithms = plan.make_algorithms(["reinforce", "ppo"], {"ppo": "mine.yml"}, variants)
+    assert [(one.name, one.algo, one.conf_file) for one in algorithms] == [
+        ("reinforce", "reinforce", None),
+        ("ppo", "ppo", "mine.yml"),
+        ("a", "ppo", "mine.yml"),
+        ("b", "reinforce", "adam"),
+    ]
+    with pytest.raises(UserError, match="--conf-file for 'reinforce', which is not compared"):
+        plan.make_algorithms([], {"reinforce": "mine.yml"}, variants)
 
 
 def test_entries_hold_the_overrides():
     register()
-    algorithms = plan.make_algorithms(["reinforce", "ppo"], {}, [("bare", {"baseline": None})])
+    algorithms = plan.make_algorithms(["reinforce", "ppo"], {}, [Algorithm("bare", "reinforce", None, {"baseline": None})])
     entries = plan.read_entries(["CartPole-v1"], algorithms)["CartPole-v1"]
     assert entries["bare"] == {**entries["reinforce"], "baseline": None}
     assert "clip_range" in entries["ppo"]

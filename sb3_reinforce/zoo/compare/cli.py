@@ -6,15 +6,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import filelock
 import gymnasium as gym
 
-from sb3_reinforce.zoo import command_line, register
+from sb3_reinforce.zoo import ALGORITHM, command_line, register
 from sb3_reinforce.zoo.command_line import key_and_value, positive_float, positive_int
 from sb3_reinforce.zoo.compare import plan
-from sb3_reinforce.zoo.compare.plan import Settings, Task
+from sb3_reinforce.zoo.compare.plan import Algorithm, Settings, Task
 from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
@@ -138,7 +137,8 @@ def make_parser() -> argparse.ArgumentParser:
     budget.add_argument("--seconds", type=positive_float, help="seconds of training of each run; schedules decay with time")
     conf_help = "hyperparameters instead of RL Zoo's or this package's, or adam"
     add("--conf-file", nargs="+", default=[], metavar="ALGO=FILE", help=conf_help)
-    variant_help = "REINFORCE with other hyperparameters, such as no-baseline baseline:None; may be given several times"
+    variant_help = "REINFORCE with other hyperparameters, such as no-baseline baseline:None, or another algorithm, such as "
+    variant_help += "trpo-mc algo:trpo gae_lambda:1.0; may be given several times"
     add("--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY:VALUE"), help=variant_help)
     place.add_argument("--jobs", type=positive_int, help="runs at a time, one thread each; all cores if not given")
     place.add_argument("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster, such as tcp://host:8786")
@@ -167,16 +167,17 @@ def gpu_share(text: str) -> float:
     return value
 
 
-def parse_variant(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Read name and hyperparameters of a variant in the notation of RL Zoo's ``-params``, where text needs no quotes."""
+def parse_variant(words: Sequence[str]) -> Algorithm:
+    """Read a variant, its hyperparameters in the notation of RL Zoo's ``-params``, where text needs no quotes."""
     name, *pairs = words
     try:
         overrides = dict(map(key_and_value, pairs))
     except argparse.ArgumentTypeError:
         overrides = {}
+    algo = str(overrides.pop("algo", ALGORITHM))
     if not overrides:
         raise UsageError(f"--variant {' '.join(words)}: must be a name and at least one key:value")
-    return name, overrides
+    return Algorithm(name, algo, overrides=overrides)
 
 
 def parse_pairs(words: Sequence[str], flag: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ class CannotAct(UserError):
 
 
 class Algorithm(NamedTuple):
-    """What is trained: an algorithm of RL Zoo, or a variant of REINFORCE."""
+    """What is trained: an algorithm of RL Zoo, or a variant of one."""
 
     #: As the report calls it.
     name: str
@@ -104,20 +104,20 @@ def file_name(env_id: str) -> str:
     return env_id.replace("/", "+")
 
 
-def make_algorithms(
-    names: Sequence[str], conf_files: Mapping[str, str], variants: Sequence[tuple[str, Mapping[str, Any]]]
-) -> list[Algorithm]:
-    """List what is trained in the order of the charts: algorithms, then variants of REINFORCE with other hyperparameters."""
-    algorithms = [Algorithm(*(split_name(name) or (name, name, conf_files.get(name)))) for name in names]
-    algorithms += [Algorithm(name, "reinforce", conf_files.get("reinforce"), overrides) for name, overrides in variants]
+def make_algorithms(names: Sequence[str], conf_files: Mapping[str, str], variants: Sequence[Algorithm]) -> list[Algorithm]:
+    """List what is trained in the order of the charts: algorithms, then variants, each with the file of its algorithm."""
+    algorithms = []
+    for name, asked_for, _, overrides in [*(Algorithm(name, name) for name in names), *variants]:
+        _, algo, conf_file = split_name(asked_for) or ("", asked_for, conf_files.get(asked_for))
+        algorithms.append(Algorithm(name, algo, conf_file, overrides))
     taken = [RANDOM, *(algorithm.name for algorithm in algorithms)]
     problems = [f"the name {name!r} is taken twice" for name in sorted(set(taken)) if taken.count(name) > 1]
-    for name, _ in variants:
+    for name in (variant.name for variant in variants):
         if not name.replace("-", "_").isidentifier():
             problems.append(f"a variant cannot be called {name!r}")
         if name in ALGOS or split_name(name) is not None:
             problems.append(f"a variant cannot be called {name!r}, which is another algorithm")
-    idle = set(conf_files) - {algorithm.algo for algorithm in algorithms if split_name(algorithm.name) is None}
+    idle = set(conf_files) - {one.algo for one in algorithms if one.conf_file == conf_files.get(one.algo)}
     problems += [f"--conf-file for {algo!r}, which is not compared" for algo in sorted(idle)]
     if not algorithms:
         problems.append("nothing to compare: --algos and --variant are empty")
