@@ -52,9 +52,12 @@ def fit_critic(
     inputs = evaluator.critic_inputs(batch, parameters)
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
     losses = []
+    # The optimizer would move the actor along what is left of its gradient
+    policy.zero_grad()
     for _ in range(epochs):
         for minibatch in evaluator.minibatches(partition.episode_lengths, batch_size, rng):
-            policy.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             size = sum(map(count_steps, minibatch))
             value_loss = 0.0
             for micro_batch in minibatch:
