@@ -52,8 +52,9 @@ Table = list[dict[str, Any]]
 def group(runs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield environment, algorithm and runs, in the order of the CSV; runs without training are left out."""
     trained = runs[runs["algorithm"] != RANDOM]
-    for (env, algorithm, _), own in trained.groupby(["env", "algorithm", "budget"], sort=False):
-        yield env, algorithm, own.sort_values("seed")
+    for env, of_env in trained.groupby("env", sort=False):
+        for (algorithm, _), own in of_env.groupby(["algorithm", "budget"], sort=False):
+            yield str(env), algorithm, own.sort_values("seed")
 
 
 def write_scores(values: Sequence[float]) -> str:

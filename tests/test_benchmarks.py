@@ -78,7 +78,7 @@ def test_rows_are_replaced_by_those_with_the_same_key():
     old = pd.DataFrame({"env": ["a", "a", "b"], "axis": [np.nan, "n", np.nan], "value": [1, 2, 3]})
     new = pd.DataFrame({"env": ["a", "c"], "axis": ["", ""], "value": [4, 5]})
     joined = common.replace_rows(old, new, ["env", "axis"])
-    assert joined["value"].tolist() == [2, 3, 4, 5]
+    assert joined["value"].tolist() == [4, 5, 2, 3]
 
 
 def test_commits_that_look_like_numbers_stay_text(tmp_path):
