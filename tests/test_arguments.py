@@ -1,5 +1,6 @@
 """Every numeric argument has a type and a range, and every space that SB3's policies would misread is refused."""
 
+import dataclasses
 import inspect
 import math
 import re
@@ -18,6 +19,8 @@ from test_reinforce import AnySpacesEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.arguments import NUMERIC_ARGUMENTS, SWITCHES
+from sb3_reinforce.functional.baselines import make_baseline
+from sb3_reinforce.functional.estimator import Estimator
 
 SCHEDULES = ["learning_rate", "ent_coef", "critic_learning_rate", "target_kl"]
 MAY_BE_NONE = {
@@ -34,6 +37,13 @@ MAY_BE_NONE |= {"policy_averaging", "seed"}
 
 def make(**arguments):
     return REINFORCE("MlpPolicy", "CartPole-v1", **arguments)
+
+
+def test_the_estimator_has_the_defaults_of_the_algorithm():
+    parameters = inspect.signature(REINFORCE).parameters
+    for field in dataclasses.fields(Estimator):
+        default, wanted = field.default, parameters[field.name].default
+        assert default == wanted or type(default) is type(make_baseline(wanted)), field.name
 
 
 def test_the_table_has_every_numeric_argument():
