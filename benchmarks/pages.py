@@ -25,9 +25,6 @@ LABELS = {
 EARLIER = {
     "zoo_table.py": "`zoo_table.py` trained through `sb3-reinforce train`, part of the runs with EnvPool (`--vec-env "
     "envpool`), and evaluated the final policy of each run once, with sampled actions where the best policy is a random one.",
-    "time_to_threshold.py": "`time_to_threshold.py` measured until the mean of the last 100 training episodes was there, the "
-    "algorithms in turn in one process. A run ended without it at the number of steps that its schedules are made for, or at "
-    "500,000.",
     "memory_tasks.py": "`memory_tasks.py` ended a run at the first evaluation of 100 episodes that reached the threshold "
     "(every 10,000 steps, 20,000 on CartPole, 50,000 on the T-maze of 50), the algorithms in turn in one process, beside "
     "other work. ppo_lstm-same-units has SB3's defaults, 8 environments and as many units as REINFORCE; on the T-maze, "
