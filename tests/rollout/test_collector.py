@@ -315,6 +315,7 @@ def test_time_limits_are_found():
     assert find_time_limit(DummyVecEnv(limited(7, 9))) == 9
     assert find_time_limit(VecNormalize(make_vec_env("CartPole-v1", 2))) == 500
     assert find_time_limit(DummyVecEnv([*limited(7), lambda: FixedLengthEnv([3])])) is None
+    assert find_time_limit(make_gymnasium_vec_env("CartPole-v1", 1)) == 500
     assert find_time_limit(make_gymnasium_vec_env("CartPole-v1", 2)) == 500
     processes = SubprocVecEnv([lambda: FixedLengthEnv([3])] * 2)
     # Asked for what it does not have, a process would end
