@@ -100,7 +100,7 @@ def write_results(path: Path, results: "pd.DataFrame", page: str) -> None:
 
 
 def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str]) -> "pd.DataFrame":
-    """Put rows in the place of the first of all that have the same keys, or at the end."""
+    """Replace all rows that have the keys of new ones; these stand where the first of them was, or at the end."""
     import pandas as pd
 
     if results.empty:
@@ -110,10 +110,9 @@ def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str
         return list(zip(*(table[name].astype(str).replace("nan", "") for name in key), strict=True))
 
     replaced = set(list_keys(new))
-    is_replaced = [own in replaced for own in list_keys(results)]
-    first = is_replaced.index(True) if any(is_replaced) else len(results)
-    rest = results[first:][[not replaced_here for replaced_here in is_replaced[first:]]]
-    return pd.concat([results[:first], new, rest], ignore_index=True)
+    kept = [own not in replaced for own in list_keys(results)]
+    first = len(kept) if all(kept) else kept.index(False)
+    return pd.concat([results[:first], new, results[first:][kept[first:]]], ignore_index=True)
 
 
 def describe_provenance(results: "pd.DataFrame") -> str:

@@ -88,7 +88,8 @@ def at_equal_steps(results: Results, kept: pd.DataFrame) -> pd.DataFrame:
     """
     Read the learning curves where the shortest run of the algorithms of the page ``overall`` ended.
 
-    :param kept: Earlier runs of other algorithms in the same comparison, whose scores are of the steps that they name.
+    :param kept: Earlier runs of other algorithms in the same comparison. Their ``equal_steps`` hold for the new runs too, and
+        a new run that is shorter has no score there.
     """
     curves = results.curves[results.curves["algorithm"].isin(OVERALL_ALGORITHMS)]
     ends = curves.groupby(["env", "algorithm", "seed"])["steps"].max().groupby("env").min().to_dict()
@@ -100,7 +101,7 @@ def at_equal_steps(results: Results, kept: pd.DataFrame) -> pd.DataFrame:
             "algorithm": name,
             "seed": seed,
             "equal_steps": ends[env],
-            "score_at_equal_steps": float(np.interp(ends[env], curve["steps"], curve["score"])),
+            "score_at_equal_steps": float(np.interp(ends[env], curve["steps"], curve["score"], right=np.nan)),
         }
         for (env, name, seed), curve in curves.sort_values("steps").groupby(["env", "algorithm", "seed"])
     ]

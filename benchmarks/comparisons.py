@@ -68,7 +68,7 @@ PUBLISHED = {
 
 ON_POLICY = "reinforce reinforce-adam a2c ppo trpo"
 EARLIER_ENTRIES = "--conf-file " + " ".join(f"{algo}=logs/earlier_entries/{algo}.yml" for algo in ("a2c", "ppo", "trpo"))
-STEPS = (
+FEW_STEPS = (
     "--algos reinforce a2c ppo trpo --variant trpo-mc algo:trpo gae_lambda:1.0 --seeds 5 --n-evaluations 10 "
     "--eval-episodes 5 --final-episodes 30"
 )
@@ -181,9 +181,9 @@ COMPARISONS = {
         "(`benchmarks/earlier_entries.py`). `trpo-mc` is TRPO with `gae_lambda=1`: Monte Carlo returns. The area is the mean "
         "score of the evaluations during the training, in proportion to the steps between them.",
         {
-            "classic": f"--env CartPole-v1 Acrobot-v1 Pendulum-v1 MountainCarContinuous-v0 {STEPS} -n 100000",
-            "box2d": f"--env LunarLander-v3 {STEPS} -n 300000",
-            "mujoco": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 Ant-v5 {STEPS} -n 300000 {EARLIER_ENTRIES}",
+            "classic": f"--env CartPole-v1 Acrobot-v1 Pendulum-v1 MountainCarContinuous-v0 {FEW_STEPS} -n 100000",
+            "box2d": f"--env LunarLander-v3 {FEW_STEPS} -n 300000",
+            "mujoco": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 Ant-v5 {FEW_STEPS} -n 300000 {EARLIER_ENTRIES}",
         },
         columns=("score", "area"),
         normalised=True,

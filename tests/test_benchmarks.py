@@ -197,6 +197,13 @@ def test_an_algorithm_that_is_made_again_is_read_off_where_the_others_were(tmp_p
     assert len(runs) == 4 and set(runs["equal_steps"]) == {200}
     assert runs["score_at_equal_steps"].to_dict() != at_200.set_index(["algorithm", "seed"])["score_at_equal_steps"].to_dict()
 
+    # A run that ends before has no score there
+    far = at_200.assign(equal_steps=at_200["equal_steps"].where(at_200["equal_steps"].isna(), 10**6))
+    common.write_results(tmp_path / "r" / "made_up.csv", far, "")
+    compare("made_up", "--part", "two", "--algos", "reinforce", folder="again")
+    runs = read(tmp_path / "r", "made_up").dropna(subset="equal_steps")
+    assert runs.loc[runs["algorithm"] == "reinforce", "score_at_equal_steps"].isna().all()
+
 
 def test_runs_that_do_not_reach_the_threshold_bound_the_median(tmp_path, compare):
     compare("to_threshold", "--part", "two")

@@ -52,7 +52,7 @@ def fit_critic(
     inputs = evaluator.critic_inputs(batch, parameters)
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
     losses = []
-    # The optimizer would move the actor along what is left of its gradient
+    # With a gradient left from the policy's step, the optimizer would move the actor again
     policy.zero_grad()
     for _ in range(epochs):
         for minibatch in evaluator.minibatches(partition.episode_lengths, batch_size, rng):

@@ -461,7 +461,7 @@ def test_no_hyperparameters_for_a_pair(capsys, tmp_path):
         (["--algos", "ppo-adam"], "unknown algorithm 'ppo-adam'"),
         (["--variant", "reinforce-adam", "baseline:None"], "cannot be called 'reinforce-adam', which is another algorithm"),
         (["--algos"], "nothing to compare"),
-        (["--variant", "alone"], "must be a name and at least one key:value"),
+        (["--variant", "alone"], "must be a name and at least one hyperparameter as key:value"),
         (["--variant", "ppo", "baseline:None"], "the name 'ppo' is taken twice"),
         (["--variant", "a/b", "baseline:None"], "a variant cannot be called 'a/b'"),
         (["--variant", "dqn", "baseline:None"], "a variant cannot be called 'dqn', which is another algorithm"),

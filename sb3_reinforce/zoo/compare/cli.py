@@ -137,8 +137,8 @@ def make_parser() -> argparse.ArgumentParser:
     budget.add_argument("--seconds", type=positive_float, help="seconds of training of each run; schedules decay with time")
     conf_help = "hyperparameters instead of RL Zoo's or this package's, or adam"
     add("--conf-file", nargs="+", default=[], metavar="ALGO=FILE", help=conf_help)
-    variant_help = "REINFORCE with other hyperparameters, such as no-baseline baseline:None, or another algorithm, such as "
-    variant_help += "trpo-mc algo:trpo gae_lambda:1.0; may be given several times"
+    variant_help = "other hyperparameters for REINFORCE, such as no-baseline baseline:None, or for the algorithm named by "
+    variant_help += "algo, such as trpo-mc algo:trpo gae_lambda:1.0; may be given several times"
     add("--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY:VALUE"), help=variant_help)
     place.add_argument("--jobs", type=positive_int, help="runs at a time, one thread each; all cores if not given")
     place.add_argument("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster, such as tcp://host:8786")
@@ -176,7 +176,7 @@ def parse_variant(words: Sequence[str]) -> Algorithm:
         overrides = {}
     algo = str(overrides.pop("algo", ALGORITHM))
     if not overrides:
-        raise UsageError(f"--variant {' '.join(words)}: must be a name and at least one key:value")
+        raise UsageError(f"--variant {' '.join(words)}: must be a name and at least one hyperparameter as key:value")
     return Algorithm(name, algo, overrides=overrides)
 
 
