@@ -40,6 +40,11 @@ def test_pages(page):
     assert unwanted(prose_of(page)) == []
 
 
+@pytest.mark.parametrize("path", sorted((DOCS.parent / "hyperparams").glob("*.yml")), ids=lambda path: path.stem)
+def test_comments_of_hyperparameters(path):
+    assert unwanted("\n".join(line for line in path.read_text().splitlines() if line.lstrip().startswith("#"))) == []
+
+
 def documented_modules():
     """The modules that the pages of the API show."""
     for page in sorted((DOCS / "api").glob("*.md")):
