@@ -177,14 +177,17 @@ class Wrong(Baseline):
             episodes.observations["a"] += 1.0
         if self.what == "fails":
             raise ValueError("of its own")
-        return {"shape": np.zeros(2), "NaN": np.full(len(episodes.rewards), np.nan)}.get(self.what, episodes.returns)
+        if self.what in ("nan", "inf"):
+            return np.where(np.arange(len(episodes.rewards)) == 2, float(self.what), episodes.returns)
+        return np.zeros(2) if self.what == "shape" else episodes.returns
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
         ("shape", r"baseline test_baselines:Wrong gave numbers of shape \(2,\), but there are 6 steps"),
-        ("NaN", "baseline test_baselines:Wrong gave nan at step 0 of 6: it must be finite"),
+        ("nan", "baseline test_baselines:Wrong gave nan at step 2 of 6: it must be finite"),
+        ("inf", "baseline test_baselines:Wrong gave inf at step 2 of 6: it must be finite"),
         ("writes", "baseline test_baselines:Wrong changes the episodes that it is given: copy them first"),
         ("writes to a dict", "baseline test_baselines:Wrong changes the episodes that it is given: copy them first"),
         ("fails", "of its own"),
