@@ -1,4 +1,4 @@
-"""Train REINFORCE on CartPole-v1, evaluate it, and say where the model is: ``make train``."""
+"""Train REINFORCE on CartPole-v1, evaluate it, and print the path of the model: ``make train``."""
 
 import pathlib
 import time
@@ -11,7 +11,7 @@ from sb3_reinforce import REINFORCE
 
 
 def main() -> None:
-    """Train, evaluate and save under a name that no earlier run has taken."""
+    """Train, evaluate and save under a new name."""
     # A network this small is faster on one thread
     th.set_num_threads(1)
     model = REINFORCE("MlpPolicy", "CartPole-v1", seed=0).learn(100_000, progress_bar=True)
@@ -19,7 +19,7 @@ def main() -> None:
     path = pathlib.Path("models") / f"cartpole_{time.strftime('%Y-%m-%d_%H-%M-%S')}.zip"
     path.parent.mkdir(exist_ok=True)
     model.save(path)
-    print(f"Mean return over 20 deterministic episodes: {mean_return:.1f} +/- {std_return:.1f} (500 is the most there is)")
+    print(f"Mean return over 20 deterministic episodes: {mean_return:.1f} +/- {std_return:.1f} (500 is the maximum)")
     print(f"The model is in {path}")
 
 

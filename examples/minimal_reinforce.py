@@ -1,8 +1,8 @@
 """
-REINFORCE in plain PyTorch: what sb3_reinforce computes, without what makes it fast and general.
+REINFORCE in plain PyTorch: the computation of sb3_reinforce, without the code that makes it fast and general.
 
 ``python examples/minimal_reinforce.py`` trains on CartPole-v1. docs/equations.md explains each step, and
-tests/test_minimal_example.py shows that ten updates lead to the parameters of ``sb3_reinforce.REINFORCE``.
+tests/test_minimal_example.py shows that ten updates lead to the same parameters as ``sb3_reinforce.REINFORCE``.
 """
 
 import gymnasium as gym
