@@ -1,5 +1,5 @@
 """
-Clones of an expert on CartPole-v1, from a part of one of its episodes, as docs/lectures/imitation.md has them.
+Clones of an expert on CartPole-v1, from part of one of its episodes, for docs/lectures/imitation.md.
 
     python benchmarks/cloning.py
 """
@@ -65,10 +65,10 @@ def make_page(results: pd.DataFrame) -> str:
         rows.append(row)
     parts = [
         "# Clones",
-        f"Clones of an expert that was trained for {results['training_steps'].iloc[0]:,} steps on {ENV}, from a part of one "
-        "of its episodes: mean over the seeds, lowest and highest; scores of 100 episodes with deterministic actions.",
+        f"Clones of an expert trained for {results['training_steps'].iloc[0]:,} steps on {ENV}, from part of one of its "
+        "episodes: mean over the seeds, lowest and highest; scores over 100 episodes with deterministic actions.",
         make_table(rows),
-        "## What made the runs",
+        "## Provenance",
         describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,10 +1,10 @@
 """
-What the benchmarks share: where results go, their provenance, and files that are never half-written.
+Shared by the benchmarks: the folder of the results, their provenance, and files that are never half-written.
 
-The results of a benchmark are one CSV with a row for each run. Its last columns say what made the run: command, date, commit,
-hash of the sources, versions and machine. Pages in Markdown are made from the CSV alone.
+The results of a benchmark are one CSV with a row for each run. Its last columns record how the run was made: command, date,
+commit, hash of the sources, versions and machine. Pages in Markdown are made from the CSV alone.
 
-Nothing heavy is imported here: ``memory.py`` measures a child process, whose peak memory starts from that of its parent.
+Nothing heavy is imported here: ``memory.py`` measures a child process, and a child's peak memory starts at its parent's.
 """
 
 import argparse
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS_DIR = REPOSITORY / "benchmarks" / "results"
 LOGS_DIR = REPOSITORY / "logs" / "benchmarks"
 DISTRIBUTIONS = ("torch", "numpy", "stable-baselines3", "gymnasium")
-#: Columns that say what made a run.
+#: Columns on how a run was made.
 PROVENANCE = ["command", "date", "commit", "sources", "versions", "machine"]
 
 
@@ -49,7 +49,7 @@ def positive_int(text: str) -> int:
 
 
 def make_provenance(script: str, arguments: Sequence[str]) -> dict[str, str]:
-    """Say what makes a result, without the folders of the machine."""
+    """Describe how a result is made, without the folders of the machine."""
     words = list(arguments)
     for option in {"--results-dir", "--folder"}.intersection(words):
         at = words.index(option)
@@ -67,7 +67,7 @@ def make_provenance(script: str, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def hash_sources() -> str:
-    """Hash the sources of the package: unlike the commit, it also tells of changes that are not committed."""
+    """Hash the sources of the package: unlike the commit, the hash also covers changes that are not committed."""
     digest = hashlib.sha256()
     package = REPOSITORY / "sb3_reinforce"
     for path in sorted(package.rglob("*.py")):
@@ -100,7 +100,7 @@ def write_results(path: Path, results: "pd.DataFrame", page: str) -> None:
 
 
 def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str]) -> "pd.DataFrame":
-    """Replace all rows that have the keys of new ones; these stand where the first of them was, or at the end."""
+    """Replace all rows that have the keys of new rows; the new rows go to the place of the first, or to the end."""
     import pandas as pd
 
     if results.empty:
@@ -116,7 +116,7 @@ def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str
 
 
 def describe_provenance(results: "pd.DataFrame") -> str:
-    """List what made the runs, a line for each command; of runs of several days or sources, all of them."""
+    """List how the runs were made, a line for each command, with all of its dates and sources."""
     lines = []
     for command, rows in results.groupby("command", sort=False):
         days, commits, sources, versions, machines = (list(dict.fromkeys(rows[key])) for key in PROVENANCE[1:])
@@ -129,14 +129,14 @@ def describe_provenance(results: "pd.DataFrame") -> str:
 
 
 def make_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Make a table in Markdown whose header are the keys of the rows."""
+    """Make a table in Markdown, with the keys of the rows as header."""
     header = list(rows[0])
     lines = [header, ["---"] * len(header), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its destination and put it in its place."""
+    """Write a file beside its destination, and then move it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:

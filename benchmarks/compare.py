@@ -1,9 +1,9 @@
 """
-Run a comparison that README or docs show, with ``sb3-reinforce compare``, and keep its results: one CSV with a row for each
-run, a page made from it, and a few figures. ``comparisons.py`` lists them.
+Run a comparison from the README or docs with ``sb3-reinforce compare``, and save its results: one CSV with a row for each
+run, a page made from it, and a few figures. ``comparisons.py`` lists the comparisons.
 
-The runs are in logs/benchmarks/, where the same command goes on after an interruption. Options that are not listed here are
-handed on to ``sb3-reinforce compare``. ``overall`` is the page on several comparisons together.
+The runs are in logs/benchmarks/, where the same command continues after an interruption. Options that are not listed here are
+passed to ``sb3-reinforce compare``. ``overall`` is the page on several comparisons together.
 
     python benchmarks/compare.py time_to_threshold
     python benchmarks/compare.py lectures --part corridor --jobs 2

@@ -1,8 +1,8 @@
 """
 The comparisons that README and docs show, as arguments of ``sb3-reinforce compare``, for ``compare.py``.
 
-Each has one or more parts, which are comparisons of their own with one budget and one number of seeds; their runs share a CSV
-and a page.
+Each has one or more parts: separate comparisons, each with one budget and one number of seeds, whose runs share a CSV and a
+page.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """Scores that others published, with the steps in brackets where they are not a million. None was measured here."""
+    """Scores published by others, with the steps in brackets unless they are a million. None was measured here."""
 
     tianshou: str = ""
     a2c: str = ""
@@ -26,11 +26,11 @@ class Comparison(NamedTuple):
     :param purpose: First paragraph of the page.
     :param parts: Arguments of ``sb3-reinforce compare`` by the name of the part.
     :param columns: Scores that the page shows, where there are any.
-    :param dots: Column of which the page has a figure, a dot for each run.
+    :param dots: Column to plot, with a dot for each run.
     :param to_threshold: Whether the page shows steps and seconds to the threshold, instead of those of the whole run.
     :param normalised: Whether the page has statistics over the environments, and a figure of them.
-    :param published: Scores of others by environment; with these, the page has one row for each environment.
-    :param figures: Learning curves that the page has, by file: a part, or one environment of it (``part/environment``).
+    :param published: Published scores by environment; with these, the page has one row for each environment.
+    :param figures: Learning curves on the page, by file: a part, or one environment of it (``part/environment``).
     """
 
     title: str
@@ -87,18 +87,18 @@ PIXELS = (
 COMPARISONS = {
     "zoo_table": Comparison(
         "RL Zoo's environments",
-        "Scores of the entries of `hyperparams/reinforce.yml`: the policy of one training after 100,000, 300,000 and a million"
-        " steps (30 episodes) and at its end (100 episodes), deterministic actions but where sampled ones are named, "
-        "mean over the seeds and a 95 % interval (Student's). Step sizes that decay with the whole budget have hardly done so "
+        "Scores of the entries of `hyperparams/reinforce.yml`: the policy of one run after 100,000, 300,000 and a million "
+        "steps (30 episodes) and at its end (100 episodes), with deterministic actions unless sampled actions are named; "
+        "mean over the seeds and a 95 % interval (Student's). Step sizes that decay with the whole budget have hardly decayed "
         "after 100,000 steps. Adam: the textbook's step, `hyperparams/reinforce_adam.yml`, at the end. Published scores are "
-        "cited, not measured here: REINFORCE in Tianshou (10M steps, maximum over the training), and A2C, PPO and TRPO in RL "
-        "Zoo (one run, a million steps or those in brackets). Older versions of an environment are not quite the same task.",
+        "cited, not measured here: REINFORCE in Tianshou (10M steps, maximum over training), and A2C, PPO and TRPO in RL Zoo "
+        "(one run, a million steps or the number in brackets). Older versions of an environment are not quite the same task.",
         {
             "entries": "--algos reinforce --seeds 5 --n-evaluations 10 --eval-episodes 30 --env CartPole-v1 Acrobot-v1 "
             "MountainCar-v0 MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3 HalfCheetah-v5 "
             "Hopper-v5 Walker2d-v5 Swimmer-v5 Reacher-v5 InvertedPendulum-v5 InvertedDoublePendulum-v5 Taxi-v4 Ant-v5 "
             "sb3_reinforce/AliasedGridworld-v0 sb3_reinforce/RockPaperScissors-v0 sb3_reinforce/PixelCopter-v0",
-            # So long that three seeds must do
+            # Three seeds only, since these runs are long
             "long": "--algos reinforce --seeds 3 --n-evaluations 10 --eval-episodes 30 --env BipedalWalker-v3 Humanoid-v5",
             "adam": "--algos reinforce-adam --seeds 5 --env CartPole-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0 "
             "Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 Reacher-v5",
@@ -108,8 +108,8 @@ COMPARISONS = {
     ),
     "time_to_threshold": Comparison(
         "Time to 475 on CartPole-v1",
-        "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that did "
-        "not get there counts as longer than any. PPO and A2C have RL Zoo's entries, REINFORCE that of "
+        "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that never "
+        "reaches it counts as longer than any other. PPO and A2C use RL Zoo's entries, REINFORCE the entry of "
         "`hyperparams/reinforce_adam.yml`, the textbook's step.",
         {
             "cartpole": "--env CartPole-v1 --algos reinforce-adam ppo a2c --seeds 5 -n 300000 --n-evaluations 100 "
@@ -120,8 +120,8 @@ COMPARISONS = {
     ),
     "recurrent": Comparison(
         "Recurrent policies, on tasks that need them",
-        "Steps and seconds of training until the threshold is reached, one thread: medians over the seeds, where a "
-        "run that did not get there counts as longer than any. REINFORCE has its entry in `hyperparams/reinforce_lstm.yml`, "
+        "Steps and seconds of training until the threshold is reached, one thread: medians over the seeds, where a run that "
+        "never reaches it counts as longer than any other. REINFORCE uses its entry in `hyperparams/reinforce_lstm.yml`, "
         "the MLP the same entry without the LSTM, RecurrentPPO (ppo_lstm) RL Zoo's entry.",
         {
             "tmaze": "--env sb3_reinforce/TMaze-v0 --algos reinforce_lstm --seeds 5 -n 300000 "
@@ -142,12 +142,12 @@ COMPARISONS = {
     ),
     "masks": Comparison(
         "With action masks",
-        "REINFORCE with its entry, with action masks and without.",
+        "REINFORCE's entry with and without action masks.",
         {"taxi": "--env Taxi-v4 --algos reinforce --variant no-masks use_masking:False --seeds 3 -n 500000"},
     ),
     "lectures": Comparison(
-        "Trainings of the pages on lectures",
-        "Scores of 100 episodes with each seed, and their mean minus their standard deviation where a course asks for that: "
+        "Runs for the pages on lectures",
+        "Scores over 100 episodes for each seed and, where a course asks for it, their mean minus their standard deviation: "
         "mean over the seeds, lowest and highest.",
         {
             "corridor": "--env sb3_reinforce/AliasedGridworld-v0 --algos reinforce dqn --seeds 3 -n 50000 "
@@ -165,7 +165,7 @@ COMPARISONS = {
     ),
     "classic": Comparison(
         "Classic control and LunarLander, 60 seconds each",
-        "Hyperparameters are this package's for REINFORCE, and RL Zoo's for the others.",
+        "REINFORCE uses this package's hyperparameters, the others RL Zoo's.",
         {
             "seconds": "--env CartPole-v1 Acrobot-v1 Pendulum-v1 MountainCarContinuous-v0 LunarLander-v3 --algos "
             f"{ON_POLICY} ars dqn --seeds 5 --seconds 60 --jobs 2 --eval-episodes 5 --final-episodes 50"
@@ -177,9 +177,9 @@ COMPARISONS = {
     #     Ant-v5
     "equal_steps": Comparison(
         "Equal steps: 100,000 in classic control, 300,000 elsewhere",
-        "Hyperparameters are this package's for REINFORCE, and RL Zoo's for the others, on MuJoCo those for version 4 "
-        "(`benchmarks/earlier_entries.py`). `trpo-mc` is TRPO with `gae_lambda=1`: Monte Carlo returns. The area is the mean "
-        "score of the evaluations during the training, in proportion to the steps between them.",
+        "REINFORCE uses this package's hyperparameters, the others RL Zoo's (on MuJoCo those for version 4, "
+        "`benchmarks/earlier_entries.py`). `trpo-mc` is TRPO with `gae_lambda=1`: Monte Carlo returns. The area is the mean "
+        "score of the evaluations during training, weighted by the steps between them.",
         {
             "classic": f"--env CartPole-v1 Acrobot-v1 Pendulum-v1 MountainCarContinuous-v0 {FEW_STEPS} -n 100000",
             "box2d": f"--env LunarLander-v3 {FEW_STEPS} -n 300000",
@@ -190,8 +190,8 @@ COMPARISONS = {
     ),
     "mujoco": Comparison(
         "MuJoCo, 300 seconds each",
-        "Hyperparameters are this package's for REINFORCE, and for the others RL Zoo's for version 4, since there are none "
-        "for version 5 (`benchmarks/earlier_entries.py` puts them under the present names).",
+        "REINFORCE uses this package's hyperparameters, the others RL Zoo's for version 4, since there are none for version 5 "
+        "(`benchmarks/earlier_entries.py` writes them under the current names).",
         {
             "seconds": f"--env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 --algos {ON_POLICY} {EARLIER_ENTRIES} "
             "--seeds 3 --seconds 300 --jobs 2 --eval-episodes 5 --final-episodes 30"
@@ -200,8 +200,8 @@ COMPARISONS = {
     ),
     "monte_carlo": Comparison(
         "What Monte Carlo costs",
-        "The entries of REINFORCE with `gae_lambda` below 1, their other settings unchanged; 300,000 steps. The area is the "
-        "mean score of the evaluations during the training, in proportion to the steps between them.",
+        "REINFORCE's entries, unchanged and with `gae_lambda` below 1; 300,000 steps. The area is the mean score of the "
+        "evaluations during training, weighted by the steps between them.",
         {
             "lambda": "--env Hopper-v5 Walker2d-v5 HalfCheetah-v5 LunarLander-v3 --algos reinforce --seeds 5 -n 300000 "
             "--variant lambda-99 gae_lambda:0.99 --variant lambda-97 gae_lambda:0.97 --variant lambda-95 "
@@ -212,7 +212,7 @@ COMPARISONS = {
     ),
     "baselines": Comparison(
         "Five baselines",
-        "The entries of REINFORCE with another baseline, their other settings unchanged.",
+        "REINFORCE's entries with each baseline; all other settings are unchanged.",
         {
             "steps": "--env CartPole-v1 LunarLander-v3 --algos --variant value baseline:value "
             "--variant leave-one-out baseline:leave_one_out --variant time-step baseline:time_step "

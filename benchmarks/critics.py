@@ -1,9 +1,9 @@
 """
-What a critic that is fitted in another way would be worth: several beside the model's own, in the same trainings.
+How much critics that are fitted in other ways would gain: several critics beside the model's own, in the same runs.
 
-Each is fitted after every update of the policy, as the model's own critic is, and is compared on the next rollout, which it
-has not seen: the variance of what it leaves of the returns, and the noise of the gradient, relative to ``as it is``. Since
-all are baselines, the expected gradient is the same with each. Seeds that are there already are not trained again.
+Each is fitted after every update of the policy, like the model's own critic, and is compared on the next rollout, which it
+has not seen: the variance that it leaves in the returns, and the noise of the gradient, relative to ``as it is``. Since all
+are baselines, the expected gradient is the same with each. Finished seeds are not trained again.
 
     python benchmarks/critics.py
 """
@@ -39,12 +39,12 @@ CRITICS = {
     "256 units, time, last 3 rollouts, as many steps": (256, True, 3, 1 / 3),
 }
 PLAIN = "as it is"
-#: The noise of the gradient is measured in every so many rollouts.
+#: Rollouts from one measurement of the gradient's noise to the next.
 EVERY = 5
 
 
 class Critic:
-    """A network that is fitted as the model's own."""
+    """A network that is fitted like the model's own critic."""
 
     def __init__(self, n_inputs: int, width: int, has_time: bool, n_rollouts: int, passes: float, model: Any) -> None:
         n_inputs += has_time
@@ -80,7 +80,7 @@ class Critic:
 
 
 class CompareCritics(BaseCallback):
-    """Fits the critics beside a training, and writes what they leave of the returns of the second half of it to a file."""
+    """Fits the critics during training, and writes the variance and noise that they leave in its second half to a file."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -152,13 +152,13 @@ def make_page(results: pd.DataFrame) -> str:
         rows.append(row)
     seeds = ", ".join(map(str, sorted(results["seed"].unique())))
     parts = [
-        "# Critics that are fitted in another way",
-        "Variance of what a critic leaves of the returns of a rollout that it has not seen, and noise of the gradient with it "
-        "(trace of the covariance of the gradients of single episodes), both relative to the critic that is fitted as the "
-        "entry says; of the second half of each training, in which all critics see the same episodes. Means over the seeds "
-        f"{seeds}.",
+        "# Critics fitted in other ways",
+        "First the variance that a critic leaves in the returns of a rollout that it has not seen, then the noise of the "
+        "gradient with this critic (trace of the covariance of the gradients of single episodes). Both are relative to the "
+        "critic fitted as in the entry, and from the second half of each run, in which all critics see the same episodes. "
+        f"Means over the seeds {seeds}.",
         common.make_table(rows),
-        "## What made the runs",
+        "## Provenance",
         common.describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"
@@ -167,8 +167,8 @@ def make_page(results: pd.DataFrame) -> str:
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser(__doc__)
     parser.add_argument("--env", nargs="+", default=ENVIRONMENTS, help="environments")
-    parser.add_argument("--seeds", type=int, nargs="+", default=range(100, 105), help="of the trainings, for tuning")
-    parser.add_argument("--n-timesteps", type=common.positive_int, default=100_000, help="of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(100, 105), help="seeds of the runs, for tuning")
+    parser.add_argument("--n-timesteps", type=common.positive_int, default=100_000, help="steps of each run")
     parser.add_argument("--folder", type=Path, default=common.LOGS_DIR / NAME, help="folder of the runs")
     options = parser.parse_args(arguments)
     path = options.results_dir / f"{NAME}.csv"

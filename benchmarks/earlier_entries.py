@@ -1,9 +1,9 @@
 """
-Write RL Zoo's entries for earlier versions of environments under the names of the present ones.
+Write RL Zoo's entries for earlier versions of environments under the names of the current versions.
 
-RL Zoo has no entry for MuJoCo's environments of version 5, and trains there with ``default``, that is with SB3's
-defaults and without normalised observations. What it tuned for version 4 is a fairer opponent; ``sb3-reinforce compare`` takes
-the files that this command writes.
+RL Zoo has no entries for the version 5 MuJoCo environments, and trains there with ``default``: SB3's defaults, without
+normalised observations. The entries tuned for version 4 make a fairer comparison; ``sb3-reinforce compare`` accepts the files
+that this command writes.
 
     python benchmarks/earlier_entries.py --algos a2c ppo trpo --env HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5
     sb3-reinforce compare --conf-file a2c=logs/earlier_entries/a2c.yml ppo=logs/earlier_entries/ppo.yml ...
@@ -30,7 +30,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def rename(entries: Mapping[str, Any], env_id: str) -> dict[str, Any]:
-    """Take the entry of an environment, or else that of its latest earlier version."""
+    """Return the entry of an environment, or else of its latest earlier version."""
     name, _, version = env_id.rpartition("-v")
     for number in range(int(version), -1, -1):
         if (known := f"{name}-v{number}") in entries:

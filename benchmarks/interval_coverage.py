@@ -1,12 +1,12 @@
 """
 How far the intervals and the claims of ``sb3-reinforce compare`` can be trusted with few seeds, by simulation.
 
-Five algorithms with the same distribution of scores are compared over and over: how often is the one with the highest
-interquartile mean declared above another, and how often does its interval cover the true one? Then the first of them is made
-better, and it is counted of how many of the other four that is found. Before: percentiles of a stratified bootstrap, and a
-claim where two intervals do not overlap. After: what the package does.
+Five algorithms with the same distribution of scores are compared repeatedly: how often is the leader, which has the highest
+interquartile mean, declared above another, and how often do the intervals cover the true value? Then the first of them is
+made better, to count how many of the other four it is declared above. Before: percentiles of a stratified bootstrap, and a
+claim where two intervals do not overlap. After: the package's own method.
 
-Rows that are there already are kept, so that it can be interrupted and started again.
+Finished rows are kept, so the script can be interrupted and started again.
 
     python benchmarks/interval_coverage.py
 """
@@ -28,15 +28,15 @@ from sb3_reinforce.zoo.compare.statistics import FloatArray
 
 NAME = "interval_coverage"
 N_ENVS, N_SEEDS, N_ALGORITHMS = (4, 5, 9), (3, 5, 10), 5
-#: Runs of the algorithm that stands for the truth.
+#: Simulated runs that give the true value.
 N_TRUE_RUNS = 20_000
 KEYS = ["scores", "environments", "seeds", "n_sets"]
 COLUMNS = [f"{name} {when}" for name in ("coverage", "false claims", "found") for when in ("before", "after")]
 KINDS = {
-    "normal": "normal, the same spread in all environments; the better one is higher by two standard deviations",
-    "unlike": "normal, a spread that falls from 0.3 in the first environment to 0.01 in the last; higher by 0.24",
-    "skewed": "an exponential tail of bad runs; the better one is higher by a standard deviation",
-    "solved or not": "solved (1) or not (0.2) by the toss of a coin; the better one solves with a probability of 0.9",
+    "normal": "normal, with the same spread in all environments; the better algorithm is higher by two standard deviations",
+    "unlike": "normal, with a spread that falls from 0.3 in the first environment to 0.01 in the last; higher by 0.24",
+    "skewed": "an exponential tail of bad runs; the better algorithm is higher by a standard deviation",
+    "solved or not": "solved (1) or not (0.2) by the toss of a coin; the better algorithm solves with a probability of 0.9",
 }
 
 
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def simulate(kind: str, shape: tuple[int, ...], rng: np.random.Generator, better: bool = False) -> FloatArray:
-    """Draw scores of shape (..., runs, environments), of which random actions have 0."""
+    """Draw scores of shape (..., runs, environments), on a scale where random actions score 0."""
     level = np.linspace(0.35, 0.9, shape[-1])
     if kind == "solved or not":
         solved = rng.random(shape) < (0.9 if better else 0.5)
@@ -69,7 +69,7 @@ def percentile_interval(scores: FloatArray, rng: np.random.Generator) -> FloatAr
 
 
 def compare(scores: FloatArray, rng: np.random.Generator) -> tuple[int, list[bool], list[bool], FloatArray]:
-    """Return who leads, over whom it is declared to be by the old rule and by the new one, and all percentile intervals."""
+    """Return the leader, whether each rule, old and new, declares it above each other, and all percentile intervals."""
     intervals = np.array([percentile_interval(own, rng) for own in scores])
     leader = int(interquartile_mean(scores).argmax())
     others = [index for index in range(len(scores)) if index != leader]
@@ -80,7 +80,7 @@ def compare(scores: FloatArray, rng: np.random.Generator) -> tuple[int, list[boo
 
 
 def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> dict[str, Any]:
-    """Return the rates of a row; what one who is better comes to, which needs fewer comparisons, is of every fourth."""
+    """Return the rates of a row; every fourth comparison, which is enough, is repeated with one better algorithm."""
     rng = np.random.default_rng(0)
     true_scores = simulate(kind, (N_TRUE_RUNS, n_envs), rng)
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
@@ -114,12 +114,13 @@ def make_page(results: pd.DataFrame) -> str:
     parts = [
         "# Intervals and claims with few seeds",
         f"{n_sets} simulated comparisons of five algorithms in each row, so that a rate of 5 % is known to {error:.0f} "
-        "points. Coverage: how often the 95 % interval of an interquartile mean has the true one in it. False claims: how "
-        "often the leader of five equals is declared above another. Found: the share of the other four that one who is better "
-        "is declared above. Before: percentiles of a stratified bootstrap, and a claim where they do not overlap.",
+        "points. Coverage: how often the 95 % interval of an interquartile mean contains the true value. False claims: how "
+        "often the leader of five equal algorithms is declared above another. Found: the share of the other four that a "
+        "better algorithm is declared above. Before: percentiles of a stratified bootstrap, and a claim where two intervals "
+        "do not overlap.",
         "\n".join(f"- {kind}: {description}" for kind, description in KINDS.items()),
         common.make_table(table),
-        "## What made the runs",
+        "## Provenance",
         common.describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     results = common.read_results(path, KEYS)
     if not options.report_only:
         made_by = common.make_provenance(NAME, arguments)
-        # A twentieth of them: each p-value is less exact, their distribution is the same
+        # A twentieth of the usual number: each p-value is less exact, but their distribution is the same
         statistics.PERMUTATIONS = 500
         done = set(results[KEYS].itertuples(index=False, name=None))
         cells = [(*cell, options.n_sets) for cell in itertools.product(options.kinds, N_ENVS, N_SEEDS)]

@@ -1,9 +1,8 @@
 """
-What the gradients of each estimator are worth at four stages of a training, by `sb3-reinforce gradients`.
+What the gradients of each estimator are worth at four stages of training, by `sb3-reinforce gradients`.
 
-Each environment is trained once with its entry in hyperparams/reinforce.yml, but for at most 300,000 steps; of the checkpoints
-those are measured whose training returns are nearest to given parts of the way from the first to the best. Trainings that are
-finished are not done again.
+Each environment is trained once with its entry in hyperparams/reinforce.yml, but for at most 300,000 steps. The measured
+checkpoints have training returns nearest to given parts of the way from the first to the best. Finished runs are not repeated.
 
     python benchmarks/laboratory.py
     python benchmarks/laboratory.py --env HalfCheetah-v5 --episodes 200 --estimators to-go-critic to-go-refit gae-0.95
@@ -28,7 +27,7 @@ NAME = "laboratory"
 ENVIRONMENTS = ["CartPole-v1", "LunarLander-v3", "Hopper-v5"]
 ESTIMATORS = ["lecture", "to-go-control-variates", "gae-0.99", "gae-0.97", "gae-0.95"]
 MAX_TIMESTEPS = 300_000
-#: Whose noise that of others is compared with.
+#: Estimator that the noise is relative to.
 REFERENCE = "to-go-critic"
 #: The entry of CartPole-v1 has no critic, and the table shall have its row.
 OVERRIDES = {"CartPole-v1": ["baseline:'value'"]}
@@ -121,11 +120,12 @@ def main(arguments: Sequence[str]) -> None:
 def make_page(results: pd.DataFrame) -> str:
     parts = [
         "# What gradients are worth",
-        "Gradient noise scale in episodes with a 90 % interval: a batch of so many has as much signal as noise. The same "
-        "episodes for all estimators of a model; `sb3-reinforce gradients` measured them; docs/laboratory.md says what the "
-        "estimators and numbers are. In brackets the bias: the distance of the expected gradient from that of the best "
-        "unbiased estimator, in per cent of its length, where its interval leaves out 0 (as those of one in twenty unbiased "
-        "estimators do). [?]: too few episodes carry the gradient for an interval. Means are of the undiscounted returns.",
+        "Gradient noise scale in episodes with a 90 % interval: a batch of this many episodes has as much signal as noise. "
+        "`sb3-reinforce gradients` measured all estimators of a model on the same episodes; docs/laboratory.md explains the "
+        "estimators and numbers. In brackets the bias: the distance between the expected gradients of the estimator and of "
+        "the best unbiased estimator, in per cent of the latter's length, where its interval excludes 0 (as for one in twenty "
+        "unbiased estimators). [?]: too few episodes carry the gradient for an interval. Means are of the undiscounted "
+        "returns.",
     ]
     for env_id, of_env in results.groupby("env", sort=False):
         plain = of_env[of_env["estimator"] == REFERENCE].set_index("model")["noise"]
@@ -139,8 +139,8 @@ def make_page(results: pd.DataFrame) -> str:
             )
         parts += [f"## {env_id}", common.make_table(scales)]
         if len(plain):
-            parts += [f"Noise (trace of the covariance) relative to that of {REFERENCE}:", common.make_table(noises)]
-    return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
+            parts += [f"Noise (trace of the covariance) relative to {REFERENCE}:", common.make_table(noises)]
+    return "\n\n".join([*parts, "## Provenance", common.describe_provenance(results)]) + "\n"
 
 
 def write_scale(row: Mapping[Any, Any]) -> str:
@@ -152,7 +152,7 @@ def write_scale(row: Mapping[Any, Any]) -> str:
 
 
 def write_number(value: float) -> str:
-    """Write a number with two digits or as an integer; what has no bound is missing in the table."""
+    """Write a number with two digits or as an integer; a missing bound of the interval is infinite."""
     return f"{value:,.2g}" if value < 10.0 else f"{value:,.0f}" if np.isfinite(value) else "no bound"
 
 

@@ -3,7 +3,7 @@ Memory of one huge rollout and its update, and time of an update against the siz
 
 A fresh process collects one rollout of CartPole (a million steps), updates on it in micro-batches, and reports its peak
 resident memory right after the imports and at the end. Rollouts of growing size are collected once each, and their updates
-timed in turn.
+are timed alternately.
 
     python benchmarks/memory.py
 """
@@ -139,8 +139,8 @@ def make_page(results: "pd.DataFrame") -> str:
         f"{ENV}, one environment, a fresh process; peak resident memory (`ru_maxrss`) right after the imports and at the end.",
         "## Time against batch size",
         common.make_table(times),
-        "Medians over rounds in which all sizes ran in turn; an update is the policy's step and the critic's default epochs.",
-        "## What made the runs",
+        "Medians over rounds in which the sizes take turns; an update is the policy's step and the critic's default epochs.",
+        "## Provenance",
         common.describe_provenance(results),
     ]
     return "\n\n".join(parts) + "\n"

@@ -21,22 +21,22 @@ LABELS = {
     "sampled_score": "sampled actions",
     "sampled_score_minus_std": "sampled actions, minus deviation",
 }
-#: What scripts measured that are no longer here, but in the history of the repository, at the commits that the pages name.
+#: Notes on scripts that are no longer here, but in the history of the repository, at the commits that the pages name.
 EARLIER = {
-    "zoo_table.py": "`zoo_table.py` trained through `sb3-reinforce train`, part of the runs with EnvPool (`--vec-env "
-    "envpool`), and evaluated the final policy of each run once, with sampled actions where the best policy is a random one.",
+    "zoo_table.py": "`zoo_table.py` trained through `sb3-reinforce train`, some of the runs with EnvPool (`--vec-env "
+    "envpool`), and evaluated the final policy of each run once, with sampled actions where the best policy is stochastic.",
     "memory_tasks.py": "`memory_tasks.py` ended a run at the first evaluation of 100 episodes that reached the threshold "
-    "(every 10,000 steps, 20,000 on CartPole, 50,000 on the T-maze of 50), the algorithms in turn in one process, beside "
-    "other work. ppo_lstm-same-units has SB3's defaults, 8 environments and as many units as REINFORCE; on the T-maze, "
+    "(every 10,000 steps, 20,000 on CartPole, 50,000 on the T-maze of 50). The algorithms alternated in one process, beside "
+    "other jobs. ppo_lstm-same-units has SB3's defaults, 8 environments and as many units as REINFORCE; on the T-maze, "
     "ppo_lstm has RL Zoo's default.",
-    "masks.py": "`masks.py` measured MaskablePPO with its defaults and the same masks and observations, in turn with "
-    "REINFORCE in one process; Taxi-v4 in gymnasium, Snake in EnvPool, where REINFORCE has the entry `default`. Seconds are "
-    "without the evaluations.",
-    "lectures.py": "`lectures.py` put the policies of the corridor and of dice into the formula of the environment, so that "
-    "these scores are exact; its dqn had a step size of 0.001 and 20,000 steps. On PixelCopter it had `n_steps=256` and an "
-    "average of 0.9. Its images had colours.",
+    "masks.py": "`masks.py` measured MaskablePPO with its defaults and the same masks and observations, alternating with "
+    "REINFORCE in one process; Taxi-v4 in gymnasium, Snake in EnvPool, where REINFORCE has the entry `default`. Seconds "
+    "exclude the evaluations.",
+    "lectures.py": "`lectures.py` computed the scores of the corridor and of dice exactly, with the environment's formula for "
+    "the return of a policy; its dqn had a step size of 0.001 and 20,000 steps. On PixelCopter it had `n_steps=256` and an "
+    "average of 0.9. Its images were in colour.",
 }
-#: Steps of a longer training after which the table of environments has scores.
+#: Steps of a longer run after which the table of environments has scores.
 SNAPSHOTS = (100_000, 300_000, 1_000_000)
 #: The comparisons whose environments are put together, and the algorithms that all of them have.
 OVERALL = ("classic", "mujoco")
@@ -64,13 +64,13 @@ def write_scores(values: Sequence[float]) -> str:
 
 
 def write_budget(runs: pd.DataFrame) -> str:
-    """Write the budget of a training."""
+    """Write the budget of a run."""
     number, unit = runs["budget"].iloc[0].split()
     return f"{float(number):,g} {unit}" if unit == "seconds" else f"{int(number):,} {unit}"
 
 
 def write_median(reached: pd.Series, spent: pd.Series, decimals: int) -> str:
-    """Write the median, where a run that did not get there counts as longer than any, or bound it by what was spent."""
+    """Write the median, with unreached thresholds counted as longer than any, or bound it by what was spent."""
     median = float(np.median(reached))
     return f"{median:,.{decimals}f}" if np.isfinite(median) else f"> {np.median(spent):,.{decimals}f}"
 
@@ -101,7 +101,7 @@ def score_table(runs: pd.DataFrame, comparison: Comparison) -> Table:
 
 
 def environment_table(runs: pd.DataFrame, published: Mapping[str, Published]) -> Table:
-    """Make one row for each environment: scores after some steps and at the end, and those that others published."""
+    """Make one row for each environment: scores after some steps and at the end, and published scores."""
     rows = []
     for env, of_env in runs[runs["algorithm"] != RANDOM].groupby("env", sort=False):
         own, adam = (of_env[of_env["algorithm"] == name].sort_values("seed") for name in ("reinforce", "reinforce-adam"))
@@ -139,8 +139,8 @@ def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
         parts += [f"## {part}"] * (len(tables) > 1) + [make_table(table)]
     if not comparison.published:
         parts.append(
-            "Scores: mean over the seeds, in brackets the lowest and the highest; deterministic actions unless the column "
-            "says otherwise. A deviation is the standard deviation over the episodes of a seed."
+            "Scores: mean over the seeds, lowest and highest in brackets; deterministic actions unless the column says "
+            "otherwise. A deviation is the standard deviation over the episodes of a seed."
             + (" Intervals are Student's, over the seeds." if comparison.normalised else "")
         )
     shown = [f"{name}.png"] * (comparison.dots is not None) + [f"{name}_aggregates.png"] * comparison.normalised
@@ -150,11 +150,11 @@ def make_page(name: str, comparison: Comparison, runs: pd.DataFrame) -> str:
 
 
 def describe_origin(runs: pd.DataFrame) -> list[str]:
-    """Say what made the runs, and what the scripts measured that are no longer here."""
+    """Describe the origin of the runs, with notes on scripts that are no longer here."""
     commands = " ".join(runs["command"].unique())
     notes = [note for script, note in EARLIER.items() if f"/{script}" in commands]
-    where = " Its script is in the history of the repository, at the commits below." if notes else ""
-    return ["## What made the runs", *[note + where for note in notes], describe_provenance(runs)]
+    where = " The script is in the history of the repository, at the commits below." if notes else ""
+    return ["## Provenance", *[note + where for note in notes], describe_provenance(runs)]
 
 
 # Statistics over environments
@@ -162,7 +162,7 @@ def describe_origin(runs: pd.DataFrame) -> list[str]:
 
 def normalise(runs: pd.DataFrame, column: str, algorithms: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """
-    Scale scores such that random actions, and all that is worse, have 0 and the best run has 1 in each environment.
+    Scale scores so that random actions, and anything worse, score 0 and the best run scores 1 in each environment.
 
     :return: By algorithm the scores, of shape (seeds, environments), NaN where it cannot act.
     """
@@ -176,7 +176,7 @@ def normalise(runs: pd.DataFrame, column: str, algorithms: Sequence[str] | None 
 
 
 def describe_overall(scores: Mapping[str, np.ndarray], kind: str) -> list[str]:
-    """Say who is ahead over all environments, and make the table of aggregates."""
+    """Name the leading algorithm over all environments, and make the table of aggregates."""
     overall = statistics.over_environments(scores)
     rows = [
         {"algorithm": name}
@@ -189,11 +189,11 @@ def describe_overall(scores: Mapping[str, np.ndarray], kind: str) -> list[str]:
 
 
 def make_overall_page(comparisons: Sequence[pd.DataFrame]) -> str:
-    """Make the page on the environments of several comparisons together, for the algorithms and seeds that all have."""
+    """Make the page on the environments of several comparisons together, for their common algorithms and seeds."""
     seeds = sorted(set.intersection(*(set(runs["seed"]) for runs in comparisons)))
     together = pd.concat([runs[runs["seed"].isin(seeds)] for runs in comparisons])
     final, equal = (
-        # Of seeds that are left out, the best run still is the 1
+        # The best run stays the 1, even if its seed is left out
         join([normalise(runs, column, algorithms) for runs in comparisons], seeds)
         for column, algorithms in (("score", None), ("score_at_equal_steps", OVERALL_ALGORITHMS))
     )
@@ -206,18 +206,18 @@ def make_overall_page(comparisons: Sequence[pd.DataFrame]) -> str:
         "\n\n".join(
             [
                 f"# {OVERALL_TITLE}",
-                f"Scores with deterministic actions of the seeds {', '.join(map(str, seeds))}, which all comparisons have, "
-                "scaled such that random actions, and all that is worse, have 0 and the best run of a comparison has 1.",
+                f"Scores with deterministic actions for the seeds {', '.join(map(str, seeds))}, which all comparisons have, "
+                "scaled so that random actions, and anything worse, score 0 and the best run of a comparison scores 1.",
                 "## With the whole budget",
                 *describe_overall(final, "final scores"),
-                "Means over the seeds, of each environment:",
+                "Means over the seeds for each environment:",
                 make_table(means),
                 "## At equal steps",
                 *describe_overall(equal, "scores at equal steps"),
-                "The same runs, read off their learning curves where the shortest of an environment ended: "
+                "The same runs, read off their learning curves at the end of the shortest run in each environment: "
                 f"{summary.join(f'{n_steps:,.0f} ({env})' for env, n_steps in steps.items())}. Evaluations during a run have "
-                "fewer episodes than the final one, and step sizes that decay with the budget have hardly done so at this "
-                "point of a run that takes many steps in its time. Scaled by the best run at these steps.",
+                "fewer episodes than the final evaluation, and step sizes that decay with the budget have hardly decayed at "
+                "this point of a run that takes many steps in its time. Scaled by the best run at these steps.",
                 *describe_origin(together),
             ]
         )
@@ -243,14 +243,14 @@ def draw_aggregates(runs: pd.DataFrame) -> Figure:
 
 
 def draw_dots(runs: pd.DataFrame, comparison: Comparison) -> Figure:
-    """Draw every run as a dot, a panel for each training of more than one algorithm."""
+    """Draw every run as a dot, with a panel for each environment that more than one algorithm trained on."""
     column = str(comparison.dots)
     panels = []
     # With a row for each environment, its runs belong together
     keys = ["env"] if comparison.published else ["env", "part"]
     for (env, *_), own in runs.groupby(keys, sort=False):
         algorithms = [(name, rows) for _, name, rows in group(own)]
-        # Where the entry is the same, so are the runs
+        # With the same entry, the runs are the same
         if len({tuple(rows[column].dropna()) for _, rows in algorithms}) > 1:
             panels.append((env, algorithms))
     n_columns = min(5, len(panels))

@@ -1,9 +1,9 @@
 """
-Steps per second of one training with 1 and 2 processes, what they spend on communication, and time to a threshold.
+Steps per second of one training with 1 and 2 processes, the share of communication, and time to a threshold.
 
-The numbers of processes take turns, several rounds, started by torchrun. All processes have the same number of environments
-and steps, so that with two processes twice as many steps are made; the ratio of steps per second is 2 where the second
-process costs nothing and has a core of its own.
+The numbers of processes take turns over several rounds, started by torchrun. All processes have the same number of
+environments and steps, so two processes take twice as many steps; the ratio of steps per second is 2 if the second process
+costs nothing and has its own core.
 
     python benchmarks/ranks.py
     python benchmarks/ranks.py --env LunarLander-v3 --rounds 9 --threshold LunarLander-v3=200
@@ -247,20 +247,21 @@ def make_page(results: pd.DataFrame) -> str:
     if "speed" in kinds:
         parts += [
             "## Steps per second",
-            "Median over the rounds; of the ratio to the fewest processes, which take turns with the others, also the range. "
-            "Communication is the share of the time that the first process spends in reductions and gathers, waiting "
-            "included.",
+            "Medians over the rounds, in which the numbers of processes take turns; the ratio is to the fewest processes, "
+            "with its range. Communication is the share of the time that the first process spends in reductions and gathers, "
+            "including waiting.",
             common.make_table(speed_table(kinds["speed"])),
         ]
     if "threshold" in kinds:
         parts += [
             "## Time to a threshold",
-            "Median steps (of all processes) and seconds until the mean of the last 100 training episodes is there, of the "
-            "runs that got there, with the same hyperparameters: `n_steps` is a budget of each environment, so that an update "
-            "of two processes holds twice as much. The next 100 episodes confirm it, except in the runs of commit 4f6881b659.",
+            "Median steps (of all processes) and seconds until the mean of the last 100 training episodes reaches the "
+            "threshold, over the runs that reach it. The hyperparameters are the same: `n_steps` is a budget for each "
+            "environment, so an update of two processes has twice as many steps. The next 100 episodes confirm the threshold, "
+            "except in the runs of commit 4f6881b659.",
             common.make_table(threshold_table(kinds["threshold"])),
         ]
-    return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
+    return "\n\n".join([*parts, "## Provenance", common.describe_provenance(results)]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:

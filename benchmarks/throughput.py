@@ -1,8 +1,8 @@
 """
 Environment steps per second of REINFORCE, A2C and PPO, and of bare stepping of the same vectorised environment.
 
-All that is compared runs in turn in one process, several rounds, each after a warm-up. All steps count, those that REINFORCE
-leaves unused included. Each call adds rows to the table, or replaces those of the same configuration.
+The compared algorithms take turns in one process over several rounds, after a warm-up. All steps count, including those that
+REINFORCE leaves unused. Each call adds rows to the table, or replaces those of the same configuration.
 
     python benchmarks/throughput.py learning --env CartPole-v1 --n-envs 1 --n-steps 256
     python benchmarks/throughput.py learning --env HalfCheetah-v5 --n-envs 8 --n-steps 128 --vec-normalize
@@ -41,7 +41,7 @@ AXES = {
     "n_steps": [16, 64, 256, 1024, 4096],
 }
 BASE = {"n_envs": 8, "width": 64, "n_steps": 256}
-#: So many random actions per environment are drawn ahead, and then used again and again.
+#: Random actions per environment that are drawn ahead, and then used repeatedly.
 N_PRESAMPLED = 1_000
 
 
@@ -245,11 +245,10 @@ def tabulate(results: pd.DataFrame, side: str, reference: str) -> list[dict[str,
 def make_page(results: pd.DataFrame) -> str:
     parts = [
         "# Throughput",
-        "Environment steps per second, one thread of PyTorch: medians over rounds in which all ran in turn in one process, "
-        "after a warm-up; a ratio is the median of the ratios of the rounds. Learners have default hyperparameters except "
-        "`n_steps`; the whole of `learn` counts, updates included, and so do the steps that REINFORCE leaves unused while the "
-        "last episodes finish. Bare is `VecEnv.step` alone, with random actions drawn ahead, or with those of the "
-        "policy of that round.",
+        "Environment steps per second, one thread of PyTorch: medians over rounds in which all took turns in one process, "
+        "after a warm-up; a ratio is the median of the rounds' ratios. Learners use default hyperparameters except `n_steps`. "
+        "All of `learn` counts, including updates and the steps that REINFORCE leaves unused while the last episodes finish. "
+        "Bare is `VecEnv.step` alone, with random actions drawn ahead or with the actions of the policy of that round.",
     ]
     kinds = dict(list(results.groupby("kind", sort=False)))
     if "learning" in kinds:
@@ -260,12 +259,12 @@ def make_page(results: pd.DataFrame) -> str:
         parts += ["## EnvPool beside DummyVecEnv", common.make_table(tabulate(kinds["engines"], "engine", "envpool"))]
     if "scaling" in kinds:
         parts.append("## Scaling")
-        parts.append("The step size is 0, so that the episodes are those of the random policy everywhere.")
+        parts.append("The step size is 0, so all episodes are those of the random policy.")
         for axis, own in kinds["scaling"].groupby("axis", sort=False):
             rows = tabulate(own, "algorithm", "reinforce")
             columns = [str(axis), *(name for name in rows[0] if name not in CONFIGURATION)]
             parts.append(common.make_table([{name: row[name] for name in columns} for row in rows]))
-    return "\n\n".join([*parts, "## What made the runs", common.describe_provenance(results)]) + "\n"
+    return "\n\n".join([*parts, "## Provenance", common.describe_provenance(results)]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:

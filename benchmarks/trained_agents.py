@@ -1,11 +1,11 @@
 """
-Train the agents that are published, and write them as RL Zoo expects them, each with a model card.
+Train the published agents, and write them in RL Zoo's layout, each with a model card.
 
     python benchmarks/trained_agents.py
     python benchmarks/trained_agents.py --env CartPole-v1 Pendulum-v1 --seed 0
 
-The folder, by default ``rl-trained-agents``, then has what ``sb3-reinforce enjoy --env ENV -f rl-trained-agents`` finds.
-Interrupted, the same command goes on with the environments that are left. Uploading is done by hand.
+``sb3-reinforce enjoy --env ENV -f rl-trained-agents`` then finds the agents in the folder, by default ``rl-trained-agents``.
+If interrupted, the same command continues with the remaining environments. Uploading is done by hand.
 """
 
 import subprocess
@@ -47,7 +47,7 @@ model-index:
 # REINFORCE on {env_id}
 
 An agent of [sb3_reinforce](https://pypi.org/project/sb3-reinforce/) {version}, trained with seed {seed}. Its last evaluation
-in the training, over {n_episodes} episodes, was {mean:.2f} +/- {deviation:.2f}. One seed says little: the package's table of
+during training, over {n_episodes} episodes, was {mean:.2f} +/- {deviation:.2f}. One seed says little: the package's table of
 results has several for each environment.
 
 ```

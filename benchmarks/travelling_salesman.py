@@ -1,9 +1,9 @@
 """
-Baselines on the travelling salesman, whose returns differ more between starts than between policies.
+Baselines on the travelling salesman problem, where returns differ more between starts than between policies.
 
 REINFORCE with each baseline, and sb3-contrib's MaskablePPO, train on random cities. After every tenth of the budget the
 deterministic policy tours the same fixed cities, and the gap to their shortest tours is noted, with the seconds of training.
-Interrupted, the same command goes on with the runs that are left.
+If interrupted, the same command continues with the remaining runs.
 
     python benchmarks/travelling_salesman.py
     python benchmarks/travelling_salesman.py --algorithms group value --seeds 0 1 --steps 50000
@@ -118,8 +118,8 @@ def make_page(results: "pd.DataFrame") -> str:
         )
     return f"""# Travelling salesman
 
-How much longer than the shortest tour the deterministic policy's tours of 10 cities are, over the same cities for all.
-REINFORCE has the same natural step and 64 episodes a rollout with every baseline; `group` and `greedy` have 8 episodes from
+The gap is the excess of the deterministic policy's tours of 10 cities over the shortest tours, on the same cities for all.
+REINFORCE has the same natural step and 64 episodes per rollout with every baseline; `group` and `greedy` have 8 episodes from
 each start. MaskablePPO is sb3-contrib's. Mean over seeds.
 
 {common.make_table(shown)}
