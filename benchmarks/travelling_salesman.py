@@ -118,7 +118,7 @@ def make_page(results: "pd.DataFrame") -> str:
         )
     return f"""# Travelling salesman
 
-The gap is the excess of the deterministic policy's tours of 10 cities over the shortest tours, on the same cities for all.
+The gap is how much the deterministic policy's tours of 10 cities exceed the shortest ones, on the same cities for all.
 REINFORCE has the same natural step and 64 episodes per rollout with every baseline; `group` and `greedy` have 8 episodes from
 each start. MaskablePPO is sb3-contrib's. Mean over seeds.
 
