@@ -78,8 +78,8 @@ class REINFORCE(SavedWhole, DerivedArguments):
         ``"episode"``: with the whole episode's return (Williams 1992), which is noisier, and has the same expectation with
         ``discounted_weighting=True``.
     :param discounted_weighting: Weight step t by ``gamma**t``, as the gradient of the discounted objective does (Sutton &
-        Barto 2018, section 13.3). Off by default, as everywhere, since late steps then count for nothing. Makes no difference
-        with ``return_type="episode"``.
+        Barto 2018, section 13.3). Off by default, as everywhere, since late steps then count for almost nothing. Makes no
+        difference with ``return_type="episode"``.
     :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the other
         episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch, biased,
         as it contains the episode's own return; None: nothing; ``"moving_average"``, ``"linear"``, ``"optimal"``,
