@@ -28,12 +28,11 @@ def register() -> None:
     from sb3_reinforce import REINFORCE
     from sb3_reinforce.zoo import search
 
+    HYPERPARAMS_SAMPLER[ALGORITHM] = search.sample_reinforce_params
+    HYPERPARAMS_SAMPLER[RECURRENT_ALGORITHM] = search.sample_reinforce_lstm_params
     for algorithm in ALGORITHMS:
         ALGOS[algorithm] = REINFORCE
-    HYPERPARAMS_SAMPLER[ALGORITHM] = search.sample_reinforce_params
-    HYPERPARAMS_CONVERTER[ALGORITHM] = search.convert_reinforce_params
-    HYPERPARAMS_SAMPLER[RECURRENT_ALGORITHM] = search.sample_reinforce_lstm_params
-    HYPERPARAMS_CONVERTER[RECURRENT_ALGORITHM] = search.convert_reinforce_lstm_params
+        HYPERPARAMS_CONVERTER[algorithm] = search.convert_reinforce_params
 
 
 def hyperparams_path(algorithm: str = ALGORITHM) -> Path:

@@ -23,38 +23,31 @@ def sample_reinforce_params(
     need it: what concerns the critic is chosen even where the baseline does without one. Whether the step is a natural one is
     not searched: the entry that the study began with, which RL Zoo keeps in the study, says so.
     """
-    step: dict[str, Any]
     # Written by RL Zoo as text
     if trial.study.user_attrs.get("natural_gradient") == "True":
-        step = {
-            "target_kl": trial.suggest_float("target_kl", 2e-3, 5e-2, log=True),
-            "cg_damping": trial.suggest_float("cg_damping", 1e-2, 1.0, log=True),
-        }
+        trial.suggest_float("target_kl", 2e-3, 5e-2, log=True)
+        trial.suggest_float("cg_damping", 1e-2, 1.0, log=True)
     else:
-        step = {
-            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
-            "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
-        }
-    params = step | {
-        "policy_averaging": trial.suggest_categorical("policy_averaging", [None, 0.8, 0.9, 0.95]),
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 4, 10),
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 1e-1, log=True),
-        "baseline": trial.suggest_categorical("baseline", ["value", "time_step", "leave_one_out"]),
-        "critic_epochs": trial.suggest_int("critic_epochs", 1, 40, log=True),
-        "critic_batch_size_pow": trial.suggest_int("critic_batch_size_pow", 6, 12),
-        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 1e-2, log=True),
-        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-6, 3e-2, log=True),
-        "bootstrap_at_time_limit": trial.suggest_categorical("bootstrap_at_time_limit", [True, False]),
-        "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
-        "critic_net_arch": trial.suggest_categorical("critic_net_arch", list(NET_ARCHS)),
-        "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
-        "ortho_init": trial.suggest_categorical("ortho_init", [True, False]),
-    }
+        trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True)
+        trial.suggest_categorical("lr_schedule", ["constant", "linear"])
+    trial.suggest_categorical("policy_averaging", [None, 0.8, 0.9, 0.95])
+    trial.suggest_int("n_steps_pow", 4, 10)
+    trial.suggest_float("one_minus_gamma", 1e-4, 1e-1, log=True)
+    trial.suggest_categorical("baseline", ["value", "time_step", "leave_one_out"])
+    trial.suggest_int("critic_epochs", 1, 40, log=True)
+    trial.suggest_int("critic_batch_size_pow", 6, 12)
+    trial.suggest_float("critic_learning_rate", 3e-4, 1e-2, log=True)
+    trial.suggest_categorical("normalize_advantage", [True, False])
+    trial.suggest_float("ent_coef", 1e-6, 3e-2, log=True)
+    trial.suggest_categorical("bootstrap_at_time_limit", [True, False])
+    trial.suggest_categorical("net_arch", list(NET_ARCHS))
+    trial.suggest_categorical("critic_net_arch", list(NET_ARCHS))
+    trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
+    trial.suggest_categorical("ortho_init", [True, False])
     if n_actions > 0:
-        params["log_std_init"] = trial.suggest_float("log_std_init", -2.0, 0.5)
+        trial.suggest_float("log_std_init", -2.0, 0.5)
 
-    kwargs = convert_reinforce_params(params)
+    kwargs = convert_reinforce_params(trial.params)
     if "learning_rate" in kwargs:
         # RL Zoo makes functions of the schedules in a file, but not of those in a trial
         kwargs["learning_rate"] = make_schedule(kwargs["learning_rate"], "learning_rate")
@@ -74,6 +67,9 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     }
     if "log_std_init" in kwargs:
         policy_kwargs["log_std_init"] = kwargs.pop("log_std_init")
+    if "critic_lstm" in kwargs:
+        policy_kwargs["lstm_hidden_size"] = 2 ** kwargs.pop("lstm_hidden_size_pow")
+        policy_kwargs |= CRITIC_LSTMS[kwargs.pop("critic_lstm")]
     if kwargs.pop("lr_schedule", None) == "linear":
         kwargs["learning_rate"] = f"lin_{kwargs['learning_rate']}"
     return {
@@ -91,17 +87,6 @@ def sample_reinforce_lstm_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """Choose the constructor arguments of a trial for recurrent policies: those of ``sample_reinforce_params``, and LSTMs."""
-    kwargs = sample_reinforce_params(trial, n_actions, n_envs, additional_args)
-    size = trial.suggest_int("lstm_hidden_size_pow", 4, 8)
-    critic_lstm = trial.suggest_categorical("critic_lstm", list(CRITIC_LSTMS))
-    kwargs["policy_kwargs"] |= {"lstm_hidden_size": 2**size, **CRITIC_LSTMS[critic_lstm]}
-    return kwargs
-
-
-def convert_reinforce_lstm_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """Turn what Optuna stored of a trial into what stands in a configuration file."""
-    params = dict(sampled_params)
-    size, critic_lstm = params.pop("lstm_hidden_size_pow"), params.pop("critic_lstm")
-    kwargs = convert_reinforce_params(params)
-    kwargs["policy_kwargs"] |= {"lstm_hidden_size": 2**size, **CRITIC_LSTMS[critic_lstm]}
-    return kwargs
+    trial.suggest_int("lstm_hidden_size_pow", 4, 8)
+    trial.suggest_categorical("critic_lstm", list(CRITIC_LSTMS))
+    return sample_reinforce_params(trial, n_actions, n_envs, additional_args)
