@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import sb3_reinforce
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.arguments import is_number, make_schedule
+from sb3_reinforce.arguments import is_number
 from sb3_reinforce.functional.baselines import make_baseline
 from sb3_reinforce.zoo.errors import UserError, is_about_request
 
@@ -52,7 +52,6 @@ OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
-SCHEDULES = ("learning_rate", "ent_coef", "critic_learning_rate", "target_kl")
 #: Arguments of A2C, PPO and TRPO that REINFORCE does not have.
 ELSEWHERE = {
     "batch_size": "here critic_batch_size, since the policy takes one step on the whole rollout",
@@ -187,10 +186,9 @@ def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
         raise UserError(f"{source}, {'; '.join(problems)}")
     arguments = {key: value for key, value in entry.items() if key in DEFAULTS and key not in (*EXPRESSIONS, "policy")}
     try:
-        for key in SCHEDULES:
-            if arguments.get(key, DEFAULTS[key]) is not DEFAULTS[key]:
-                make_schedule(arguments[key], key)
-        REINFORCE("MlpPolicy", env=None, _init_setup_model=False, **arguments)._check_arguments()  # type: ignore[arg-type]
+        model = REINFORCE("MlpPolicy", env=None, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
+        model._setup_lr_schedule()
+        model._check_arguments()
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
 
