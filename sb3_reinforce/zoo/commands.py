@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import csv
 import functools
 import glob
 import importlib
@@ -10,7 +9,6 @@ import itertools
 import os
 import re
 import runpy
-import statistics
 import sys
 import traceback
 import warnings
@@ -18,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from sb3_reinforce.zoo import ALGORITHM, ALGORITHMS, find_resource, hyperparams_path, register
@@ -119,23 +118,24 @@ def list_environments(args: list[str]) -> None:
     """Print the environments with hyperparameters for REINFORCE, and the scores that were measured with them."""
     argparse.ArgumentParser("sb3-reinforce list").parse_args(args)
     entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
-    scores: dict[tuple[str, str], list[float]] = {}
-    with contextlib.suppress(FileNotFoundError), find_resource("benchmarks/results/zoo_table.csv").open(newline="") as file:
-        # An environment may also be there with fewer steps than its entry has, or with an entry of another file
-        for row in csv.DictReader(file):
-            # Where the best policy is a random one, actions were sampled
-            if row["algorithm"] == ALGORITHM and (score := row["score"] or row["sampled_score"]):
-                scores.setdefault((row["env"], row["budget"]), []).append(float(score))
-    print(f"{'environment':<28}{'steps':>12}" + (f"{'score':>24}{'seeds':>8}" if scores else ""))
+    scores = pd.DataFrame()
+    with contextlib.suppress(FileNotFoundError):
+        runs = pd.read_csv(find_resource("benchmarks/results/zoo_table.csv"))
+        # Where the best policy is a random one, actions were sampled
+        runs["score"] = runs["score"].fillna(runs["sampled_score"])
+        scores = runs[runs["algorithm"] == ALGORITHM].groupby(["env", "budget"])["score"].agg(["mean", "std", "count"])
+    print(f"{'environment':<28}{'steps':>12}" + ("" if scores.empty else f"{'score':>24}{'seeds':>8}"))
     for env_id, entry in entries.items():
         if env_id in FALLBACKS:
             continue
         steps = int(entry["n_timesteps"])
         line = f"{env_id:<28}{steps:>12,}"
-        if seed_scores := scores.get((env_id, f"{steps} steps")):
+        # An environment may also be there with fewer steps than its entry has
+        if (env_id, f"{steps} steps") in scores.index:
+            mean, deviation, n_seeds = scores.loc[(env_id, f"{steps} steps")]
             # One seed has no standard deviation
-            spread = f" +/- {statistics.stdev(seed_scores):,.1f}" if len(seed_scores) > 1 else ""
-            line += f"{statistics.mean(seed_scores):,.1f}{spread}".rjust(24) + f"{len(seed_scores):>8}"
+            spread = f" +/- {deviation:,.1f}" if n_seeds > 1 else ""
+            line += f"{mean:,.1f}{spread}".rjust(24) + f"{n_seeds:>8.0f}"
         print(line)
     print(f"Other environments use the entry {' or '.join(FALLBACKS)} of {hyperparams_path()}")
 
@@ -198,15 +198,14 @@ def check_runs(name: str, args: list[str], algo_flags: tuple[str, str], folder_f
     parser.add_argument("-e", "--env", dest="env_ids", nargs="+", required=True)
     parser.add_argument(*folder_flags, dest="folders", nargs="+", required=True)
     options, _ = parser.parse_known_args(args)
-    found = {
-        word
-        for folder, algo, env_id in itertools.product(options.folders, options.algos, options.env_ids)
-        if glob.glob(f"{glob.escape(os.path.join(folder, algo.lower()))}/*{env_id}*/")
-        for word in (folder, algo, env_id)
-    }
-    missing = [word for word in (*options.algos, *options.env_ids, *options.folders) if word not in found]
-    if missing:
-        raise UserError(f"there is no run of {missing[0]} among {', '.join(options.folders)} (-a, -e, -f)")
+    runs = [
+        run
+        for run in itertools.product(options.folders, options.algos, options.env_ids)
+        if glob.glob(f"{glob.escape(os.path.join(run[0], run[1].lower()))}/*{run[2]}*/")
+    ]
+    for word in (*options.algos, *options.env_ids, *options.folders):
+        if not any(word in run for run in runs):
+            raise UserError(f"there is no run of {word} among {', '.join(options.folders)} (-a, -e, -f)")
 
 
 def read_options(args: list[str]) -> argparse.Namespace:
