@@ -21,7 +21,7 @@ import optuna
 import rl_zoo3.exp_manager
 import sqlalchemy.exc
 import yaml
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
@@ -86,11 +86,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if use_envpool:
             self.args.vec_env = "envpool"
         self._made_folder = False
-        #: Arguments of environments that were given a time limit.
-        self._limited: tuple[str, ...] = ()
         #: The limit, once it has ended an episode; copies of the manager share the list.
         self._noted: list[int] = []
-        self._zoo_vec_env_class = self.vec_env_class
         self._study: optuna.Study | None = None
         #: Why the last trial failed, if it did.
         self._trial_error: BaseException | None = None
@@ -111,7 +108,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             for flag, count in {"--n-trials": self.n_trials, "--n-evaluations": self.n_evaluations}.items():
                 if count is not None and count < 1:
                     raise UserError(f"{flag}: must be at least 1, not {count}")
-            self._prepare_storage()
         elif self.seeds_per_trial != 1:
             raise UserError("--seeds-per-trial: has a meaning in a search only (optimize)")
         try:
@@ -175,22 +171,26 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """Create the environments, in EnvPool if that was chosen, and with a time limit if they are for evaluation."""
+        name = "eval_env_kwargs" if eval_env else "env_kwargs"
+        env_kwargs = getattr(self, name)
+        # Changed for these environments alone
+        manager = copy.copy(self)
         # ARS trains by evaluating its candidates
-        is_evaluated = eval_env or self.algo == "ars"
-        is_limited = is_evaluated and self._limit_episodes("eval_env_kwargs" if eval_env else "env_kwargs")
-        self.vec_env_class = self._zoo_vec_env_class
-        # Some of EnvPool's environments take a limit, and go on
-        if self.use_envpool and not is_limited:
+        is_limited = (eval_env or self.algo == "ars") and self._lacks_time_limit(env_kwargs)
+        if is_limited:
+            # Never in EnvPool, where some environments take a limit, and go on
+            setattr(manager, name, {**env_kwargs, "max_episode_steps": self.max_episode_steps or MAX_EPISODE_STEPS})
+        elif self.use_envpool:
             if self.env_wrapper is not None:
                 raise UserError(
                     f"{self.config}, {self.env_name.gym_id}, env_wrapper: EnvPool's environments cannot be wrapped one by "
                     "one. Leave out --vec-env envpool, or drop the wrapper with -params env_wrapper:None"
                 )
             monitor_file = None if eval_env or no_log else os.path.join(self.save_path, "0")
-            self.vec_env_class = functools.partial(  # type: ignore[assignment]
-                self._make_envpool, env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs, monitor_file=monitor_file
+            manager.vec_env_class = functools.partial(  # type: ignore[assignment]
+                manager._make_envpool, env_kwargs=env_kwargs, monitor_file=monitor_file
             )
-        env = super().create_envs(n_envs, eval_env, no_log)
+        env = super(ExperimentManager, manager).create_envs(n_envs, eval_env, no_log)
         if is_limited:
             self._note_cut_episodes(env.unwrapped)
         return env
@@ -208,20 +208,16 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
         env.step_wait = step_and_note  # type: ignore[method-assign]
 
-    def _limit_episodes(self, name: str) -> bool:
-        """Put a time limit into arguments of the environment, and tell whether it is needed."""
-        env_id, env_kwargs = self.env_name.gym_id, getattr(self, name)
-        if name in self._limited or not lacks_time_limit(env_id, env_kwargs):
-            return name in self._limited
-        if self.use_envpool:
-            from sb3_reinforce.vec_env.envpool_vec_env import import_envpool
+    def _lacks_time_limit(self, env_kwargs: Mapping[str, Any]) -> bool:
+        env_id = self.env_name.gym_id
+        if not lacks_time_limit(env_id, env_kwargs):
+            return False
+        if not self.use_envpool:
+            return True
+        from sb3_reinforce.vec_env.envpool_vec_env import import_envpool
 
-            # EnvPool has limits of its own, and the largest integer where it has none
-            if import_envpool(env_id).make_spec(env_id).config.max_episode_steps < np.iinfo(np.int32).max:
-                return False
-        setattr(self, name, {**env_kwargs, "max_episode_steps": self.max_episode_steps or MAX_EPISODE_STEPS})
-        self._limited += (name,)
-        return True
+        # EnvPool has limits of its own, and the largest integer where it has none
+        return bool(import_envpool(env_id).make_spec(env_id).config.max_episode_steps == np.iinfo(np.int32).max)
 
     def _make_envpool(
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], env_kwargs: dict[str, Any], monitor_file: str | None
@@ -270,16 +266,12 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def _load_study(self) -> optuna.Study | None:
         """Find the study that is to be continued."""
-        storage: Any = self.storage
-        is_file = storage is not None and storage.endswith(".log")
-        if storage is None or self.study_name is None or (is_file and not os.path.exists(storage)):
+        if self.storage is None:
             return None
-        try:
-            return optuna.load_study(
-                study_name=self.study_name, storage=JournalStorage(JournalFileBackend(storage)) if is_file else storage
-            )
-        except KeyError:
+        storage = open_storage(self.storage)
+        if self.study_name not in optuna.get_all_study_names(storage):
             return None
+        return optuna.load_study(study_name=self.study_name, storage=storage)
 
     def _check_trials(self, before: int = 0) -> None:
         """Refuse a study with finished trials, or earlier ones that still run, whose values say nothing about this search."""
@@ -316,25 +308,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise UserError(f"no trial was completed{reason}, so there is no best one: give the search more trials") from error
         self._write_best_trial()
 
-    def _prepare_storage(self) -> None:
-        """Create the tables of a database: of several processes that do so at the same time, Optuna lets all but one fail."""
-        if self.storage is None:
-            return
-        for pause in (0.5, 1.0, 2.0, None):
-            try:
-                if self.storage.endswith(".log"):
-                    Path(self.storage).parent.mkdir(parents=True, exist_ok=True)
-                else:
-                    optuna.storages.RDBStorage(self.storage)
-                return
-            except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.DatabaseError, ImportError, OSError) as error:
-                if pause is None or not isinstance(error, sqlalchemy.exc.DatabaseError):
-                    reason = getattr(error, "orig", None) or error.__cause__ or error
-                    raise UserError(
-                        f"--storage {self.storage}: must be FILE.log or a database such as sqlite:///FILE.db ({reason})"
-                    ) from error
-                time.sleep(pause)
-
     def _write_best_trial(self) -> None:
         assert self._study is not None
         # Another search may have begun on the same new study at the same moment
@@ -361,6 +334,24 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         options["--max-episode-steps"] = [] if self.max_episode_steps is None else [str(self.max_episode_steps)]
         options["--vec-env"] = ["envpool"] if self.use_envpool else []
         return [word for flag, words in options.items() if words for word in (flag, *words)]
+
+
+def open_storage(name: str) -> BaseStorage:
+    """Open a storage; of several processes that create a database at the same time, Optuna lets all but one fail."""
+    pauses = [0.5, 1.0, 2.0]
+    while True:
+        try:
+            if not name.endswith(".log"):
+                return optuna.storages.RDBStorage(name)
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(name))
+        except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.DatabaseError, ImportError, OSError) as error:
+            if not (pauses and isinstance(error, sqlalchemy.exc.DatabaseError)):
+                reason = getattr(error, "orig", None) or error.__cause__ or error
+                raise UserError(
+                    f"--storage {name}: must be FILE.log or a database such as sqlite:///FILE.db ({reason})"
+                ) from error
+            time.sleep(pauses.pop(0))
 
 
 def lacks_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
