@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sb3_reinforce.envs.paths import FloatArray, Path
+from sb3_reinforce.envs.paths import FloatArray, Path, make_path
 
 NORTH, EAST, SOUTH, WEST = range(4)
 N_ACTIONS = 4
@@ -103,23 +103,15 @@ def enumerate_paths(
     probabilities = np.asarray(action_probabilities, dtype=np.float64)
     paths: list[Path] = []
 
-    def follow(cell: int, probability: float, steps: list[tuple[int, int, float]]) -> None:
+    def follow(cell: int, probability: float, steps: list[tuple[FloatArray, int, float]]) -> None:
         for action in range(N_ACTIONS):
             path_probability = probability * probabilities[OBSERVATION_OF_CELL[cell], action]
             if path_probability == 0.0:
                 continue
             next_cell, reward, terminated = _transition(cell, action)
-            so_far = [*steps, (cell, action, reward)]
+            so_far = [*steps, (WALLS[cell], action, reward)]
             if terminated or len(so_far) == limit:
-                cells, actions, rewards = zip(*so_far, strict=True)
-                paths.append(
-                    Path(
-                        float(path_probability),
-                        WALLS[list(cells)],
-                        np.array(actions, dtype=np.int64),
-                        np.array(rewards, dtype=np.float32),
-                    )
-                )
+                paths.append(make_path(path_probability, so_far))
             else:
                 follow(next_cell, path_probability, so_far)
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sb3_reinforce.envs.paths import FloatArray, Path
+from sb3_reinforce.envs.paths import FloatArray, Path, make_path
 
 LEFT, RIGHT = 0, 1
 SLIP_PROBABILITY = 0.1
@@ -93,15 +93,7 @@ def enumerate_paths(action_probabilities: npt.ArrayLike, slip_probability: float
                 so_far = [*steps, (state, action, reward)]
                 path_probability = probability * probabilities[row_of[state], action] * chance
                 if terminated:
-                    states, actions, rewards = zip(*so_far, strict=True)
-                    paths.append(
-                        Path(
-                            float(path_probability),
-                            np.array(states, dtype=np.float32),
-                            np.array(actions, dtype=np.int64),
-                            np.array(rewards, dtype=np.float32),
-                        )
-                    )
+                    paths.append(make_path(path_probability, so_far))
                 else:
                     follow(next_state, path_probability, so_far)
 

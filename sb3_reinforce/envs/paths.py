@@ -1,5 +1,6 @@
 """Paths through environments that are small enough to enumerate them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,3 +23,14 @@ class Path(NamedTuple):
     observations: FloatArray
     actions: npt.NDArray[np.int64]
     rewards: FloatArray
+
+
+def make_path(probability: float, steps: Sequence[tuple[Any, int, float]]) -> Path:
+    """Make a path of the observation, action and reward of each step."""
+    observations, actions, rewards = zip(*steps, strict=True)
+    return Path(
+        float(probability),
+        np.array(observations, dtype=np.float32),
+        np.array(actions, dtype=np.int64),
+        np.array(rewards, dtype=np.float32),
+    )
