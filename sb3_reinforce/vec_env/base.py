@@ -91,9 +91,10 @@ class EngineVecEnv(VecEnv):
     def _end_episodes(self, indices: NumpyArray, obs: ObsRows, terminated: NumpyArray, infos: list[Info]) -> None:
         """Complete the infos of episodes that ended, and replace their observations by the first ones of the next episodes."""
         seconds = round(time.time() - self._t_start, 6)
-        for i in indices:
+        last_obs = select_rows(obs, indices)
+        for row, i in enumerate(indices):
             infos[i]["TimeLimit.truncated"] = not terminated[i]
-            infos[i]["terminal_observation"] = _copy_of_row(obs, i)
+            infos[i]["terminal_observation"] = select_rows(last_obs, row)
             infos[i]["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": seconds}
         self._returns[indices] = 0.0
         self._lengths[indices] = 0
@@ -127,8 +128,8 @@ class EngineVecEnv(VecEnv):
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
-def select_rows(obs: ObsRows, indices: NumpyArray) -> ObsRows:
-    """Copy the observations of some environments."""
+def select_rows(obs: ObsRows, indices: Any) -> ObsRows:
+    """Copy the observations of some environments, or view that of a single one."""
     return {key: part[indices] for key, part in obs.items()} if isinstance(obs, dict) else obs[indices]
 
 
@@ -139,10 +140,6 @@ def set_rows(obs: ObsRows, indices: Any, values: Any) -> None:
             part[indices] = values[key]
     else:
         obs[indices] = values
-
-
-def _copy_of_row(obs: ObsRows, i: int) -> NumpyArray | dict[str, NumpyArray]:
-    return {key: part[i].copy() for key, part in obs.items()} if isinstance(obs, dict) else obs[i].copy()
 
 
 def _copy_array(values: Any, space: spaces.Space[Any], n_rows: int) -> NumpyArray:
