@@ -19,7 +19,7 @@ from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_system_info
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 import sb3_reinforce
 from sb3_reinforce.lab.collect import as_vec_env, check_model
@@ -209,10 +209,5 @@ def make_untrained(options: argparse.Namespace) -> Stage:
         manager = make_manager(options.env, options.algo, None, options.seed, folder, overrides=overrides)
         experiment = manager.setup_experiment()
         assert experiment is not None
-        model, _ = experiment
-        manager.eval_env_kwargs = manager.env_kwargs
-        env = manager.create_envs(N_ENVS, eval_env=True)
-        normalize, trained = unwrap_vec_normalize(env), unwrap_vec_normalize(model.get_env())  # type: ignore[arg-type]
-        if normalize is not None and trained is not None:
-            normalize.norm_reward = trained.norm_reward
-    return Stage(UNTRAINED, model, env)  # type: ignore[arg-type]
+        env = manager.create_envs(N_ENVS, no_log=True)
+    return Stage(UNTRAINED, experiment[0], env)  # type: ignore[arg-type]
