@@ -73,12 +73,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """
-    Evaluate the expressions in an entry of any algorithm, and check the classes that it names, so that RL Zoo runs no code.
-
-    :param source: File and environment, for messages.
-    :return: A copy with values for expressions.
-    """
+    """Evaluate the expressions in an entry of any algorithm, and check the classes it names, so that RL Zoo runs no code."""
     evaluated = dict(entry)
     for key, value in entry.items():
         try:

@@ -44,11 +44,7 @@ class DistributedExperimentManager(ExperimentManager):
 
 
 def join_ranks(options: argparse.Namespace, args: list[str]) -> tuple[ProcessGroup, list[str]]:
-    """
-    Meet the other ranks, and let only rank 0 print, track and keep its run folder.
-
-    :return: This process among the others, and the command line with a seed that all ranks have.
-    """
+    """Meet the other ranks: only rank 0 prints, tracks and keeps its run folder, and all get the same seed."""
     if options.algo not in ALGORITHMS:
         raise UsageError(f"{FLAG}: only {' and '.join(ALGORITHMS)} train in several processes, not {options.algo}")
     if not {"-optimize", "--optimize-hyperparameters"}.isdisjoint(args):

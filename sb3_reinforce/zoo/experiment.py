@@ -381,12 +381,7 @@ def describe_task(algo: str, env_id: str, env_kwargs: Mapping[str, Any], eval_en
 
 
 class SeedTrial:
-    """
-    A trial as RL Zoo sees it while it trains one of its seeds: what is reported is the mean over the seeds so far.
-
-    Every evaluation of every seed is a step of its own for the pruner, which compares trials at equal steps, that is after
-    equally many finished seeds (``earlier`` has their results) and evaluations of the next.
-    """
+    """A trial as RL Zoo sees it while it trains one of its seeds: what is reported is the mean over the seeds so far."""
 
     def __init__(self, trial: optuna.Trial, earlier: Sequence[float], n_evaluations: int) -> None:
         self._trial = trial
@@ -397,7 +392,7 @@ class SeedTrial:
         return getattr(self._trial, name)
 
     def report(self, value: float, step: int) -> None:
-        """Report the mean reward of an evaluation, which has a number among those of this seed, from 1."""
+        """Report an evaluation of this seed, counted from 1: each is a step of its own, where the pruner compares trials."""
         # Whole episodes overshoot the budget, and may bring one more, whose step is the first of the next seed
         if step <= self._n_evaluations:
             self._trial.report(float(np.mean([*self._earlier, value])), len(self._earlier) * self._n_evaluations + step)

@@ -148,11 +148,7 @@ def load_stage(path: Path, statistics: Path | None, options: argparse.Namespace)
 
 
 def create_env(path: Path, statistics: Path | None, options: argparse.Namespace) -> VecEnv:
-    """
-    Make an environment as RL Zoo does for an agent: with its wrappers, arguments and statistics.
-
-    Rewards are normalised as in the training, for the critic was fitted on such.
-    """
+    """Make an environment as RL Zoo does for an agent, but with rewards as in the training, which its critic was fitted on."""
     folder = path.parent / options.env.replace("/", "-")
     hyperparams, _ = get_saved_hyperparams(str(folder))
     args_file = folder / "args.yml"
