@@ -204,7 +204,5 @@ def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
 
 def checksum(model: OnPolicyAlgorithm) -> int:
     """A number that is the same for policies whose parameters are the same to the last bit."""
-    total = 0
-    for parameter in model.policy.parameters():
-        total = zlib.crc32(parameter.detach().cpu().contiguous().numpy().tobytes(), total)
-    return total
+    parameters = th.nn.utils.parameters_to_vector(model.policy.parameters())
+    return zlib.crc32(parameters.detach().cpu().numpy().tobytes())
