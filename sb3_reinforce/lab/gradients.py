@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch as th
 
 from sb3_reinforce.functional.returns import Array, IntArray, steps_of
-from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, select_steps
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -27,12 +27,11 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
     new_index[steps] = np.arange(len(steps))
     cuts = np.flatnonzero(new_index[batch.cut_steps] >= 0)
     index = th.as_tensor(steps, device=batch.actions.device)
-    finals = batch.final_observations
     own: dict[str, Any] = {
         "rewards": batch.rewards[steps],
         "episode_lengths": batch.episode_lengths[np.asarray(episodes)],
         "cut_steps": new_index[batch.cut_steps[cuts]],
-        "final_observations": None if len(cuts) == 0 else map_observation(lambda obs: obs[cuts], finals),
+        "final_observations": None if len(cuts) == 0 else select_steps(batch.final_observations, cuts),
         "episode_starts": batch.episode_starts[np.asarray(episodes)],
         "outputs": PolicyOutputs(),
         "starts": None if batch.starts is None else batch.starts[np.asarray(episodes)],
@@ -40,7 +39,7 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
     }
     # Whatever else a batch has, it has for each step
     rest = {name: value for name, value in batch._asdict().items() if name not in own and value is not None}
-    return batch._replace(**own, **{name: map_observation(lambda part: part[index], value) for name, value in rest.items()})
+    return batch._replace(**own, **{name: select_steps(value, index) for name, value in rest.items()})
 
 
 class ScoreGradients:

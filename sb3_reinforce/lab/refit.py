@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sb3_reinforce.functional.returns import Array, IntArray, rewards_to_go, steps_of, time_steps
 from sb3_reinforce.policies.inspection import actor_features
-from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, select_steps
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 N_GRADIENT_STEPS = 600
@@ -90,7 +90,7 @@ def critic_inputs(evaluator: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
     parts = []
     with th.no_grad():
         for piece in evaluator.micro_batches(batch.episode_lengths):
-            observations = map_observation(lambda obs: obs[piece], batch.observations)  # noqa: B023
+            observations = select_steps(batch.observations, piece)
             parts.append(actor_features(evaluator.policy, observations).flatten(1).float().cpu())
     times = th.as_tensor(time_steps(batch.episode_lengths), dtype=th.float32)[:, None]
     return th.cat([th.cat(parts), times], dim=1)

@@ -116,15 +116,15 @@ def locate_step(batch: EpisodeBatch, step: int) -> tuple[int, int]:
     return env_idx, first_step + step - int(ends[episode] - batch.episode_lengths[episode])
 
 
-def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
-    """Apply a function to an observation (array or tensor), or to every entry of a dict observation."""
+def map_observation(function: Callable[..., Any], observation: Any, *others: Any) -> Any:
+    """Apply a function to one or several observations (arrays, tensors), or entry by entry to dict observations."""
     if isinstance(observation, dict):
-        return {key: function(part) for key, part in observation.items()}
-    return function(observation)
+        return {key: function(part, *(other[key] for other in others)) for key, part in observation.items()}
+    return function(observation, *others)
 
 
-def select_steps(observations: PyTorchObs, steps: Any) -> Any:
-    """The observations of some steps, a slice or an array of indices."""
+def select_steps(observations: Any, steps: Any) -> Any:
+    """The observations of some steps: an index, a slice or an array of indices."""
     return map_observation(lambda obs: obs[steps], observations)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
 from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
-from sb3_reinforce.functional.returns import Array, IntArray
+from sb3_reinforce.functional.returns import Array
 from sb3_reinforce.rollout.batch import (
     EpisodeBatch,
     Evaluator,
@@ -20,6 +20,7 @@ from sb3_reinforce.rollout.batch import (
     describe_episodes,
     map_observation,
     named_parts,
+    select_steps,
 )
 
 
@@ -88,7 +89,7 @@ class _WholeEpisodes:
     def reset(self) -> None:
         """Forget all steps. The storage is kept, but for features, so that only the first rollouts allocate."""
         if not hasattr(self, "_rewards"):
-            self._observations = self._allocate_observations()
+            self._observations = map_observation(self._allocate, self.obs_shape, self.observation_space)
             # A Gaussian sample does not fit into an integer Box
             action_dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
             self._actions = np.empty((self.buffer_size, self.n_envs, self.action_dim), dtype=action_dtype)
@@ -109,13 +110,8 @@ class _WholeEpisodes:
         #: Evaluates the policy that acted, until it is updated
         self.evaluator: Evaluator | None = None
 
-    def _allocate_observations(self) -> NumpyObs:
-        if isinstance(self.observation_space, spaces.Dict):
-            return {
-                key: np.empty((self.buffer_size, self.n_envs, *shape), dtype=self.observation_space[key].dtype)
-                for key, shape in self.obs_shape.items()
-            }
-        return np.empty((self.buffer_size, self.n_envs, *self.obs_shape), dtype=self.observation_space.dtype)
+    def _allocate(self, shape: tuple[int, ...], space: spaces.Space[Any]) -> NumpyArray:
+        return np.empty((self.buffer_size, self.n_envs, *shape), dtype=space.dtype)
 
     def _fit_to(self, obs: NumpyObs) -> None:
         """Hold what is acted on: ``VecNormalize`` makes fractions of whole numbers, whatever the space says."""
@@ -123,10 +119,7 @@ class _WholeEpisodes:
         def fitting(storage: NumpyArray, given: NumpyArray) -> NumpyArray:
             return storage if np.can_cast(given.dtype, storage.dtype, "same_kind") else storage.astype(given.dtype)
 
-        if isinstance(self._observations, dict):
-            self._observations = {key: fitting(storage, obs[key]) for key, storage in self._observations.items()}
-        else:
-            self._observations = fitting(self._observations, obs)  # type: ignore[arg-type]
+        self._observations = map_observation(fitting, self._observations, obs)
 
     def _double(self) -> None:
         def doubled(storage: NumpyArray) -> NumpyArray:
@@ -279,15 +272,6 @@ class _WholeEpisodes:
             starts[[0, *ends][: len(ends)], env_idx] = 1.0
         return starts
 
-    # SB3's arrays of shape (pos, n_envs). They are computed when they are asked for; returns and advantages from the present
-    # rewards, neither normalised nor weighted
-    values = property(lambda self: self._compute_values(), _refuse_writing, doc="V(s), zeros without a critic.")
-    log_probs = property(
-        lambda self: self._compute_log_probs(), _refuse_writing, doc="Of the actions, by the policy that acted."
-    )
-    returns = property(lambda self: self._compute_returns(), _refuse_writing, doc="What the critic is fitted on.")
-    advantages = property(lambda self: self._compute_advantages(), _refuse_writing, doc="Return minus baseline.")
-
     def _compute_values(self) -> NumpyArray:
         values = self._outputs_for("values").values
         return self._by_env(np.zeros(self.n_counted_steps) if values is None else values)
@@ -308,6 +292,13 @@ class _WholeEpisodes:
 
     def _compute_advantages(self) -> NumpyArray:
         return self._by_env(self._targets("advantages").advantages)
+
+    # SB3's arrays of shape (pos, n_envs). They are computed when they are asked for; returns and advantages from the present
+    # rewards, neither normalised nor weighted
+    values = property(_compute_values, _refuse_writing, doc="V(s), zeros without a critic.")
+    log_probs = property(_compute_log_probs, _refuse_writing, doc="Of the actions, by the policy that acted.")
+    returns = property(_compute_returns, _refuse_writing, doc="What the critic is fitted on.")
+    advantages = property(_compute_advantages, _refuse_writing, doc="Return minus baseline.")
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the buffer is none of the policy
@@ -381,7 +372,7 @@ class _WholeEpisodes:
         samples_class = DictRolloutBufferSamples if isinstance(batch.observations, dict) else RolloutBufferSamples
         for start in range(0, n_steps, batch_size or n_steps):
             steps = th.as_tensor(order[start : start + (batch_size or n_steps)], device=self.device)
-            observations: Any = map_observation(lambda obs: obs[steps], batch.observations)  # noqa: B023
+            observations: Any = select_steps(batch.observations, steps)
             yield samples_class(observations, batch.actions[steps].float(), *(number[steps] for number in numbers))
 
     def whole_episodes(self) -> EpisodeBatch:
@@ -396,27 +387,26 @@ class _WholeEpisodes:
         def tensor(storage: NumpyArray) -> th.Tensor:
             return self.to_torch(storage, copy=False)
 
-        finals: list[Any] = [observation for cuts in self._cuts for _, observation in cuts]
-        final_observations: PyTorchObs | None = None
-        if finals and isinstance(self._observations, dict):
-            final_observations = {
-                key: tensor(np.stack([obs[key] for obs in finals]).reshape(-1, *shape))
-                for key, shape in self.obs_shape.items()
-            }
-        elif finals:
-            final_observations = tensor(np.stack(finals).reshape(-1, *self.obs_shape))
+        def stacked(shape: tuple[int, ...], *rows: NumpyArray) -> th.Tensor:
+            return tensor(np.stack(rows).reshape(-1, *shape))
+
+        finals = [observation for cuts in self._cuts for _, observation in cuts]
+        final_observations: Any = map_observation(stacked, self.obs_shape, *finals) if finals else None
         observations = map_observation(lambda storage: tensor(self._counted(storage)), self._observations)
         action_masks = None if self.action_masks is None else tensor(self._counted(self.action_masks))
         if self.mask_key is not None:
             action_masks = observations.pop(self.mask_key).flatten(1).bool()
             if final_observations is not None:
-                del final_observations[self.mask_key]  # type: ignore[union-attr]
+                del final_observations[self.mask_key]
+        lengths = [np.diff(ends, prepend=0) for ends in self.episode_ends]
+        first_steps = np.cumsum([0, *self._steps_of_env])
+        cut_steps = [first_steps[env_idx] + step for env_idx, cuts in enumerate(self._cuts) for step, _ in cuts]
         return EpisodeBatch(
             observations=observations,
             actions=tensor(self._counted(self._actions)),
-            rewards=self._counted_rewards(),
-            episode_lengths=self._episode_lengths(),
-            cut_steps=self._cut_steps(),
+            rewards=self._counted(self._rewards).astype(np.float64),
+            episode_lengths=np.concatenate(lengths).astype(np.int64),
+            cut_steps=np.array(cut_steps, dtype=np.int64),
             final_observations=final_observations,
             episode_starts=np.array(
                 [(env_idx, start) for env_idx, ends in enumerate(self.episode_ends) for start in [0, *ends][: len(ends)]],
@@ -435,16 +425,6 @@ class _WholeEpisodes:
         if self.n_envs == 1:
             return storage[: steps_of_env[0], 0]
         return np.concatenate([storage[:n_steps, env_idx] for env_idx, n_steps in enumerate(steps_of_env)])
-
-    def _counted_rewards(self) -> Array:
-        return self._counted(self._rewards).astype(np.float64)
-
-    def _episode_lengths(self) -> IntArray:
-        return np.concatenate([np.diff(ends, prepend=0) for ends in self.episode_ends]).astype(np.int64)
-
-    def _cut_steps(self) -> IntArray:
-        first_steps = np.cumsum([0, *self._steps_of_env])
-        return np.array([first_steps[i] + step for i, cuts in enumerate(self._cuts) for step, _ in cuts], dtype=np.int64)
 
 
 class EpisodeRolloutBuffer(_WholeEpisodes, RolloutBuffer):  # type: ignore[misc, override]

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_reinforce.policies.masked_distribution import split_observation
 from sb3_reinforce.rollout import make_action_sampler
 from sb3_reinforce.rollout.action_masks import ActionMaskReader
-from sb3_reinforce.rollout.batch import NumpyArray, map_observation
+from sb3_reinforce.rollout.batch import NumpyArray, select_steps
 from sb3_reinforce.rollout.budget import EpisodeQuota
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
 from sb3_reinforce.rollout.common_starts import CommonStarts, check_restartable, reset_to
@@ -288,8 +288,7 @@ def step_episodes(
         environments.resume()
 
     for env_idx in np.flatnonzero(counts).tolist():
-        final_observation = map_observation(lambda observations: observations[env_idx], model._last_obs)  # noqa: B023
-        rollout_buffer.finish_episode(env_idx, final_observation)
+        rollout_buffer.finish_episode(env_idx, select_steps(model._last_obs, env_idx))
     rollout_buffer.check_finite()
     callback.update_locals(locals())
     return Rollout(model.num_timesteps - steps_before, n_episodes + n_running, n_running, finished_infos)

@@ -6,20 +6,18 @@ time, and no hidden state is stored or stale.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_reinforce.functional.lstm import run_lstm
 from sb3_reinforce.functional.returns import Array, IntArray, first_steps, steps_of
 from sb3_reinforce.policies.inspection import actor_features
 from sb3_reinforce.policies.masked_distribution import use_action_masks
-from sb3_reinforce.rollout.batch import EpisodeBatch, select_steps
+from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation, select_steps
 from sb3_reinforce.update.evaluator import PolicyEvaluator, Steps
 
 #: A step of some episodes side by side costs about as much as so many padded steps, with 64 units on a CPU.
@@ -85,8 +83,9 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
             for cut, episode in enumerate(cut_episodes)
         ]
         chosen = th.as_tensor(np.concatenate(steps_with_final), device=self.policy.device)
+        with_finals = map_observation(lambda *parts: th.cat(parts), batch.observations, batch.final_observations)
         prolonged = batch._replace(
-            observations=select_steps(_concatenate(batch.observations, batch.final_observations), chosen),
+            observations=select_steps(with_finals, chosen),
             episode_lengths=batch.episode_lengths[cut_episodes] + 1,
         )
         return self.values(prolonged)[np.cumsum(prolonged.episode_lengths) - 1]
@@ -111,13 +110,6 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         assert policy.critic is not None
         latent: th.Tensor = policy.critic(inputs)
         return latent
-
-
-def _concatenate(observations: PyTorchObs, more: PyTorchObs | None) -> Any:
-    if isinstance(observations, dict):
-        assert isinstance(more, dict)
-        return {key: th.cat([part, more[key]]) for key, part in observations.items()}
-    return th.cat([observations, more])  # type: ignore[list-item]
 
 
 def selected_episode_lengths(episode_lengths: IntArray, steps: Steps) -> IntArray:
