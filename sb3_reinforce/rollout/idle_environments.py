@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
+from gymnasium.wrappers.utils import create_zero_array
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -78,7 +78,7 @@ class IdleEnvironments:
         self._idle, self._stepped = np.flatnonzero(self.is_idle), np.flatnonzero(~self.is_idle)
         self.n_idle = len(self._idle)
         # Nobody sees it: ``step`` puts the one at which the environment waits in its place
-        observation = zeros(self._engine.observation_space)
+        observation = create_zero_array(self._engine.observation_space)
         if isinstance(self._engine, SubprocVecEnv):
             remotes = list(self._engine.remotes)
             for env_idx in indices:
@@ -173,18 +173,6 @@ def _update_from_rows(counter: RunningMeanStd, rows: NumpyArray, values: NumpyAr
     RunningMeanStd.update(counter, values[rows])
 
 
-def zeros(space: spaces.Space[Any]) -> Any:
-    """
-    Make an observation of zeros.
-
-    :param space: Of one environment.
-    :return: An array, or a dict of arrays.
-    """
-    if isinstance(space, spaces.Dict):
-        return {key: zeros(part) for key, part in space.items()}
-    return np.zeros(space.shape, dtype=space.dtype)
-
-
 class IdleRemote:
     """
     Stands in for the pipe to a process of a ``SubprocVecEnv``: answers a step, and passes everything else on.
@@ -201,21 +189,13 @@ class IdleRemote:
         self._is_step = False
 
     def send(self, message: tuple[str, Any]) -> None:
-        """
-        Send anything but a step.
-
-        :param message: The command and what belongs to it.
-        """
+        """Send anything but a step: a command and what belongs to it."""
         self._is_step = message[0] == "step"
         if not self._is_step:
             self.remote.send(message)
 
     def recv(self) -> Any:
-        """
-        Receive the answer to the last message.
-
-        :return: The answer.
-        """
+        """Receive the answer to the last message."""
         return (self.observation, 0.0, False, {}, self.reset_info) if self._is_step else self.remote.recv()
 
     def close(self) -> None:
