@@ -25,7 +25,7 @@ from sb3_reinforce.policies.actor_critic import CnnPolicy, MlpPolicy, MultiInput
 from sb3_reinforce.policies.averaging import make_averaged_policy, reset_noise_with_own_generator
 from sb3_reinforce.policies.construction import RECURRENT_POLICIES, check_policy_class, import_recurrent_policy, make_policy
 from sb3_reinforce.policies.inspection import explain_overridden_features
-from sb3_reinforce.policies.masked_distribution import NO_MASKS, find_mask_key, take_action_masks, use_action_masks
+from sb3_reinforce.policies.masked_distribution import MASK_KEY, NO_MASKS, has_action_mask, take_action_masks, use_action_masks
 from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, explain_cut, find_bound, find_time_limit
 from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
@@ -285,7 +285,8 @@ class REINFORCE(SavedWhole, DerivedArguments):
             n_envs=self.n_envs,
             **self.rollout_buffer_kwargs,
         )
-        self.rollout_buffer.mask_key = find_mask_key(self.observation_space) if self.use_masking else None
+        if self.use_masking and has_action_mask(self.observation_space):
+            self.rollout_buffer.mask_key = MASK_KEY
 
     def _setup_policy(self) -> None:
         policy = make_policy(

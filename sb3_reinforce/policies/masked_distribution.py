@@ -71,11 +71,6 @@ def has_action_mask(observation_space: spaces.Space[Any]) -> bool:
     return isinstance(observation_space, spaces.Dict) and MASK_KEY in observation_space.spaces
 
 
-def find_mask_key(observation_space: spaces.Space[Any]) -> str | None:
-    """Return the key of the action mask among the observations; None if there is none."""
-    return MASK_KEY if has_action_mask(observation_space) else None
-
-
 def split_observation(observation: Any) -> tuple[Any, Any]:
     """Split one or several observations into the observation without the mask, and the mask or None."""
     if not isinstance(observation, dict) or MASK_KEY not in observation:
