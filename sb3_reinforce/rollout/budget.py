@@ -29,10 +29,9 @@ class EpisodeQuota:
 
     def accepts(self, start_step: int) -> bool:
         """
-        Tell whether an episode that starts now counts. To be asked once for every episode, in the order of their starts.
+        Tell whether an episode that starts after ``start_step`` steps of each environment counts.
 
-        :param start_step: Steps that each environment has made in this rollout.
-        :return: Whether it counts.
+        To be asked once for every episode, in the order of their starts.
         """
         self.n_started += 1
         if self.n_episodes is not None:
@@ -66,12 +65,7 @@ def find_bound(
 
 
 def find_time_limit(env: VecEnv) -> int | None:
-    """
-    Ask environments how long their episodes may last.
-
-    :param env: Any vectorised environment.
-    :return: The largest limit in steps; None if there is an environment without one, or that does not say.
-    """
+    """Return the largest time limit of the environments in steps; None if one of them has none, or does not say."""
     try:
         if all(env.env_is_wrapped(TimeLimit)):
             return int(max(env.get_attr("_max_episode_steps")))
@@ -86,14 +80,7 @@ def find_time_limit(env: VecEnv) -> int | None:
 
 
 def explain_cut(max_steps: float, n_cut: int, has_critic: bool) -> str:
-    """
-    Say that a rollout was bounded, and what to do.
-
-    :param max_steps: The bound.
-    :param n_cut: Episodes that it cut.
-    :param has_critic: Whether the returns could be closed with a value.
-    :return: A warning.
-    """
+    """Return a warning that a rollout was bounded, and what to do."""
     closing = "the value of its last observation" if has_critic else "what it had earned until then"
     return (
         f"A rollout reached max_rollout_steps={max_steps} steps per environment with {n_cut} episodes still "

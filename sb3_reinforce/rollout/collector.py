@@ -55,10 +55,8 @@ class RolloutSettings(NamedTuple):
 
 def make_action_transform(model: OnPolicyAlgorithm) -> Any:
     """
-    Make the function from sampled actions to those that the environment accepts, as in SB3.
-
-    :param model: Whose policy samples.
-    :return: Takes and returns actions of shape ``(n_envs, *action_shape)``.
+    Make the function from sampled actions to those that the environment accepts, as in SB3; both of shape
+    ``(n_envs, *action_shape)``.
     """
     if not isinstance(model.action_space, spaces.Box):
         return lambda actions: actions
@@ -71,12 +69,9 @@ def make_action_transform(model: OnPolicyAlgorithm) -> Any:
 
 def reset_noise_of(policy: ActorCriticPolicy, episode_starts: NumpyArray) -> None:
     """
-    Sample new noise matrices of gSDE for the environments in which an episode starts.
+    Sample new noise matrices of gSDE for the environments in which an episode starts, shape ``(n_envs,)``.
 
     Episodes that share a matrix are not independent: a baseline that compares them would subtract an episode's own noise.
-
-    :param policy: Uses gSDE.
-    :param episode_starts: Where an episode starts, shape ``(n_envs,)``.
     """
     distribution: Any = policy.action_dist
     present = distribution.exploration_matrices
@@ -91,26 +86,11 @@ def is_of_libraries(callback: Any) -> bool:
     Tell whether a callback, with those that it calls, comes with SB3, sb3-contrib, RL Zoo or this package.
 
     None of these changes a policy within a rollout or reads ``obs_tensor``.
-
-    :param callback: Of a training, or what such a callback calls.
-    :return: False for a callback of the user's.
     """
     children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
     children += getattr(callback, "callbacks", [])
     is_known = type(callback).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "rl_zoo3.", "sb3_reinforce."))
     return is_known and all(child is None or is_of_libraries(child) for child in children)
-
-
-def start_episodes(model: OnPolicyAlgorithm, env: VecEnv) -> None:
-    """
-    Reset the environments, unless all of them are at the start of an episode.
-
-    :param model: Keeps the last observations.
-    :param env: The training environment.
-    """
-    if not np.all(model._last_episode_starts):
-        model._last_obs = env.reset()  # type: ignore[assignment]
-        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
 
 def collect_episodes(
@@ -141,8 +121,9 @@ def collect_episodes(
         environment and the step. Or if there are no masks, or no common starts, where there should be.
     """
     rollout_buffer.reset()
-    if common_starts is None:
-        start_episodes(model, env)
+    if common_starts is None and not np.all(model._last_episode_starts):
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
     callback.on_rollout_start()
     if common_starts is None:
         rollout = step_episodes(model, env, callback, rollout_buffer, quota, settings)
@@ -168,22 +149,22 @@ def step_waves(
     check_restartable(env, "episodes_per_start")
     seeds = settings.rng.integers(2**31, size=common_starts.n_starts)
     total, steps_made = Rollout(0, 0, 0, []), 0
-    for wave in common_starts.waves(env.num_envs):
+    for starts, is_greedy in common_starts.waves(env.num_envs):
         if steps_made >= settings.max_steps:
             break
-        reset_to(model, env, wave.starts, seeds)
-        quota, first_step = EpisodeQuota(0, len(wave.starts)), rollout_buffer.pos
+        reset_to(model, env, starts, seeds)
+        quota, first_step = EpisodeQuota(0, len(starts)), rollout_buffer.pos
         rest = settings._replace(max_steps=settings.max_steps - steps_made)
-        rollout = step_episodes(model, env, callback, rollout_buffer, quota, rest, wave.is_greedy)
+        rollout = step_episodes(model, env, callback, rollout_buffer, quota, rest, is_greedy)
         if rollout is None:
             return None
-        if wave.is_greedy:
+        if is_greedy:
             rollout = rollout._replace(n_episodes=0, n_cut=0, infos=[])
         else:
             steps_made += rollout_buffer.pos - first_step
         n_episodes, n_cut = total.n_episodes + rollout.n_episodes, total.n_cut + rollout.n_cut
         total = Rollout(total.n_steps + rollout.n_steps, n_episodes, n_cut, total.infos + rollout.infos)
-        rollout_buffer.finish_wave(first_step, wave.starts.tolist(), wave.is_greedy)
+        rollout_buffer.finish_wave(first_step, starts.tolist(), is_greedy)
     return total
 
 

@@ -25,12 +25,16 @@ class CommonStarts(NamedTuple):
     episodes_per_start: int
     has_greedy_episodes: bool
 
-    def waves(self, n_envs: int) -> Iterator["Wave"]:
-        """Divide the episodes into waves of one for each environment. Those of the deterministic policy come first."""
+    def waves(self, n_envs: int) -> Iterator[tuple[IntArray, bool]]:
+        """
+        Divide the episodes into waves of those that begin at the same time, one in each of the first environments.
+
+        A wave is the number of the start of each, and whether the policy is deterministic: such episodes come first.
+        """
         greedy = np.arange(self.n_starts if self.has_greedy_episodes else 0)
         for starts, is_greedy in ((greedy, True), (np.repeat(np.arange(self.n_starts), self.episodes_per_start), False)):
             for first in range(0, len(starts), n_envs):
-                yield Wave(starts[first : first + n_envs], is_greedy)
+                yield starts[first : first + n_envs], is_greedy
 
 
 def choose_common_starts(n_episodes: int | None, episodes_per_start: int | None, baseline: Baseline) -> CommonStarts | None:
@@ -39,18 +43,6 @@ def choose_common_starts(n_episodes: int | None, episodes_per_start: int | None,
         return None
     each = episodes_per_start or 1
     return CommonStarts(n_episodes // each, each, baseline.needs_greedy_episodes)
-
-
-class Wave(NamedTuple):
-    """
-    Episodes that begin at the same time, one in each of the first environments.
-
-    :param starts: The number of the start of each.
-    :param is_greedy: Whether the policy is deterministic.
-    """
-
-    starts: IntArray
-    is_greedy: bool
 
 
 def check_restartable(env: VecEnv, argument: str) -> None:
