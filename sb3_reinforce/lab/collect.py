@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_reinforce.arguments import check_env_type
 from sb3_reinforce.functional.returns import Array, first_steps
+from sb3_reinforce.lab.estimators import has_critic
 from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch
@@ -148,11 +149,6 @@ def make_buffer(model: OnPolicyAlgorithm, n_envs: int) -> EpisodeRolloutBuffer |
     return buffer_class(EXPECTED_EPISODE_STEPS, *spaces_of, device=model.device, n_envs=n_envs)  # type: ignore[arg-type]
 
 
-def bootstraps_at_time_limit(model: OnPolicyAlgorithm) -> bool:
-    """Tell whether a model bootstraps where a time limit cut an episode: SB3's do, REINFORCE if asked to."""
-    return not isinstance(model, REINFORCE) or (model.estimator.baseline.needs_critic and model.bootstrap_at_time_limit)
-
-
 @contextlib.contextmanager
 def frozen(env: VecEnv, device: th.device) -> Iterator[None]:
     """Keep the statistics of ``VecNormalize`` and PyTorch's generator as they are."""
@@ -192,7 +188,8 @@ def collect(
     buffer, use_masking = make_buffer(copied, env.num_envs), getattr(copied, "use_masking", False)
     max_episode_steps = find_max_episode_steps(env)
     max_steps = max_episode_steps * (-(-n_episodes // env.num_envs) + 1)
-    bootstraps = bootstraps_at_time_limit(model)
+    # Where a time limit cut an episode, SB3's algorithms bootstrap
+    bootstraps = has_critic(model) and getattr(model, "bootstrap_at_time_limit", True)
     with progress(progress_bar, "episodes", n_episodes) as bar, frozen(env, model.device):
         th.manual_seed(seed)
         env.seed(seed)

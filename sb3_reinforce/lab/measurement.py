@@ -17,7 +17,7 @@ from sb3_reinforce.functional.baselines import Baseline
 from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
 from sb3_reinforce.functional.returns import Array, IntArray, first_steps, steps_of
 from sb3_reinforce.lab import statistics
-from sb3_reinforce.lab.collect import Episodes, bootstraps_at_time_limit, check_model, collect, progress
+from sb3_reinforce.lab.collect import Episodes, check_model, collect, progress
 from sb3_reinforce.lab.estimators import (
     BEST_CONSTANT,
     CONTROL_VARIATES,
@@ -39,6 +39,7 @@ from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, describe_episodes
 from sb3_reinforce.rollout.common_starts import CommonStarts
+from sb3_reinforce.update.advantages import evaluate_rollout
 from sb3_reinforce.update.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 
 #: How often the episodes are dealt into batches: at the user's batch size, of which most is said, and at all others.
@@ -294,9 +295,9 @@ def prepare(
     """
     model, evaluator, batch, _ = episodes
     critics: dict[str | None, Array] = {BEST_CONSTANT: np.zeros(len(batch.rewards))}
-    if has_critic(model):
+    sources, gamma = {one.critic for one in estimators if one.key != OWN}, estimators[0].settings.gamma
+    if MODEL_CRITIC in sources and has_critic(model):
         critics[MODEL_CRITIC] = evaluator.baseline_values(batch)
-    sources, gamma = {one.critic for one in estimators}, estimators[0].settings.gamma
     to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
     if REFITTED_CRITIC in sources:
         critics[REFITTED_CRITIC] = crossfitted_values(evaluator, batch, to_go, folds, seed)
@@ -307,18 +308,20 @@ def prepare(
     )
     prepared = []
     for one in estimators:
-        rewards, bonus = batch.rewards, 0.0
+        baseline = one.settings.baseline
+        ent_coef_in_return = ent_coef_in_loss = 0.0
         if one.key == OWN:
-            rewards = own_rewards(episodes, critics.get(MODEL_CRITIC), ent_coef, one.settings.gamma)
-            bonus = 0.0 if getattr(model, "entropy_in_return", False) else ent_coef
-        needs_distribution = one.settings.baseline.needs_distribution
-        outputs = PolicyOutputs(
-            critics.get(one.critic), distribution=evaluator.distributions(batch) if needs_distribution else None
-        )
-        described = batch._replace(rewards=rewards, outputs=outputs)
-        of_all = describe_episodes(described, one.settings, 0.0, evaluator)
+            # As the model's own update does
+            entropy_in_return = getattr(model, "entropy_in_return", False)
+            critic_is_fitted = not isinstance(model, REINFORCE) or model._n_updates > 0
+            outputs = evaluate_rollout(evaluator, batch, baseline, critic_is_fitted, entropy_in_return)
+            ent_coef_in_return, ent_coef_in_loss = (ent_coef, 0.0) if entropy_in_return else (0.0, ent_coef)
+        else:
+            distribution = evaluator.distributions(batch) if baseline.needs_distribution else None
+            outputs = PolicyOutputs(critics.get(one.critic), distribution=distribution)
+        of_all = describe_episodes(batch._replace(outputs=outputs), one.settings, ent_coef_in_return, evaluator)
         subtracted = crossfit(one.settings, of_all, folds) if one.is_crossfitted else None
-        prepared.append(PreparedEstimator(one, of_all, bonus, subtracted))
+        prepared.append(PreparedEstimator(one, of_all, ent_coef_in_loss, subtracted))
     return prepared
 
 
@@ -332,17 +335,6 @@ def crossfit(settings: Estimator, episodes: baseline_module.Episodes, folds: lis
         own = settings.add_returns(baseline_module.select_episodes(episodes, fold))
         subtracted[steps_of(episodes.lengths, fold)] = baseline_module.compute_baseline(fitted, own)
     return subtracted
-
-
-def own_rewards(episodes: Episodes, values: Array | None, ent_coef: float, gamma: float) -> Array:
-    """Return the rewards that a model learns from: with entropy, and with what followed a time limit, if it adds them."""
-    model, evaluator, batch, _ = episodes
-    log_probs = evaluator.log_probs(batch) if getattr(model, "entropy_in_return", False) else None
-    has_values = values is not None and not (isinstance(model, REINFORCE) and model._n_updates == 0)
-    bootstraps = has_values and batch.final_observations is not None and bootstraps_at_time_limit(model)
-    finals = evaluator.final_values(batch) if bootstraps else None
-    temperature = 0.0 if log_probs is None else ent_coef
-    return returns.complete_rewards(batch.rewards, log_probs, temperature, batch.cut_steps, finals, gamma)
 
 
 def estimator_gradients(
