@@ -1,6 +1,7 @@
 """What the gradient of each estimator is worth, measured on the same episodes."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from sb3_reinforce.lab.estimators import (
     make_estimators,
 )
 from sb3_reinforce.lab.gradients import FloatArray, ScoreGradients, compression, take_episodes
-from sb3_reinforce.lab.refit import N_FOLDS, crossfitted_control_variates, crossfitted_values
+from sb3_reinforce.lab.refit import crossfitted_control_variates, crossfitted_values
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch, PolicyOutputs, describe_episodes
@@ -291,7 +292,7 @@ def prepare(
     """
     Compute the rewards and values that estimators need; the values of the best constant are zeros for now.
 
-    ``folds`` has the indices of the episodes of each fold, and ``seed`` is that of refitted critics.
+    ``folds`` has the indices of the episodes of two folds, and ``seed`` is that of refitted critics.
     """
     model, evaluator, batch, _ = episodes
     critics: dict[str | None, Array] = {BEST_CONSTANT: np.zeros(len(batch.rewards))}
@@ -326,10 +327,9 @@ def prepare(
 
 
 def crossfit(settings: Estimator, episodes: baseline_module.Episodes, folds: list[IntArray]) -> Array:
-    """Compute what a baseline subtracts from each step that is fitted on the episodes of the other folds."""
+    """Compute what a baseline subtracts from each step that is fitted on the episodes of the other fold."""
     subtracted = np.empty(len(episodes.rewards))
-    for index, fold in enumerate(folds):
-        others = np.concatenate([part for other, part in enumerate(folds) if other != index])
+    for fold, others in itertools.permutations(folds, 2):
         fitted = copy.deepcopy(settings.baseline)
         fitted.fit(settings.add_returns(baseline_module.select_episodes(episodes, others)))
         own = settings.add_returns(baseline_module.select_episodes(episodes, fold))
@@ -379,7 +379,7 @@ class _Laboratory:
         #: The episodes of each start, or single ones: what is independent of the rest. Shape ``(n_units, episodes_per_start)``
         self.units = units_of(batch)
         self.n = len(self.units)
-        self.folds = [np.sort(fold) for fold in np.array_split(rng.permutation(self.n), N_FOLDS)]
+        self.folds = [np.sort(fold) for fold in np.array_split(rng.permutation(self.n), 2)]
 
         gamma = estimators[0].settings.gamma
         known = make_estimators(episodes.model, gamma)
@@ -433,8 +433,7 @@ class _Laboratory:
     def _best_constants(self, gradients: FloatArray, scores: FloatArray) -> Array:
         """Find the constant baseline with the smallest variance (Greensmith et al. 2004, section 4), of other episodes."""
         constants = np.empty(self.n)
-        for index, fold in enumerate(self.folds):
-            others = np.concatenate([part for other, part in enumerate(self.folds) if other != index])
+        for fold, others in itertools.permutations(self.folds, 2):
             norm = float(np.sum(scores[others].astype(np.float64) ** 2))
             constants[fold] = np.sum(gradients[others].astype(np.float64) * scores[others]) / norm if norm > 0.0 else 0.0
         return constants

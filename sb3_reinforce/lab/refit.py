@@ -8,6 +8,7 @@ It has less noise if ``g(s, t) u`` is near what the action is worth. These are t
 al. (2020, arXiv:1908.03263) with an action value that is linear in u.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from sb3_reinforce.rollout.batch import EpisodeBatch, select_steps
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 N_GRADIENT_STEPS = 600
-N_FOLDS = 2
 BATCH_SIZE = 512
 LEARNING_RATE = 3e-3
 
@@ -32,7 +32,7 @@ def crossfitted_values(
     """
     Fit V(s, t) to the returns of some episodes and evaluate it on the others, so that no return is part of its own baseline.
 
-    ``folds`` has the indices of the episodes of each fold. The inputs are the policy's features (of a flat observation the
+    ``folds`` has the indices of the episodes of two folds. The inputs are the policy's features (of a flat observation the
     observation itself) and the time, as far as the longest episode: with a time limit the value of a state depends on how
     much is left. Targets and result have shape ``(n_steps,)``.
     """
@@ -75,11 +75,10 @@ def distribution_scores(distribution: Any, actions: th.Tensor) -> Array:
 def _crossfit(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, scores: Array, folds: list[IntArray], seed: int
 ) -> Array:
-    """Fit V and g for each fold on the others; shape ``(n_steps, 1 + n_scores)``."""
+    """Fit V and g for each fold on the other; shape ``(n_steps, 1 + n_scores)``."""
     inputs = critic_inputs(evaluator, batch)
     fitted = np.empty((len(targets), 1 + scores.shape[1]))
-    for fold, episodes in enumerate(folds):
-        others = np.concatenate([part for index, part in enumerate(folds) if index != fold])
+    for fold, (episodes, others) in enumerate(itertools.permutations(folds, 2)):
         own, rest = steps_of(batch.episode_lengths, episodes), steps_of(batch.episode_lengths, others)
         fitted[own] = fit(inputs[rest], targets[rest], scores[rest], inputs[own], seed + fold)
     return fitted
