@@ -403,7 +403,8 @@ class _Laboratory:
         self.products = {key: statistics.inner_products(gradients) for key, gradients in self.gradients.items()}
         self.moments = {key: statistics.signal_and_noise(products) for key, products in self.products.items()}
         self.is_informed = n_unusual_returns(batch, gamma) >= statistics.MIN_INFORMATIVE
-        self.references = {target: self._choose_reference(target) for target in (UNDISCOUNTED, DISCOUNTED)}
+        targets = {one.estimator.target for one in prepared}
+        self.references = {target: self._choose_reference(target) for target in targets}
         self.cosines: dict[str, dict[int, list[float]]] = {key: {} for key in self.prepared}
         self.backwards: dict[str, list[float]] = {key: [] for key in self.prepared}
         #: Of estimators that see their batch: estimates and intervals from each deal
@@ -438,25 +439,23 @@ class _Laboratory:
             constants[fold] = np.sum(gradients[others].astype(np.float64) * scores[others]) / norm if norm > 0.0 else 0.0
         return constants
 
-    def _choose_reference(self, target: str) -> str | None:
+    def _choose_reference(self, target: str) -> str:
         """Find the unbiased estimator of a target with the largest signal-to-noise ratio."""
         ratios = {
             key: signal / noise if noise > 0.0 else np.inf
             for key, (signal, noise) in self.moments.items()
             if self.prepared[key].estimator.is_unbiased and self.prepared[key].estimator.target == target
         }
-        return max(ratios, key=lambda key: ratios[key], default=None)
+        return max(ratios, key=lambda key: ratios[key])
 
-    def reference_of(self, estimator: NamedEstimator) -> str:
-        """Find the estimator that another is compared with."""
-        reference = self.references[estimator.target]
-        assert reference is not None
-        return reference
+    def _deal_units(self, size: int) -> IntArray:
+        """Divide the units at random into groups of ``size`` episodes."""
+        n_units = size // self.units.shape[1]
+        return self.rng.permutation(self.n)[: self.n // n_units * n_units].reshape(-1, n_units)
 
     def deal(self, size: int) -> None:
         """Deal the episodes into batches, and note what the gradients of the batches say."""
-        n_units = size // self.units.shape[1]
-        groups = self.rng.permutation(self.n)[: self.n // n_units * n_units].reshape(-1, n_units)
+        groups = self._deal_units(size)
         # In the order of the deal even if a batch is one episode: others are compared with it
         batches = {
             key: np.stack([gradients[group].mean(axis=0) for group in groups]) for key, gradients in self.gradients.items()
@@ -475,7 +474,7 @@ class _Laboratory:
         half = len(groups) // 2
         for key, gradients in batches.items():
             estimator = self.prepared[key].estimator
-            reference = self.reference_of(estimator)
+            reference = self.references[estimator.target]
             # The direction comes from other episodes than the updates that are compared with it
             for updates in (np.arange(half), np.arange(half, len(groups))):
                 others = np.setdiff1d(np.arange(self.n), groups[updates])
@@ -500,7 +499,7 @@ class _Laboratory:
 
     def result(self, estimator: NamedEstimator) -> Result:
         """Sum up the measurements of an estimator."""
-        key, reference = estimator.key, self.reference_of(estimator)
+        key, reference = estimator.key, self.references[estimator.target]
         fewer: dict[int, Interval] = {}
         if estimator.sees_batch:
             signals, noises, ratios, biases = zip(*self.dealt[key], strict=True)
@@ -567,21 +566,18 @@ class _Laboratory:
 
     def _divergence(self, prepared: PreparedEstimator) -> float:
         """Try out the step that the model would take with this gradient."""
-        n_units = self.batch_size // self.units.shape[1]
-        groups = self.rng.permutation(self.n)[: self.n // n_units * n_units].reshape(-1, n_units)
-        batch = self.episodes.batch
         divergences = []
-        for group in [self.units[group].ravel() for group in groups[:N_STEPS_TRIED]]:
-            own = take_episodes(batch, group)
-            targets = prepared.targets(group)
+        for units in self._deal_units(self.batch_size)[:N_STEPS_TRIED]:
+            group = self.units[units].ravel()
+            own, targets = take_episodes(self.episodes.batch, group), prepared.targets(group)
             divergences.append(divergence_of_step(self.episodes, own, targets, prepared.ent_coef))
         return float(np.mean(divergences))
 
     def target_cosine(self) -> Interval:
         """Compare the undiscounted-state-distribution gradient with that of the discounted objective."""
-        undiscounted, discounted = self.references[UNDISCOUNTED], self.references[DISCOUNTED]
-        if undiscounted is None or discounted is None:
+        if DISCOUNTED not in self.references:
             return UNKNOWN
+        undiscounted, discounted = self.references[UNDISCOUNTED], self.references[DISCOUNTED]
         cross = statistics.inner_products(self.gradients[undiscounted], self.gradients[discounted])
         cosine = statistics.cosine(cross, self.products[undiscounted], self.products[discounted])
         return cosine if self.is_informed else statistics.unbounded(cosine.value)
