@@ -27,7 +27,7 @@ from sb3_reinforce.policies.averaging import make_averaged_policy
 from sb3_reinforce.policies.masked_distribution import NumpyArray, action_dims_of, check_masks, split_observation
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.action_masks import ActionMaskReader
-from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs, map_observation
+from sb3_reinforce.rollout.batch import EpisodeBatch, NumpyObs, map_observation, select_steps
 from sb3_reinforce.update.policy_step import clone_tensors, compute_gradient
 
 
@@ -121,7 +121,7 @@ def demonstrate(
                 if left == 0:
                     continue
                 mask = None if masks is None else masks[index].copy()
-                steps[index].append((map_observation(lambda obs: obs[index], seen), actions[index].copy(), mask))  # noqa: B023
+                steps[index].append((select_steps(seen, index), actions[index].copy(), mask))
                 if starts[index]:
                     done_steps += steps[index]
                     lengths.append(len(steps[index]))
@@ -130,11 +130,8 @@ def demonstrate(
                 collect.check_length(len(steps[index]), max_episode_steps)
             sums[starts] = 0.0
     all_observations, all_actions, all_masks = zip(*done_steps, strict=True)
-    first = all_observations[0]
     return Demonstrations(
-        {key: np.stack([one[key] for one in all_observations]) for key in first}
-        if isinstance(first, dict)
-        else np.stack(all_observations),
+        map_observation(lambda *parts: np.stack(parts), *all_observations),
         np.stack(all_actions),
         np.array(lengths, dtype=np.int64),
         np.array(returns, dtype=np.float64),

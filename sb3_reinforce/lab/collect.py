@@ -3,13 +3,12 @@
 import contextlib
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -26,7 +25,7 @@ from sb3_reinforce.lab.gradients import MICRO_BATCH_SIZE
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.rollout.budget import EXPECTED_EPISODE_STEPS, EpisodeQuota, find_time_limit
-from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer
+from sb3_reinforce.rollout.buffers import DictEpisodeRolloutBuffer, EpisodeRolloutBuffer, choose_buffer_class
 from sb3_reinforce.rollout.collector import RolloutSettings, collect_episodes
 from sb3_reinforce.rollout.common_starts import CommonStarts
 from sb3_reinforce.update import make_evaluator
@@ -58,17 +57,16 @@ class Episodes(NamedTuple):
 class _Watch(BaseCallback):
     """Shows how many episodes are done, and ends what would never end."""
 
-    def __init__(self, bar: Any, max_episode_steps: int) -> None:
+    def __init__(self, show: Callable[[int], Any], max_episode_steps: int) -> None:
         super().__init__()
-        self.bar = bar
+        self.show = show
         self.max_episode_steps = max_episode_steps
         self.n_steps: Any = 0
 
     def _on_step(self) -> bool:
         self.n_steps = np.where(self.locals["dones"], 0, self.n_steps + 1)
         check_length(int(self.n_steps.max()), self.max_episode_steps)
-        if self.bar is not None:
-            self.bar.update(sum(map(len, self.locals["rollout_buffer"].episode_ends)) - self.bar.n)
+        self.show(sum(map(len, self.locals["rollout_buffer"].episode_ends)))
         return True
 
 
@@ -143,10 +141,9 @@ def make_buffer(model: OnPolicyAlgorithm, n_envs: int) -> EpisodeRolloutBuffer |
         owner.n_envs, owner.n_steps = n_envs, None
         owner._setup_rollout_buffer()
         return owner.rollout_buffer
-    is_dict = isinstance(model.observation_space, spaces.Dict)
-    buffer_class = DictEpisodeRolloutBuffer if is_dict else EpisodeRolloutBuffer
-    spaces_of = (model.observation_space, model.action_space)
-    return buffer_class(EXPECTED_EPISODE_STEPS, *spaces_of, device=model.device, n_envs=n_envs)  # type: ignore[arg-type]
+    buffer_class: type[EpisodeRolloutBuffer] = choose_buffer_class(None, model.observation_space)
+    spaces = (model.observation_space, model.action_space)
+    return buffer_class(EXPECTED_EPISODE_STEPS, *spaces, device=model.device, n_envs=n_envs)
 
 
 @contextlib.contextmanager
@@ -190,16 +187,15 @@ def collect(
     max_steps = max_episode_steps * (-(-n_episodes // env.num_envs) + 1)
     # Where a time limit cut an episode, SB3's algorithms bootstrap
     bootstraps = has_critic(model) and getattr(model, "bootstrap_at_time_limit", True)
-    with progress(progress_bar, "episodes", n_episodes) as bar, frozen(env, model.device):
+    with progress(progress_bar, "episodes", n_episodes) as show, frozen(env, model.device):
         th.manual_seed(seed)
         env.seed(seed)
-        watch = _Watch(bar, max_episode_steps)
+        watch = _Watch(show, max_episode_steps)
         watch.init_callback(copied)
         rng = np.random.default_rng(seed)
         settings = RolloutSettings(max_steps, bootstraps, rng, use_masking)
         collect_episodes(copied, env, watch, buffer, EpisodeQuota(0, n_episodes), settings, common_starts)
-        if bar is not None:
-            bar.update(n_episodes - bar.n)
+        show(n_episodes)
 
     batch = buffer.whole_episodes()
     returns = np.array([info["r"] for info in copied.ep_info_buffer], dtype=np.float64)
@@ -209,12 +205,12 @@ def collect(
 
 
 @contextlib.contextmanager
-def progress(is_shown: bool, what: str, total: int) -> Iterator[Any]:
-    """Yield a progress bar of tqdm, or None if it is not to be shown."""
+def progress(is_shown: bool, what: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """Yield a function that shows in a bar of tqdm how much is done, or does nothing if that is not to be shown."""
     if not is_shown:
-        yield None
+        yield lambda n_done: None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, leave=False) as bar:
-        yield bar
+        yield lambda n_done: bar.update(n_done - bar.n)

@@ -253,7 +253,6 @@ def measure_episodes(
 ) -> Measurement:
     """Measure what the gradients of estimators are worth on collected episodes. See ``measure``."""
     n_episodes = len(episodes.batch.episode_lengths)
-    check_batch_size(batch_size, n_episodes)
     size, note = choose_batch_size(episodes.model, batch_size, episodes.batch)
     laboratory = _Laboratory(episodes, estimators, size, np.random.default_rng(seed))
     half = n_episodes // 2
@@ -262,15 +261,13 @@ def measure_episodes(
     sizes = sorted(other for other in rounded if 0 < other <= half)
     deals = [other for other in sizes for _ in range(N_DEALS_AT_BATCH_SIZE if other == size else N_DEALS)]
     results = {}
-    with progress(progress_bar, label, len(deals) + len(estimators)) as bar:
-        for other in deals:
+    with progress(progress_bar, label, len(deals) + len(estimators)) as show:
+        for n_done, other in enumerate(deals, start=1):
             laboratory.deal(other)
-            if bar is not None:
-                bar.update()
-        for estimator in estimators:
+            show(n_done)
+        for n_done, estimator in enumerate(estimators, start=len(deals) + 1):
             results[estimator.key] = laboratory.result(estimator)
-            if bar is not None:
-                bar.update()
+            show(n_done)
     return Measurement(
         label=label,
         model_class=type(episodes.model).__name__,

@@ -45,25 +45,15 @@ def _enumerate_gridworld(probabilities: Array) -> list[tuple[float, list[Path]]]
     return [(1 / len(cells), aliased_gridworld.enumerate_paths(probabilities, TIME_LIMIT, (cell,))) for cell in cells]
 
 
-class SmallEnvironment(NamedTuple):
-    """
-    An environment of which all paths can be listed.
-
-    :param observations: In which the agent acts, a row for each row of the probabilities.
-    :param masks: Which actions are allowed there; None for all.
-    :param enumerate: Lists the paths.
-    """
-
-    observations: Any
-    masks: Any
-    enumerate: Enumeration
-
-
-#: In the gridworld nobody walks into walls: masks are part of what is checked.
-ENVIRONMENTS = {
-    "sb3_reinforce/DiamondHill-v0": SmallEnvironment(diamond_hill.DECISION_STATES, None, _enumerate_diamond_hill),
-    "sb3_reinforce/AliasedGridworld-v0": SmallEnvironment(
-        aliased_gridworld.OBSERVATIONS, aliased_gridworld.OBSERVATIONS == 0, _enumerate_gridworld
+#: Environments of which all paths can be listed: the observations in which the agent acts, a row for each row of the
+#: probabilities; which actions are allowed there, None for all; what lists the paths. In the gridworld nobody walks into
+#: walls: masks are part of what is checked.
+ENVIRONMENTS: dict[str, tuple[Any, Any, Enumeration]] = {
+    "sb3_reinforce/DiamondHill-v0": (diamond_hill.DECISION_STATES, None, _enumerate_diamond_hill),
+    "sb3_reinforce/AliasedGridworld-v0": (
+        aliased_gridworld.OBSERVATIONS,
+        aliased_gridworld.OBSERVATIONS == 0,
+        _enumerate_gridworld,
     ),
 }
 
@@ -163,15 +153,7 @@ def check_unbiased(
 
 
 def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, n_episodes: int) -> EnumeratedGradient:
-    """
-    Compute expectation and variance of the gradient with a baseline.
-
-    :param environment: One of ``ENVIRONMENTS``.
-    :param return_type: That of ``REINFORCE``.
-    :param baseline: Copies are used.
-    :param n_episodes: Of a rollout.
-    :return: What was found.
-    """
+    """Compute expectation and variance of the gradient with copies of a baseline in one of ``ENVIRONMENTS``."""
     baseline = copy.deepcopy(baseline)
     estimator = Estimator(GAMMA, 1.0, return_type, True, baseline, loss_reduction="episode")
     draws, episodes, scores = _list_paths(environment, estimator)
