@@ -1,5 +1,6 @@
 """Checks of the algorithm's arguments: numbers, switches, budgets, schedules and spaces."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -11,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.functional.baselines import Baseline, ValueBaseline, name_of
@@ -222,8 +223,8 @@ def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str 
 class CheckedSchedule(FloatSchedule):
     """A coefficient as a function of the progress remaining. Raises ``ValueError`` where it is negative or infinite."""
 
-    def __init__(self, value: float | Schedule, name: str) -> None:
-        super().__init__(value)
+    def __init__(self, schedule: Schedule, name: str) -> None:
+        super().__init__(schedule)
         self.name = name
 
     def __call__(self, progress_remaining: float) -> float:
@@ -249,20 +250,15 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
     :param name: Of the argument, for the error message.
     :raises ValueError: If the value is none of these, or the schedule fails, or starts or ends below 0.
     """
-    schedule: CheckedSchedule | None = None
-    if isinstance(value, str):
-        kind, _, initial = value.partition("_")
-        if kind == "lin":
-            try:
-                schedule = CheckedSchedule(LinearSchedule(float(initial), 0.0, 1.0), name)
-            except ValueError:
-                pass
-    elif callable(value):
-        schedule = CheckedSchedule(value, name)
+    function: Any = value
+    if isinstance(value, str) and value.startswith("lin_"):
+        with contextlib.suppress(ValueError):
+            function = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     elif is_number(value):
-        schedule = CheckedSchedule(float(value), name)
-    if schedule is None:
+        function = ConstantSchedule(float(value))  # type: ignore[arg-type]
+    if not callable(function):
         raise ValueError(f"{name} must be a number, a function of the progress remaining, or like 'lin_0.01', not {value!r}")
+    schedule = CheckedSchedule(function, name)
     for progress_remaining in (1.0, 0.0):
         schedule(progress_remaining)
     return schedule
