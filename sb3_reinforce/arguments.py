@@ -73,13 +73,6 @@ NUMERIC_ARGUMENTS = {
 }
 
 
-def check_numbers(arguments: Mapping[str, Any]) -> None:
-    """Raise a ``ValueError`` that names the first argument that is not in its set of ``NUMERIC_ARGUMENTS``."""
-    for name, value in arguments.items():
-        if not NUMERIC_ARGUMENTS[name].contains(value):
-            raise ValueError(f"{name} must be {NUMERIC_ARGUMENTS[name].words}, not {value!r}")
-
-
 #: Arguments that are True or False.
 SWITCHES = (
     "discounted_weighting",
@@ -90,13 +83,6 @@ SWITCHES = (
     "use_masking",
     "use_sde",
 )
-
-
-def check_switches(arguments: Mapping[str, Any]) -> None:
-    """Raise a ``ValueError`` that names the first switch that is not a boolean: ``"False"`` would silently mean True."""
-    for name, value in arguments.items():
-        if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} must be True or False, not {value!r}")
 
 
 def check_budget(
@@ -135,14 +121,9 @@ def check_common_starts(
     episodes_per_start: int | None, n_episodes: int | None, baseline: Baseline, env: VecEnv | None, n_processes: int
 ) -> None:
     """
-    Check that episodes can have common starts, where they are to have them.
+    Raise ``ValueError``, which names the argument, if episodes are to have common starts and cannot.
 
-    :param episodes_per_start: As the user says; None for none.
-    :param n_episodes: Of all environments of all processes.
-    :param baseline: Of the model.
-    :param env: None where a model has none.
-    :param n_processes: Processes that train together.
-    :raises ValueError: If they cannot; names the argument.
+    ``n_episodes`` counts those of all processes, and ``env`` is None where a model has none.
     """
     if baseline.needs_common_starts and (episodes_per_start is None or episodes_per_start < 2):
         raise ValueError(
@@ -182,8 +163,14 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
     ``n_envs`` counts the environments of all processes, and is None where a model has none. Raises ``ValueError``, which names
     the argument, for a value out of its range and for two arguments that contradict each other.
     """
-    check_numbers({name: arguments.get(name, arguments.get(f"_{name}")) for name in NUMERIC_ARGUMENTS})
-    check_switches({name: arguments[name] for name in SWITCHES})
+    for name, accepted in NUMERIC_ARGUMENTS.items():
+        value = arguments.get(name, arguments.get(f"_{name}"))
+        if not accepted.contains(value):
+            raise ValueError(f"{name} must be {accepted.words}, not {value!r}")
+    for name in SWITCHES:
+        # "False" would silently mean True
+        if not isinstance(arguments[name], bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, not {arguments[name]!r}")
     estimator = Estimator(**{field.name: arguments[field.name] for field in dataclasses.fields(Estimator)})
     ent_coef = make_schedule(arguments["ent_coef"], "ent_coef")
     if arguments["critic_learning_rate"] is not None:
@@ -255,7 +242,7 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
         with contextlib.suppress(ValueError):
             function = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
     elif is_number(value):
-        function = ConstantSchedule(float(value))  # type: ignore[arg-type]
+        function = ConstantSchedule(float(function))
     if not callable(function):
         raise ValueError(f"{name} must be a number, a function of the progress remaining, or like 'lin_0.01', not {value!r}")
     schedule = CheckedSchedule(function, name)
@@ -283,29 +270,21 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     observation_parts = {"observation space": observation_space}
     if isinstance(observation_space, spaces.Dict):
         observation_parts = {f"observation space at key {key!r}": part for key, part in observation_space.items()}
-    for name, part in observation_parts.items():
-        flaw = _flaw_of_any_space(part)
-        if isinstance(part, spaces.Box) and part.shape == ():
+    for name, space in {**observation_parts, "action space": action_space}.items():
+        is_action = name == "action space"
+        flaw = None
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+            flaw = "does not start at 0, as SB3's policies take for granted: shift it"
+        elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+            flaw = f"has {space.nvec.ndim} dimensions, where SB3's policies need one: flatten it"
+        elif isinstance(space, spaces.Box) and is_action and not np.issubdtype(space.dtype, np.floating):
+            flaw = "holds whole numbers, where the policy draws real ones: round them, or choose MultiDiscrete"
+        elif isinstance(space, spaces.Box) and not is_action and space.shape == ():
             flaw = "has no dimension, where SB3's policies need one: reshape it to (1,)"
-        _refuse(name, part, flaw, "TransformObservation")
-    flaw = _flaw_of_any_space(action_space)
-    if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
-        flaw = "holds whole numbers, where the policy draws real ones: round them, or choose MultiDiscrete"
-    _refuse("action space", action_space, flaw, "TransformAction")
-
-
-def _flaw_of_any_space(space: spaces.Space[Any]) -> str | None:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
-        return "does not start at 0, as SB3's policies take for granted: shift it"
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
-        return f"has {space.nvec.ndim} dimensions, where SB3's policies need one: flatten it"
-    return None
-
-
-def _refuse(name: str, space: spaces.Space[Any], flaw: str | None, wrapper: str) -> None:
-    if flaw is not None:
-        in_one_line = " ".join(str(space).split())
-        raise ValueError(f"The {name} {in_one_line} {flaw}, for example with gymnasium.wrappers.{wrapper}")
+        if flaw is not None:
+            in_one_line = " ".join(str(space).split())
+            wrapper = "TransformAction" if is_action else "TransformObservation"
+            raise ValueError(f"The {name} {in_one_line} {flaw}, for example with gymnasium.wrappers.{wrapper}")
 
 
 #: Budget of a rollout if the user chose none.
