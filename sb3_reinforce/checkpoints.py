@@ -27,11 +27,9 @@ from sb3_reinforce.policies.averaging import reset_noise_with_own_generator
 
 def model_path(path: pathlib.Path) -> pathlib.Path:
     """
-    Choose where a model is saved, as SB3 does.
+    Choose where a model is saved, as SB3 does: with ``.zip`` if the path has no suffix.
 
-    :param path: That the user gave.
-    :return: The same, with ``.zip`` if it has no suffix. If that is a folder, a free name beside it, with a warning: what was
-        trained must not be lost.
+    If that is a folder, it is a free name beside it, with a warning: what was trained must not be lost.
     """
     wanted = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
     if not wanted.is_dir():
@@ -48,11 +46,7 @@ def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
     Open a new file beside a destination, and put it in the destination's place when it is complete.
 
     Symbolic links are followed, so that they stay links, and an existing file keeps its mode and, as far as it is allowed,
-    its owner.
-
-    :param destination: The file.
-    :return: Context manager that gives the file to write to.
-    :raises OSError: If the destination cannot be written to; it is then as before.
+    its owner. Raises ``OSError`` if the destination cannot be written to; it is then as before.
     """
     if destination.is_symlink():
         destination = pathlib.Path(os.path.realpath(destination))
@@ -85,9 +79,7 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
     """
     Refuse a file of another algorithm, or of a model with more or fewer parameters than the arguments ask for.
 
-    :param path: Of a saved model, as ``load`` takes it.
-    :param arguments: Those that the loaded model is to have instead of its own.
-    :raises ValueError: Says what the file holds, and what to do.
+    ``arguments`` are those that the loaded model is to have instead of its own.
     """
     saved = read_attributes(path)
     name = path if isinstance(path, str | pathlib.Path) else "The file"
@@ -97,8 +89,7 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Ma
     decay = arguments.get("policy_averaging", own_decay)
     own_text, text = f"policy_averaging={own_decay!r}", f"policy_averaging={decay!r}"
     _check_parts(name, own_text, text, "moving average of the policy", own_decay is not None, decay is not None)
-    # Files of older versions have a name only
-    own = saved.get("_saved_baseline") or describe_baseline(make_baseline(saved.get("baseline")), None)
+    own = saved["_saved_baseline"]
     if "baseline" in arguments:
         baseline = make_baseline(arguments["baseline"])
         own_text, text = f"baseline={own['name']}", f"baseline={name_of(baseline)}"
@@ -131,12 +122,10 @@ def _problem_of_pickle(saved: Any) -> str | None:
 
 def describe_baseline(baseline: Baseline, argument: Baseline | str | None) -> dict[str, Any]:
     """
-    Find out what is saved of a baseline beside the argument.
+    Return what is saved of a baseline beside the argument that it was made of.
 
-    :param baseline: That of the model.
-    :param argument: What it was made of.
-    :return: ``name``; ``needs_critic``; ``state``, pickled, of a baseline that was made of a name (an instance is saved
-        itself); ``problem``: why it is not saved, of which a warning is given, or None.
+    ``name``; ``needs_critic``; ``state``, pickled, of a baseline that was made of a name (an instance is saved itself);
+    ``problem``: why it is not saved, of which a warning is given, or None.
     """
     description = {"name": name_of(baseline), "needs_critic": baseline.needs_critic, "state": None, "problem": None}
     try:
@@ -151,12 +140,9 @@ def describe_baseline(baseline: Baseline, argument: Baseline | str | None) -> di
 
 def restore_baseline(argument: Baseline | str | None, saved: Mapping[str, Any] | None) -> Baseline:
     """
-    Make the baseline of a model, with the state that was saved with the model.
+    Make the baseline of a model, in the state that was saved with the model if it is the same.
 
-    :param argument: Of the model.
-    :param saved: See ``describe_baseline``; None of a new model.
-    :return: The baseline, in a new state if it is another than was saved.
-    :raises ValueError: If there is no such baseline; names it.
+    ``saved`` is that of ``describe_baseline``, None of a new model.
     """
     baseline = make_baseline(argument)
     if saved is not None and saved["state"] is not None and saved["name"] == name_of(baseline) and argument is not baseline:
@@ -165,13 +151,7 @@ def restore_baseline(argument: Baseline | str | None, saved: Mapping[str, Any] |
 
 
 def read_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
-    """
-    Read the attributes of a saved model as JSON: what was pickled stays closed.
-
-    :param path: Of a saved model, as ``load`` takes it.
-    :return: The attributes by name; what is no JSON as a description.
-    :raises ValueError: If it is no zip file, as in SB3.
-    """
+    """Read the attributes of a saved model as JSON: what was pickled stays closed, and is there as a description."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
@@ -185,13 +165,8 @@ def read_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str
 
 
 def is_reinforce(saved: Mapping[str, Any]) -> bool:
-    """
-    Tell whether a model is one of REINFORCE. SB3 does not save the name of the class.
-
-    :param saved: Attributes of a saved model.
-    :return: Whether they hold an argument that no algorithm of SB3 or sb3-contrib has.
-    """
-    return "return_type" in saved
+    """Tell from the attributes of a saved model whether ``SavedWhole.save`` wrote them: SB3 saves no name of the class."""
+    return "_saved_baseline" in saved
 
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedWhole")
