@@ -13,10 +13,6 @@ from sb3_reinforce.functional import returns
 from sb3_reinforce.functional.baselines import Baseline, Episodes, ValueBaseline, compute_baseline, name_of
 from sb3_reinforce.functional.returns import Array
 
-RETURN_TYPES = ("reward_to_go", "episode")
-
-LOSS_REDUCTIONS = ("step", "episode")
-
 
 class PolicyGradientTargets(NamedTuple):
     """
@@ -61,7 +57,7 @@ class Estimator:
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
-        for name, choices in (("return_type", RETURN_TYPES), ("loss_reduction", LOSS_REDUCTIONS)):
+        for name, choices in (("return_type", ("reward_to_go", "episode")), ("loss_reduction", ("step", "episode"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {getattr(self, name)!r}")
         if self.gae_lambda < 1.0 and (not isinstance(self.baseline, ValueBaseline) or self.return_type != "reward_to_go"):
@@ -94,16 +90,6 @@ class Estimator:
         gamma = self.gamma if self.discounted_weighting and self.return_type == "reward_to_go" else 1.0
         return returns.discount_weights(episodes.lengths, gamma)
 
-    def subtracted(self, episodes: Episodes) -> Array:
-        """
-        Compute what the baseline subtracts.
-
-        :param episodes: With returns.
-        :return: Shape ``(n_steps,)``.
-        :raises ValueError: If the baseline gives anything else.
-        """
-        return compute_baseline(self.baseline, episodes)
-
     def __call__(self, episodes: Episodes, subtracted: Array | None = None) -> PolicyGradientTargets:
         """
         Turn episodes into the weight of each step.
@@ -114,7 +100,7 @@ class Estimator:
         :raises ValueError: If the baseline gives numbers that cannot be subtracted.
         """
         episodes = self.add_returns(episodes)
-        subtracted = self.subtracted(episodes) if subtracted is None else subtracted
+        subtracted = compute_baseline(self.baseline, episodes) if subtracted is None else subtracted
         rewards_to_go, advantages = episodes.rewards_to_go, episodes.returns - subtracted
         if self.gae_lambda < 1.0:
             advantages = returns.generalized_advantages(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from sb3_reinforce.distributed.partition import Partition
 from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from sb3_reinforce.functional.baselines import Baseline, Episodes, join_episodes
+from sb3_reinforce.functional.baselines import Baseline, Episodes, compute_baseline, join_episodes
 from sb3_reinforce.functional.estimator import Estimator, PolicyGradientTargets
 from sb3_reinforce.rollout.batch import EpisodeBatch, Evaluator, PolicyOutputs, describe_episodes
 from sb3_reinforce.update.evaluator import PolicyEvaluator
@@ -14,16 +14,11 @@ def evaluate_rollout(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, baseline: Baseline, critic_is_fitted: bool, needs_log_probs: bool
 ) -> PolicyOutputs:
     """
-    Compute what the estimator needs of the policy that acted.
+    Compute what the estimator and its baseline need of the policy that acted.
 
-    :param evaluator: Of that policy.
-    :param batch: The episodes.
-    :param baseline: Says what it needs.
-    :param critic_is_fitted: Whether episodes that were cut go on with the value of their final observation, as in SB3. The
-        values of a critic that never learned would be noise.
-    :param needs_log_probs: Whether the return holds the entropy.
-    :return: Values, log-probabilities and distribution.
-    :raises ValueError: If a log-probability is not finite; names the environment and the step.
+    If the critic is fitted, episodes that were cut go on with the value of their final observation, as in SB3. The values of
+    one that never learned would be noise. Raises ``ValueError``, which names the environment and the step, if a
+    log-probability is not finite.
     """
     values = evaluator.baseline_values(batch) if baseline.needs_critic else None
     goes_on = baseline.needs_critic and critic_is_fitted and batch.final_observations is not None
@@ -75,7 +70,7 @@ def compute_advantages(
     """
     parts = processes.gather(describe_episodes(batch, estimator, ent_coef, evaluator))
     episodes = estimator.add_returns(join_episodes(parts))
-    subtracted = estimator.subtracted(episodes)
+    subtracted = compute_baseline(estimator.baseline, episodes)
     if not estimator.baseline.is_deterministic:
         subtracted = processes.broadcast(subtracted)
     start = sum(len(part.rewards) for part in parts[: processes.rank])
