@@ -82,12 +82,7 @@ class PolicyEvaluator:
             return distribution_of(self.policy, select_steps(batch.observations, steps))
 
     def reshape_actions(self, actions: th.Tensor) -> th.Tensor:
-        """
-        Give actions the shape that the action space has.
-
-        :param actions: Shape ``(n_steps, action_dim)``.
-        :return: Shape ``(n_steps, *action_shape)``.
-        """
+        """Give actions of shape ``(n_steps, action_dim)`` the shape ``(n_steps, *action_shape)``."""
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
 
     def log_prob_and_entropy(self, batch: EpisodeBatch, micro_batch: slice) -> tuple[th.Tensor, th.Tensor]:
