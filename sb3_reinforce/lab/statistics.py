@@ -29,7 +29,7 @@ class Interval(NamedTuple):
     A number and its interval.
 
     :param value: The number.
-    :param low: Lower end.
+    :param low: Lower end; NaN, as the upper one, where a single run says nothing about the spread.
     :param high: Upper end; infinite where nothing bounds the number.
     """
 
@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether there is an interval: there is none where too few episodes carry the gradient."""
+        """Whether there is an interval: there is none where too few episodes carry the gradient, or of a single run."""
         return bool(np.isfinite(self.low) or np.isfinite(self.high))
 
 

@@ -18,12 +18,12 @@ from made_up_runs import write_result
 from rliable import library as rly
 
 from sb3_reinforce.lab import plots
+from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo import register, shipped_configurations
 from sb3_reinforce.zoo.cli import main
 from sb3_reinforce.zoo.compare import cli, figures, plan, report, run_files, statistics, summary
 from sb3_reinforce.zoo.compare.plan import RANDOM, Algorithm, Settings, Task
 from sb3_reinforce.zoo.compare.results import Results, read_results
-from sb3_reinforce.zoo.compare.statistics import Estimate
 from sb3_reinforce.zoo.errors import UsageError, UserError
 
 
@@ -49,7 +49,7 @@ def test_interval_of_a_mean_by_hand():
 def test_one_seed_has_no_interval():
     estimate = statistics.mean_with_interval([3.0])
     assert estimate.value == 3.0
-    assert not estimate.has_interval
+    assert not estimate.is_bounded
     assert statistics.compare_means({"one": [3.0], "other": [9.0]}) == {}
     assert statistics.compare_iqm({"one": np.array([[3.0]]), "other": np.array([[9.0]])}) == {}
 
@@ -74,7 +74,7 @@ def test_the_leader_of_five_equals_is_rarely_declared_above_another(monkeypatch,
     for scores in scores_of(kind, n_seeds, 4, n_sets):
         normalised = np.stack([statistics.normalise(own, 0.0, own.max()) for own in np.moveaxis(scores, -1, 0)], axis=-1)
         by_name = dict(zip("abcde", normalised, strict=True))
-        estimates = {name: Estimate(rliable.metrics.aggregate_iqm(own), 0.0, 0.0) for name, own in by_name.items()}
+        estimates = {name: Interval(rliable.metrics.aggregate_iqm(own), 0.0, 0.0) for name, own in by_name.items()}
         _, behind, _, _ = summary.rank(estimates, statistics.compare_iqm(by_name), statistics.LEVEL)
         n_false += bool(behind)
     assert n_false / n_sets < 0.07
@@ -268,8 +268,8 @@ def test_bootstrap_is_reproducible_and_leaves_the_generator_alone():
 
 def test_one_seed_over_environments():
     overall = statistics.over_environments({"a": np.array([[0.5, 1.0]]), "b": np.array([[0.25, 0.0]])})
-    assert not overall.aggregates["IQM"]["a"].has_interval
-    assert not overall.improvement["a", "b"].has_interval
+    assert not overall.aggregates["IQM"]["a"].is_bounded
+    assert not overall.improvement["a", "b"].is_bounded
     assert overall.aggregates["median"]["a"].value == 0.75
 
 

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from sb3_reinforce.lab import plots
+from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray, Overall
+from sb3_reinforce.zoo.compare.statistics import FloatArray, Overall
 
 #: With fewer seeds a learning curve shows each of them instead of an interval.
 MIN_SEEDS_OF_BANDS = 5
@@ -148,7 +149,7 @@ def final_scores(results: Results, styles: Styles, width: float) -> Figure:
     return figure
 
 
-def forest(aggregates: Mapping[str, Mapping[str, Estimate]], styles: Styles, width: float) -> Figure:
+def forest(aggregates: Mapping[str, Mapping[str, Interval]], styles: Styles, width: float) -> Figure:
     """Draw aggregates over environments with their intervals, one chart for each."""
     n_columns = len(aggregates) if width == plots.WIDE else 1
     names = list(next(iter(aggregates.values())))

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
 from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
-from sb3_reinforce.zoo.compare.statistics import Estimate, FloatArray
+from sb3_reinforce.zoo.compare.statistics import FloatArray
 
 #: Columns that say which run it is; ``algo`` is the algorithm of RL Zoo.
 KEY = ["env", "algorithm", "algo", "seed"]
@@ -57,8 +58,8 @@ class Results(NamedTuple):
         rows = self.runs[(self.runs["env"] == env_id) & (self.runs["algorithm"] == algorithm)]
         return np.asarray(rows.sort_values("seed")[column], dtype=float)
 
-    def final(self, env_id: str, algorithm: str, column: str = "score") -> Estimate | None:
-        """Estimate the mean over seeds; None if there is no run."""
+    def final(self, env_id: str, algorithm: str, column: str = "score") -> Interval | None:
+        """Interval the mean over seeds; None if there is no run."""
         values = self.values(column, env_id, algorithm)
         return statistics.mean_with_interval(values.tolist()) if len(values) else None
 

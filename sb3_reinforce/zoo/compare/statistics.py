@@ -1,4 +1,4 @@
-"""The statistics of a comparison: pure functions on arrays."""
+"""The statistics of a comparison: pure functions on arrays. Intervals are 95 % intervals, NaN where there is a single run."""
 
 import itertools
 import math
@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
+
+from sb3_reinforce.lab.statistics import Interval
 
 FloatArray = NDArray[np.float64]
 #: p-values by pair, in either order.
@@ -22,25 +24,6 @@ PROFILE_SCORES = np.linspace(0.0, 1.0, 101)
 AGGREGATES = {"IQM": True, "median": True, "optimality gap": False}
 
 
-class Estimate(NamedTuple):
-    """
-    A number and its 95 % interval.
-
-    :param value: The number.
-    :param low: Lower end of the interval, NaN where a single run gives none.
-    :param high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether there is an interval."""
-        return not np.isnan(self.low)
-
-
 def decimals(values: Sequence[float]) -> int:
     """Return how many digits show a hundredth of the range, and a tenth of one below a range of 1,000."""
     finite = np.asarray(values)[np.isfinite(values)]
@@ -51,13 +34,13 @@ def decimals(values: Sequence[float]) -> int:
     return max(2 - math.floor(math.log10(span)), 1 if span < 1000.0 else 0)
 
 
-def mean_with_interval(values: Sequence[float]) -> Estimate:
+def mean_with_interval(values: Sequence[float]) -> Interval:
     """Return the mean over seeds with Student's interval: a percentile bootstrap of three or five values is too narrow."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return Estimate(mean, np.nan, np.nan)
+        return Interval(mean, np.nan, np.nan)
     half_width = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return Estimate(mean, mean - half_width, mean + half_width)
+    return Interval(mean, mean - half_width, mean + half_width)
 
 
 def normalise(scores: FloatArray, low: float, high: float) -> FloatArray:
@@ -75,7 +58,7 @@ class Overall(NamedTuple):
 
     :param n_seeds: Runs by algorithm in every environment that suits its actions.
     :param everywhere: The algorithms that suit all environments, whose aggregates can be compared.
-    :param aggregates: Estimates by aggregate and algorithm.
+    :param aggregates: Numbers with intervals by aggregate and algorithm.
     :param differences: p-values of the differences of the IQM, of all pairs of ``everywhere``.
     :param improvement: Probability that a run of the first beats a run of the second on the same environment, by pair.
     :param profiles: By algorithm the share of runs above each of ``PROFILE_SCORES``, and both ends of its interval.
@@ -83,9 +66,9 @@ class Overall(NamedTuple):
 
     n_seeds: dict[str, int]
     everywhere: set[str]
-    aggregates: dict[str, dict[str, Estimate]]
+    aggregates: dict[str, dict[str, Interval]]
     differences: PValues
-    improvement: dict[tuple[str, str], Estimate]
+    improvement: dict[tuple[str, str], Interval]
     profiles: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
 
 
@@ -102,14 +85,14 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
     everywhere = {name: matrix for name, matrix in scores.items() if acts[name].all()}
     columns = {name: bootstrap([matrix], aggregate_runs) for name, matrix in own.items()}
     aggregates = {
-        aggregate: {name: Estimate(*estimates[:, column]) for name, estimates in columns.items()}
+        aggregate: {name: Interval(*estimates[:, column]) for name, estimates in columns.items()}
         for column, aggregate in enumerate(AGGREGATES)
     }
     improvement = {}
     for pair in itertools.combinations(scores, 2):
         both = acts[pair[0]] & acts[pair[1]]
         if both.any():
-            improvement[pair] = Estimate(*bootstrap([scores[name][:, both] for name in pair], probability_of_improvement))
+            improvement[pair] = Interval(*bootstrap([scores[name][:, both] for name in pair], probability_of_improvement))
     profiles = {name: (*estimates[:, len(AGGREGATES) :],) for name, estimates in columns.items()}
     n_seeds = {name: len(matrix) for name, matrix in scores.items()}
     return Overall(n_seeds, set(everywhere), aggregates, compare_iqm(everywhere), improvement, profiles)
@@ -204,7 +187,7 @@ def probability_of_improvement(first: FloatArray, second: FloatArray) -> FloatAr
 
 def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray]) -> FloatArray:
     """
-    Estimate statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
+    Interval statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
 
     Each end is the outer one of two: percentiles of the bootstrap follow skewed distributions, but are too narrow with few
     runs. Student's interval has the bootstrap's standard error times sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom

@@ -5,16 +5,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.compare.plan import Settings
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import LEVEL, Estimate, Overall, PValues, compare_means, seeds_to_claim
+from sb3_reinforce.zoo.compare.statistics import LEVEL, Overall, PValues, compare_means, seeds_to_claim
 from sb3_reinforce.zoo.experiment import describe_time_limit
 
 
 class Ranking(NamedTuple):
     """Final scores in an environment, the algorithms with the highest, and those whose difference from it may be chance."""
 
-    estimates: dict[str, Estimate]
+    estimates: dict[str, Interval]
     leaders: list[str]
     level: list[str]
 
@@ -183,7 +184,7 @@ def describe_speed(results: Results) -> list[str]:
 
 
 def rank(
-    estimates: Mapping[str, Estimate], differences: PValues, level: float
+    estimates: Mapping[str, Interval], differences: PValues, level: float
 ) -> tuple[list[str], list[str], list[str], list[str]]:
     """
     Find the highest estimates, and from which others they can be told, by p-values below ``level``.
@@ -203,10 +204,10 @@ def rank(
     )
 
 
-def write(estimate: Estimate, digits: int = 2, is_best: bool = False, is_tied: bool = False) -> str:
+def write(estimate: Interval, digits: int = 2, is_best: bool = False, is_tied: bool = False) -> str:
     """Write an estimate with its interval if it has one; the best one in bold, one that may be as high with a mark."""
     value = f"{estimate.value:,.{digits}f}"
-    interval = f" [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]" if estimate.has_interval else ""
+    interval = f" [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]" if estimate.is_bounded else ""
     return f"{f'**{value}**' if is_best else value}{interval}{' ≈' if is_tied else ''}"
 
 
