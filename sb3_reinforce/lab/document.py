@@ -69,10 +69,10 @@ def write_document(path: Path, document: Document) -> None:
     environment.filters["data_uri"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     for suffix in ("html", "md"):
         text = environment.get_template(f"document.{suffix}.jinja").render(document._asdict())
-        write_bytes(path.with_name(f"{path.name}.{suffix}"), text.encode())
+        write_file(path.with_name(f"{path.name}.{suffix}"), text)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file that is never seen half-written."""
     with atomic_write(path) as file:
-        file.write(content)
+        file.write(content.encode() if isinstance(content, str) else content)

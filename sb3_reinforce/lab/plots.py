@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
-from sb3_reinforce.lab.document import write_bytes
+from sb3_reinforce.lab.document import write_file
 
 #: Widths in inches: of a page of 1,280 pixels, of half of it, and of a telephone.
 WIDE, HALF, NARROW = 12.6, 6.2, 4.0
@@ -144,5 +144,5 @@ def save(figure: Figure, path: Path) -> bytes:
     """Save a figure as PNG and SVG under a path without suffix, and return the SVG."""
     for suffix in ("png", "svg"):
         content = render(figure, suffix)
-        write_bytes(path.with_name(f"{path.name}.{suffix}"), content)
+        write_file(path.with_name(f"{path.name}.{suffix}"), content)
     return content

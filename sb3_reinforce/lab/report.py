@@ -1,13 +1,12 @@
 """Writes the report of the laboratory: one HTML file that needs no other, Markdown, a table, the figure."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_bytes, write_document
+from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document, write_file
 from sb3_reinforce.lab.findings import (
     TOO_FEW,
     best_estimators,
@@ -39,8 +38,7 @@ def write_report(
     from sb3_reinforce.lab import figures, plots
 
     folder.mkdir(parents=True, exist_ok=True)
-    to_table(measurements).to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
-    write_bytes(folder / f"{NAME}.csv", buffer.getvalue().encode())
+    write_file(folder / f"{NAME}.csv", to_table(measurements).to_csv(index=False, lineterminator="\n"))
     focus = figures.focus_of(measurements)
     with plots.style():
         title = f"{environment}. {' '.join(describe(focus))}"

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from rl_zoo3.utils import ALGOS
 
-from sb3_reinforce.checkpoints import atomic_write
+from sb3_reinforce.lab.document import write_file
 from sb3_reinforce.zoo import shipped_configurations
 from sb3_reinforce.zoo.command_line import check_environment
 from sb3_reinforce.zoo.config import suggest
@@ -93,22 +93,18 @@ class Task(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where the run is kept, relative to the folder of the comparison."""
-        return Path("runs", file_name(self.env_id), self.algorithm, f"seed{self.seed}")
+        # No id has the plus sign that is put for its slash, so no two environments share a folder
+        return Path("runs", self.env_id.replace("/", "+"), self.algorithm, f"seed{self.seed}")
 
     def __str__(self) -> str:
         return f"{self.algorithm} on {self.env_id}" + ("" if self.algorithm == RANDOM else f", seed {self.seed}")
-
-
-def file_name(env_id: str) -> str:
-    """Name a folder after an environment: no id has the plus sign that is put for its slash, so no two share a folder."""
-    return env_id.replace("/", "+")
 
 
 def make_algorithms(names: Sequence[str], conf_files: Mapping[str, str], variants: Sequence[Algorithm]) -> list[Algorithm]:
     """List what is trained in the order of the charts: algorithms, then variants, each with the file of its algorithm."""
     algorithms = []
     for name, asked_for, _, overrides in [*(Algorithm(name, name) for name in names), *variants]:
-        _, algo, conf_file = split_name(asked_for) or ("", asked_for, conf_files.get(asked_for))
+        algo, conf_file = split_name(asked_for) or (asked_for, conf_files.get(asked_for))
         algorithms.append(Algorithm(name, algo, conf_file, overrides))
     taken = [RANDOM, *(algorithm.name for algorithm in algorithms)]
     problems = [f"the name {name!r} is taken twice" for name in sorted(set(taken)) if taken.count(name) > 1]
@@ -126,10 +122,10 @@ def make_algorithms(names: Sequence[str], conf_files: Mapping[str, str], variant
     return algorithms
 
 
-def split_name(name: str) -> tuple[str, str, str] | None:
-    """Find name, algorithm and short name of another file of this package in a name such as ``reinforce-adam``."""
+def split_name(name: str) -> tuple[str, str] | None:
+    """Find algorithm and short name of another file of this package in a name such as ``reinforce-adam``."""
     algo, _, short_name = name.partition("-")
-    return (name, algo, short_name) if short_name in shipped_configurations(algo) else None
+    return (algo, short_name) if short_name in shipped_configurations(algo) else None
 
 
 def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -279,7 +275,7 @@ def claim_folder(folder: Path, settings: Settings) -> None:
     if not path.exists():
         if any(entry.name != ".lock" and entry.suffix != ".unfinished" for entry in folder.iterdir()):
             raise UserError(f"{folder} holds something else than a comparison: choose another --folder")
-        write_text(path, json.dumps(wanted, indent=1))
+        write_file(path, json.dumps(wanted, indent=1))
         return
     old, new = (pd.json_normalize(each).iloc[0].to_dict() for each in (read_settings(folder)._asdict(), wanted))
     differences = [
@@ -293,13 +289,3 @@ def claim_folder(folder: Path, settings: Settings) -> None:
 
 def read_settings(folder: Path) -> Settings:
     return Settings(**json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written."""
-    with atomic_write(path) as file:
-        file.write(content)

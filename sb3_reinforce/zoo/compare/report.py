@@ -1,6 +1,5 @@
 """Writes the report of a comparison: one HTML file that needs no other, Markdown, tables, figures."""
 
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_bytes, write_document
+from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document, write_file
 from sb3_reinforce.zoo.compare import statistics, summary
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
@@ -28,8 +27,7 @@ def write_report(folder: Path, results: Results, arguments: Sequence[str], failu
     ``arguments`` is the command line that made the results, without the program, and ``failures`` says why runs failed.
     """
     for name, table in (("results", results.runs), ("curves", results.curves)):
-        table.to_csv(buffer := io.StringIO(), index=False, lineterminator="\n")
-        write_bytes(folder / f"{name}.csv", buffer.getvalue().encode())
+        write_file(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     scores = {} if results.runs.empty else results.normalised()
     overall = statistics.over_environments(scores) if scores else None
     pictures = draw_pictures(folder, results, overall)

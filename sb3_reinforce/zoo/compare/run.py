@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import get_system_info, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_reinforce.lab.document import write_file
 from sb3_reinforce.policies.masked_distribution import split_observation
 from sb3_reinforce.rollout.action_masks import sample_valid_actions
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.command_line import import_gym_packages
-from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess, write_text
+from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager, preprocess
 from sb3_reinforce.zoo.compare.run_files import RESULT_FILE, installed_versions
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
@@ -43,25 +43,6 @@ MAX_EVAL_ENVS = 10
 
 class BudgetSpent(Exception):
     """The time for training is over."""
-
-
-class Clock:
-    """Measures the time of training, without that of evaluations."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        pause_start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._start += time.perf_counter() - pause_start
 
 
 class Evaluator:
@@ -115,14 +96,19 @@ class ComparisonCallback(BaseCallback):
         self.next_evaluation = 0.0
 
     @property
+    def seconds(self) -> float:
+        """The time of training so far, without that of evaluations."""
+        return time.perf_counter() - self.start
+
+    @property
     def spent(self) -> float:
         """The part of the budget that is spent."""
         if self.settings.seconds is not None:
-            return self.clock.seconds / self.settings.seconds
+            return self.seconds / self.settings.seconds
         return self.model.num_timesteps / self.n_timesteps
 
     def _on_training_start(self) -> None:
-        self.clock = Clock()
+        self.start = time.perf_counter()
         if self.settings.seconds is not None:
             # How many steps a run makes in its time is not known, so its schedules decay with time. An attribute of the
             # model, because learn() passes a number of steps that is its own local variable
@@ -143,16 +129,17 @@ class ComparisonCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate the policy as it is, and keep it if it is the best so far."""
-        steps, seconds = self.model.num_timesteps, self.clock.seconds
-        with self.clock.paused():
-            # Every environment has a seed of its own
-            seed = SELECTION_SEED + MAX_EVAL_ENVS * len(self.evaluations)
-            scores = self.evaluator.score(self.model, self.settings.eval_episodes, seed)
-            if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
-                self.model.save(self.best_path, exclude=["_update_current_progress_remaining"])
-                self.best_statistics = copy.deepcopy(self.evaluator.statistics)
-                if self.evaluator.vec_normalize is not None:
-                    self.evaluator.vec_normalize.save(f"{self.best_path}_vecnormalize.pkl")
+        steps, seconds = self.model.num_timesteps, self.seconds
+        # Every environment has a seed of its own
+        seed = SELECTION_SEED + MAX_EVAL_ENVS * len(self.evaluations)
+        scores = self.evaluator.score(self.model, self.settings.eval_episodes, seed)
+        if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
+            self.model.save(self.best_path, exclude=["_update_current_progress_remaining"])
+            self.best_statistics = copy.deepcopy(self.evaluator.statistics)
+            if self.evaluator.vec_normalize is not None:
+                self.evaluator.vec_normalize.save(f"{self.best_path}_vecnormalize.pkl")
+        # The clock of the training goes on from where it was
+        self.start = time.perf_counter() - seconds
         self.evaluations.append({"steps": steps, "seconds": seconds, "scores": scores})
         n_evaluations = self.settings.n_evaluations
         self.next_evaluation = (int(self.spent * n_evaluations) + 1) / n_evaluations
@@ -173,7 +160,7 @@ def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> 
         manager.n_timesteps = sys.maxsize
     with contextlib.suppress(BudgetSpent):
         manager.learn(model)
-    steps, seconds = model.num_timesteps, callback.clock.seconds
+    steps, seconds = model.num_timesteps, callback.seconds
     model.__dict__.pop("_update_current_progress_remaining", None)
     callback.evaluate()
     manager.save_trained_model(model)
@@ -201,7 +188,7 @@ def restore_manager(settings: Settings, task: Task, folder: Path, device: str = 
     """Make RL Zoo's experiment manager with the hyperparameters that the comparison began with, which go into the folder."""
     register()
     config = folder / "hyperparameters.yml"
-    write_text(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.algorithm]}, width=1000))
+    write_file(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.algorithm]}, width=1000))
     manager = make_manager(
         task.env_id,
         settings.algorithms[task.algorithm],
@@ -291,7 +278,7 @@ def main(arguments: list[str]) -> None:
     import_gym_packages(settings.gym_packages)
     result = score_random(settings, task, folder) if task.algorithm == RANDOM else train(settings, task, folder, device)
     content = {**task._asdict(), **result, "versions": describe_system(device)}
-    write_text(folder / RESULT_FILE, json.dumps(content))
+    write_file(folder / RESULT_FILE, json.dumps(content))
 
 
 if __name__ == "__main__":
