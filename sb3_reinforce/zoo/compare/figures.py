@@ -1,7 +1,7 @@
 """The figures of a comparison: each for wide and for narrow screens."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,42 +19,30 @@ MIN_SEEDS_OF_BANDS = 5
 Styles = Mapping[str, plots.Style]
 
 
-class Drawing(NamedTuple):
-    """A figure for wide and for narrow screens."""
-
-    name: str
-    description: str
-    wide: Figure
-    narrow: Figure
-
-
-def draw_all(results: Results, overall: Overall | None) -> Iterator[Drawing]:
-    """Draw all figures of a report."""
+def draw_all(results: Results, overall: Overall | None) -> Iterator[tuple[str, str, Figure, Figure]]:
+    """Draw all figures of a report: the name and the description of each, and it for wide and for narrow screens."""
     styles = plots.make_styles(results.settings.algorithms)
     for axis, what in (("steps", "environment steps"), ("seconds", "seconds of training")):
-        pair = [learning_curves(results, styles, axis, width) for width in (plots.WIDE, plots.NARROW)]
-        yield finish(axis, f"Learning curves against {what}", *pair)
-    pair = [final_scores(results, styles, width) for width in (plots.WIDE, plots.NARROW)]
-    yield finish("final", "Final scores: runs, means and intervals", *pair)
+        yield axis, f"Learning curves against {what}", *draw_twice(learning_curves, plots.WIDE, results, styles, axis)
+    yield "final", "Final scores: runs, means and intervals", *draw_twice(final_scores, plots.WIDE, results, styles)
     if overall is None:
         return
     if len(results.environments) > 1:
-        iqm = {"IQM": overall.aggregates["IQM"]}
-        pair = [forest(iqm, styles, width) for width in (plots.HALF, plots.NARROW)]
-        yield finish("iqm", "Interquartile mean of the normalised scores, with 95 % intervals", *pair)
-    pair = [forest(overall.aggregates, styles, width) for width in (plots.WIDE, plots.NARROW)]
-    yield finish("aggregates", "IQM, median and optimality gap of the normalised scores", *pair)
-    yield finish("profile", "Performance profile", *(profile(overall, styles, width) for width in (plots.HALF, plots.NARROW)))
+        iqm, description = overall.aggregates["IQM"], "Interquartile mean of the normalised scores, with 95 % intervals"
+        yield "iqm", description, *draw_twice(forest, plots.HALF, {"IQM": iqm}, styles)
+    description = "IQM, median and optimality gap of the normalised scores"
+    yield "aggregates", description, *draw_twice(forest, plots.WIDE, overall.aggregates, styles)
+    yield "profile", "Performance profile", *draw_twice(profile, plots.HALF, overall, styles)
     if overall.improvement:
-        pair = [improvement(overall, width) for width in (plots.HALF, plots.NARROW)]
-        yield finish("improvement", "Probability of improvement", *pair)
+        yield "improvement", "Probability of improvement", *draw_twice(improvement, plots.HALF, overall)
 
 
-def finish(name: str, description: str, wide: Figure, narrow: Figure) -> Drawing:
-    """Keep the labels of both figures apart."""
+def draw_twice(draw: Callable[..., Figure], width: float, *arguments: Any) -> tuple[Figure, Figure]:
+    """Draw a figure for wide and for narrow screens, with labels that do not touch."""
+    wide, narrow = draw(*arguments, width), draw(*arguments, plots.NARROW)
     plots.space_ticks(wide)
     plots.space_ticks(narrow)
-    return Drawing(name, description, wide, narrow)
+    return wide, narrow
 
 
 def environment_grid(results: Results, width: float, height: float) -> tuple[Figure, list[Axes], float]:
@@ -132,13 +120,13 @@ def final_scores(results: Results, styles: Styles, width: float) -> Figure:
     """Draw the final scores: each run, mean and interval."""
     figure, all_axes, _ = environment_grid(results, width, 0.9 + plots.rows_height(results.algorithms, plots.NARROW))
     for axes, env_id in zip(all_axes, results.environments, strict=True):
-        finals = {name: results.final(env_id, name) for name in results.algorithms}
-        present = {name: estimate for name, estimate in finals.items() if estimate is not None}
-        for row, (name, estimate) in enumerate(present.items()):
-            values, style = results.values("score", env_id, name), styles[name]
+        present = results.by_algorithm("score", env_id)
+        for row, (name, values) in enumerate(present.items()):
+            style = styles[name]
             axes.plot(values, np.full(len(values), row), style.marker, color=style.colour, alpha=0.5, markersize=5)
-            plots.draw_interval(axes, row, estimate, style._replace(marker="|"), linewidth=1.5)
-        low, high = note_outside(axes, [list(results.values("score", env_id, name)[:, np.newaxis]) for name in present])
+            mean = statistics.mean_with_interval(values)
+            plots.draw_interval(axes, row, mean, style._replace(marker="|"), linewidth=1.5)
+        low, high = note_outside(axes, [list(values[:, np.newaxis]) for values in present.values()])
         if env_id in results.random_scores:
             axes.axvline(results.random_scores[env_id], color="gray", linewidth=0.8, linestyle=":")
             low = min(low, results.random_scores[env_id])

@@ -9,7 +9,7 @@ import yaml
 
 from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document, write_file
 from sb3_reinforce.zoo.compare import statistics, summary
-from sb3_reinforce.zoo.compare.results import Results
+from sb3_reinforce.zoo.compare.results import SCORES, Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED
 from sb3_reinforce.zoo.compare.run_files import LOG_FILE, last_exception
 from sb3_reinforce.zoo.compare.statistics import Overall
@@ -159,36 +159,34 @@ def make_sections(
 def main_table(results: Results, overall: Overall | None, rankings: Mapping[str, summary.Ranking]) -> Table:
     """Tabulate the final scores, with a row for each environment and a column for each algorithm and for random actions."""
     names, rows = results.algorithms, []
-    for env_id, (estimates, leaders, level) in rankings.items():
+    for env_id, ranking in rankings.items():
         digits = results.decimals(env_id)
-        is_compared = len(estimates) > 1
-        cells = [
-            summary.write(estimates[name], digits, is_compared and name in leaders, name in level) if name in estimates else ""
-            for name in names
-        ]
         random = f"{results.random_scores[env_id]:,.{digits}f}" if env_id in results.random_scores else NOTHING
-        rows.append([env_id, *cells, random])
+        rows.append([env_id, *(write_rank(ranking, name, digits) for name in names), random])
     if overall is not None and len(results.environments) > 1 and len(overall.everywhere) > 1:
-        iqm = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
-        leaders, _, level, untested = summary.rank(iqm, overall.differences, statistics.LEVEL)
-        level += untested
-        cells = [summary.write(iqm[name], 2, name in leaders, name in level) if name in iqm else "" for name in names]
-        rows.append(["all, normalised (IQM)", *cells, "0.00"])
+        ranking = summary.rank_everywhere(overall)
+        rows.append(["all, normalised (IQM)", *(write_rank(ranking, name, 2) for name in names), "0.00"])
     return Table(["environment", *names, "random"], rows)
+
+
+def write_rank(ranking: summary.Ranking, name: str, digits: int) -> str:
+    """Write the estimate of an algorithm, if it has one: the highest of several in bold, one that may be as high with ≈."""
+    estimates, leaders, _, level, untested = ranking
+    if name not in estimates:
+        return ""
+    is_best = len(estimates) > 1 and name in leaders
+    return summary.write(estimates[name], digits, is_best, is_tied=name in level or name in untested)
 
 
 def other_scores_table(results: Results) -> Table:
     """Tabulate what the final scores do not show, with a row for each environment and algorithm."""
     rows = []
     for env_id in results.environments:
-        for name in results.algorithms:
-            columns = ("score", "stochastic_score", "best_score")
-            estimates = [results.final(env_id, name, column) for column in columns]
-            cells = [f"{one.value:,.{results.decimals(env_id)}f}" for one in estimates if one is not None]
-            if cells:
-                steps = results.values("steps", env_id, name)
-                ends = list(dict.fromkeys(f"{end:,.0f}" for end in (steps.min(), steps.max())))
-                rows.append([env_id, name, *cells, " to ".join(ends)])
+        digits = results.decimals(env_id)
+        for name, steps in results.by_algorithm("steps", env_id).items():
+            scores = [results.values(column, env_id, name).mean() for column in SCORES]
+            ends = dict.fromkeys(f"{end:,.0f}" for end in (steps.min(), steps.max()))
+            rows.append([env_id, name, *(f"{score:,.{digits}f}" for score in scores), " to ".join(ends)])
     return Table(["environment", "algorithm", "final", "final, sampled", "best checkpoint", "steps taken"], rows)
 
 
@@ -207,12 +205,10 @@ def threshold_table(results: Results) -> Table:
     """Tabulate steps and seconds to the threshold."""
     rows = []
     for env_id, threshold in results.thresholds.items():
-        for name in results.algorithms:
-            steps = results.values("steps_to_threshold", env_id, name)
+        for name, steps in results.by_algorithm("steps_to_threshold", env_id).items():
             seconds = results.values("seconds_to_threshold", env_id, name)
-            if len(steps):
-                reached = f"{np.isfinite(steps).sum()} of {len(steps)}"
-                rows.append([env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)])
+            reached = f"{np.isfinite(steps).sum()} of {len(steps)}"
+            rows.append([env_id, f"{threshold:g}", name, reached, write_median(steps, 0), write_median(seconds, 1)])
     return Table(["environment", "score", "algorithm", "runs that reached it", "steps", "seconds"], rows)
 
 
@@ -225,10 +221,8 @@ def write_median(values: statistics.FloatArray, digits: int) -> str:
 
 def speed_table(results: Results) -> Table:
     """Tabulate the steps per second."""
-    rows = []
-    for env_id in results.environments:
-        speeds = [results.values("steps_per_second", env_id, name) for name in results.algorithms]
-        rows.append([env_id, *(f"{np.median(values):,.0f}" if len(values) else NOTHING for values in speeds)])
+    speeds = results.speeds().loc[results.environments, results.algorithms]
+    rows = [[env_id, *(NOTHING if np.isnan(one) else f"{one:,.0f}" for one in own)] for env_id, own in speeds.iterrows()]
     return Table(["environment", *results.algorithms], rows)
 
 

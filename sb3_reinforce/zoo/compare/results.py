@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
 from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
@@ -16,6 +15,8 @@ from sb3_reinforce.zoo.compare.statistics import FloatArray
 
 #: Columns that say which run it is; ``algo`` is the algorithm of RL Zoo.
 KEY = ["env", "algorithm", "algo", "seed"]
+#: Columns of scores that the report shows: of the final policy, of its sampled actions, of the best checkpoint.
+SCORES = ["score", "stochastic_score", "best_score"]
 
 
 class Results(NamedTuple):
@@ -58,22 +59,19 @@ class Results(NamedTuple):
         rows = self.runs[(self.runs["env"] == env_id) & (self.runs["algorithm"] == algorithm)]
         return np.asarray(rows.sort_values("seed")[column], dtype=float)
 
-    def final(self, env_id: str, algorithm: str, column: str = "score") -> Interval | None:
-        """Interval the mean over seeds; None if there is no run."""
-        values = self.values(column, env_id, algorithm)
-        return statistics.mean_with_interval(values.tolist()) if len(values) else None
+    def by_algorithm(self, column: str, env_id: str) -> dict[str, FloatArray]:
+        """Look up one number of every run in an environment, by algorithm, of those that have runs there."""
+        values = {name: self.values(column, env_id, name) for name in self.algorithms}
+        return {name: own for name, own in values.items() if len(own)}
+
+    def speeds(self) -> pd.DataFrame:
+        """Tabulate steps per second of training, medians over seeds, by environment (rows) and algorithm."""
+        return self.runs.pivot_table(index="env", columns="algorithm", values="steps_per_second", aggfunc="median")
 
     def decimals(self, env_id: str) -> int:
         """Find with how many digits behind the point the scores of an environment, which has a run, are to be written."""
-        columns = ["score", "stochastic_score", "best_score"]
-        scores = self.runs.loc[self.runs["env"] == env_id, columns].to_numpy(dtype=float)
+        scores = self.runs.loc[self.runs["env"] == env_id, SCORES].to_numpy(dtype=float)
         return statistics.decimals([*scores.flat, self.random_scores.get(env_id, np.nan)])
-
-    def curve(self, env_id: str, algorithm: str, axis: str) -> dict[str, FloatArray] | None:
-        """Average the learning curves of the seeds over ``"steps"`` or ``"seconds"``; None if there is no run."""
-        rows = self.curves[(self.curves["env"] == env_id) & (self.curves["algorithm"] == algorithm)]
-        runs = [(run[axis].to_numpy(dtype=float), run["score"].to_numpy(dtype=float)) for _, run in rows.groupby("seed")]
-        return statistics.mean_curve(runs) if runs else None
 
     def counted(self, algorithm: str) -> list[str]:
         """List where an algorithm counts in statistics: where it can act, and random actions were scored."""

@@ -187,7 +187,7 @@ def probability_of_improvement(first: FloatArray, second: FloatArray) -> FloatAr
 
 def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray]) -> FloatArray:
     """
-    Interval statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
+    Estimate statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
 
     Each end is the outer one of two: percentiles of the bootstrap follow skewed distributions, but are too narrow with few
     runs. Student's interval has the bootstrap's standard error times sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom

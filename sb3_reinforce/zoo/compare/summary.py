@@ -8,16 +8,26 @@ import numpy as np
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo.compare.plan import Settings
 from sb3_reinforce.zoo.compare.results import Results
-from sb3_reinforce.zoo.compare.statistics import LEVEL, Overall, PValues, compare_means, seeds_to_claim
+from sb3_reinforce.zoo.compare.statistics import LEVEL, Overall, PValues, compare_means, mean_with_interval, seeds_to_claim
 from sb3_reinforce.zoo.experiment import describe_time_limit
 
 
 class Ranking(NamedTuple):
-    """Final scores in an environment, the algorithms with the highest, and those whose difference from it may be chance."""
+    """
+    Which algorithms are ahead, by p-values.
+
+    :param estimates: What is ranked, by algorithm.
+    :param leaders: Those with the highest estimate, more than one if they are equal.
+    :param behind: Of the others those that are lower.
+    :param level: Those for which that may be chance.
+    :param untested: Those that were not tested.
+    """
 
     estimates: dict[str, Interval]
     leaders: list[str]
+    behind: list[str]
     level: list[str]
+    untested: list[str]
 
 
 def findings(results: Results, overall: Overall | None, rankings: Mapping[str, Ranking]) -> list[str]:
@@ -62,8 +72,7 @@ def describe_extent(results: Results) -> str:
 
 def describe_aggregate(overall: Overall) -> list[str]:
     """Say which algorithm is ahead over all environments, of those that suit all of them; one claim in each sentence."""
-    estimates = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
-    leaders, behind, level, untested = rank(estimates, overall.differences, LEVEL)
+    estimates, leaders, behind, level, untested = rank_everywhere(overall)
     with_iqm = {name: f"{name} ({write(estimate)})" for name, estimate in estimates.items()}
     what = "interquartile mean of the normalised final scores over all environments"
     if len(leaders) > 1:
@@ -137,23 +146,28 @@ def rank_environments(results: Results) -> dict[str, Ranking]:
     """Rank the algorithms in each environment by their final scores."""
     rankings = {}
     for env_id in results.environments:
-        finals = {name: results.final(env_id, name) for name in results.algorithms}
-        estimates = {name: estimate for name, estimate in finals.items() if estimate is not None}
-        differences = compare_means({name: results.values("score", env_id, name) for name in estimates})
-        leaders, _, level, untested = rank(estimates, differences, LEVEL / len(results.environments))
-        rankings[env_id] = Ranking(estimates, leaders, level + untested)
+        scores = results.by_algorithm("score", env_id)
+        estimates = {name: mean_with_interval(own) for name, own in scores.items()}
+        rankings[env_id] = rank(estimates, compare_means(scores), LEVEL / len(results.environments))
     return rankings
+
+
+def rank_everywhere(overall: Overall) -> Ranking:
+    """Rank the algorithms that suit all environments by their interquartile means."""
+    estimates = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
+    return rank(estimates, overall.differences, LEVEL)
 
 
 def describe_environments(rankings: Mapping[str, Ranking]) -> list[str]:
     """Say which algorithm has the highest final score in which environments."""
     highest: dict[str, list[str]] = {}
     undecided = False
-    for env_id, (estimates, leaders, level) in rankings.items():
+    for env_id, (estimates, leaders, _, level, untested) in rankings.items():
         if len(estimates) < 2:
             continue
-        undecided = undecided or (len(leaders) == 1 and bool(level))
-        if len(leaders) > 1 or not level:
+        is_open = bool(level or untested)
+        undecided = undecided or (len(leaders) == 1 and is_open)
+        if len(leaders) > 1 or not is_open:
             name = leaders[0] if len(leaders) == 1 else f"an exact tie of {join(leaders)}"
             highest.setdefault(name, []).append(env_id)
     if highest:
@@ -164,17 +178,12 @@ def describe_environments(rankings: Mapping[str, Ranking]) -> list[str]:
 
 def describe_speed(results: Results) -> list[str]:
     """Say how fast the first algorithm trains, relative to the others."""
-    speeds: dict[str, dict[str, float]] = {name: {} for name in results.algorithms}
-    for name, by_env in speeds.items():
-        for env_id in results.environments:
-            values = results.values("steps_per_second", env_id, name)
-            if len(values):
-                by_env[env_id] = float(np.median(values))
-    first, *others = speeds
+    speeds = results.speeds()
+    first, *others = results.algorithms
     parts = []
     for other in others:
-        ratios = [speeds[first][env_id] / speeds[other][env_id] for env_id in speeds[first] if env_id in speeds[other]]
-        if ratios:
+        ratios = (speeds[first] / speeds[other]).dropna()
+        if len(ratios):
             spread = f" ({min(ratios):.2g} to {max(ratios):.2g})" if len(ratios) > 1 else ""
             parts.append(f"{np.median(ratios):.2g} times those of {other}{spread}")
     if not parts:
@@ -183,20 +192,14 @@ def describe_speed(results: Results) -> list[str]:
     return [f"Steps per second of {first}: {join(parts)} ({over})."]
 
 
-def rank(
-    estimates: Mapping[str, Interval], differences: PValues, level: float
-) -> tuple[list[str], list[str], list[str], list[str]]:
-    """
-    Find the highest estimates, and from which others they can be told, by p-values below ``level``.
-
-    Returns the highest, more than one if they are equal; of the others those that are lower; those for which that may be
-    chance; those that were not tested.
-    """
+def rank(estimates: dict[str, Interval], differences: PValues, level: float) -> Ranking:
+    """Find the highest estimates, and from which others they can be told, by p-values below ``level``."""
     highest = max(estimate.value for estimate in estimates.values())
     leaders = [name for name, estimate in estimates.items() if estimate.value == highest]
     others = sorted((name for name in estimates if name not in leaders), key=lambda name: -estimates[name].value)
     p_values = {name: differences.get(frozenset((leaders[0], name))) for name in others}
-    return (
+    return Ranking(
+        estimates,
         leaders,
         [name for name, p_value in p_values.items() if p_value is not None and p_value < level],
         [name for name, p_value in p_values.items() if p_value is not None and p_value >= level],
