@@ -13,7 +13,7 @@ import gymnasium as gym
 from sb3_reinforce.zoo import ALGORITHM, command_line, register
 from sb3_reinforce.zoo.command_line import key_and_value, positive_float, positive_int
 from sb3_reinforce.zoo.compare import plan
-from sb3_reinforce.zoo.compare.plan import Algorithm, Settings, Task
+from sb3_reinforce.zoo.compare.plan import Algorithm, Settings
 from sb3_reinforce.zoo.compare.pool import Job, Pool
 from sb3_reinforce.zoo.compare.report import explain_missing, write_report
 from sb3_reinforce.zoo.compare.results import read_results
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
             plan.claim_folder(folder, settings)
             if not options.report_only:
                 pool = Pool(options.jobs or os.cpu_count() or 1, options.scheduler, options.gpus_per_run, options.retries)
-                failures = {str(task): reason for task, reason in train(folder, settings, pool).items()}
+                failures = train(folder, settings, pool)
             results = read_results(folder, settings, thresholds)
             write_report(folder, results, [word for word in arguments if word != "--report-only"], failures)
     except filelock.Timeout as error:
@@ -95,24 +95,24 @@ def make_settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def train(folder: Path, settings: Settings, pool: Pool) -> dict[Task, str]:
-    """Do the runs that are not done, and return why runs failed. They are done again by the next call."""
+def train(folder: Path, settings: Settings, pool: Pool) -> dict[str, str]:
+    """Do the runs that are not done, and return why runs failed, by name. They are done again by the next call."""
     tasks = plan.list_tasks(settings)
     device = "cpu" if pool.gpus_per_run is None else "cuda"
     command = ("-m", "sb3_reinforce.zoo.compare.run")
-    jobs = {
-        Job(str(task), command, json.dumps(describe_job(settings, task, device)), folder / task.folder): task
+    jobs = [
+        Job(str(task), command, json.dumps(describe_job(settings, task, device)), folder / task.folder)
         for task in tasks
         if not (folder / task.folder / RESULT_FILE).exists()
-    }
-    failures: dict[Task, str] = {}
+    ]
+    failures: dict[str, str] = {}
 
     def note(job: Job, failure: str | None) -> None:
         if failure is not None:
-            failures[jobs[job]] = failure
+            failures[job.name] = failure
 
     try:
-        pool.run(list(jobs), len(tasks) - len(jobs), note)
+        pool.run(jobs, len(tasks) - len(jobs), note)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the finished runs") from None
     return failures

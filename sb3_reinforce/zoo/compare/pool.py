@@ -57,13 +57,6 @@ class Job(NamedTuple):
     folder: Path
 
 
-class Outcome(NamedTuple):
-    """What a run left: its folder as tar, and why it failed."""
-
-    archive: bytes
-    failure: str | None
-
-
 class RunKilled(Exception):
     """A run that was ended from outside, and may well succeed the next time."""
 
@@ -128,10 +121,10 @@ class Pool(NamedTuple):
                     progress.write(f"FAILED {job.name}: {failure}", file=sys.stderr)
                 on_end(job, failure)
 
-    def _collect(self, future: Future[Outcome], job: Job) -> str | None:
+    def _collect(self, future: Future[tuple[bytes, str | None]], job: Job) -> str | None:
         """Fetch what a run left, and say why it failed, if it did."""
         try:
-            outcome = future.result()
+            archive, failure = future.result()
         except CancelledError as error:
             raise UserError(f"{self.scheduler} is lost: the same command goes on from the finished runs") from error
         except OtherVersions as error:
@@ -141,10 +134,10 @@ class Pool(NamedTuple):
             shutil.rmtree(job.folder, ignore_errors=True)
             return " ".join(str(error).split())
         try:
-            unpack(outcome.archive, job.folder)
+            unpack(archive, job.folder)
         except (OSError, tarfile.TarError) as error:
             raise UserError(f"{job.folder}: {error}") from error
-        return outcome.failure
+        return failure
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[tuple[Client, Sequence[str]]]:
@@ -202,12 +195,13 @@ def interrupted_by_termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, earlier)
 
 
-def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> Outcome:
+def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> tuple[bytes, str | None]:
     """
     Do one run, in a thread of a worker of Dask, which may have joined late and must have the same versions.
 
     :param gpus: GPUs of the workers by their name, none where a worker's own environment says what it may use.
-    :return: What the run left. That it failed is part of it: Dask repeats what raises, as if the run was killed.
+    :return: What the run left, as tar, and why it failed, None if it succeeded: Dask repeats what raises, as if the run was
+        killed.
     """
     worker, found = get_worker(), installed_versions()
     if differences := [
@@ -245,11 +239,11 @@ def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> Outcome
             finally:
                 child.kill()
         if (folder / RESULT_FILE).exists():
-            return Outcome(pack(folder), None)
+            return pack(folder), None
         failure = explain_failure(child.returncode, (folder / LOG_FILE).read_text(errors="replace"))
         if child.returncode < 0:
             raise RunKilled(failure)
-        return Outcome(pack(folder), failure)
+        return pack(folder), failure
 
 
 def wait(child: "subprocess.Popen[str]", worker: Worker, key: Key) -> None:
