@@ -54,7 +54,8 @@ class Settings(NamedTuple):
     :param n_evaluations: Evaluations during a run, evenly spaced over its budget, beside one before it.
     :param eval_episodes: Episodes of each of them.
     :param final_episodes: Episodes of the evaluations of the final policy and of the best checkpoint.
-    :param entries: Hyperparameters by environment and name, without algorithms that cannot act there.
+    :param entries: Hyperparameters by environment and name, in the order of the charts, without algorithms that cannot act
+        there.
     :param algorithms: Algorithm of RL Zoo by name.
     :param time_limits: Steps after which an evaluation episode ends, by environment, of those that have no limit of their own.
     :param untuned: Names of those that train with the entry ``default``, by environment, each with other versions of the
@@ -73,14 +74,6 @@ class Settings(NamedTuple):
     time_limits: Mapping[str, int] = {}
     untuned: Mapping[str, Mapping[str, list[str]]] = {}
     gym_packages: Sequence[str] = []
-
-    @property
-    def environments(self) -> list[str]:
-        return list(self.entries)
-
-    def algorithms_on(self, env_id: str) -> list[str]:
-        """List who can act in an environment, in the order of the charts."""
-        return [name for name in self.algorithms if name in self.entries[env_id]]
 
 
 class Task(NamedTuple):
@@ -260,11 +253,8 @@ def make_manager(
 
 def list_tasks(settings: Settings) -> list[Task]:
     """List the runs by seed, environment and algorithm: what is compared trains close in time, on an equally busy machine."""
-    return [Task(env_id, RANDOM, 0) for env_id in settings.environments] + [
-        Task(env_id, name, seed)
-        for seed in settings.seeds
-        for env_id in settings.environments
-        for name in settings.algorithms_on(env_id)
+    return [Task(env_id, RANDOM, 0) for env_id in settings.entries] + [
+        Task(env_id, name, seed) for seed in settings.seeds for env_id, entries in settings.entries.items() for name in entries
     ]
 
 

@@ -46,7 +46,7 @@ def write_report(folder: Path, results: Results, arguments: Sequence[str], failu
         files="`results.csv` has one row for each run, `curves.csv` one for each evaluation.",
         hyperparameters={
             f"{name} on {env_id}": yaml.safe_dump(entry, width=100).rstrip()
-            for env_id in results.environments or settings.environments
+            for env_id in results.environments or settings.entries
             for name, entry in settings.entries[env_id].items()
         },
     )

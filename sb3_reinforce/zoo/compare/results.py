@@ -52,7 +52,7 @@ class Results(NamedTuple):
     def environments(self) -> list[str]:
         """Ids of the environments that have runs."""
         present = set(self.runs["env"])
-        return [env_id for env_id in self.settings.environments if env_id in present]
+        return [env_id for env_id in self.settings.entries if env_id in present]
 
     def values(self, column: str, env_id: str, algorithm: str) -> FloatArray:
         """Look up one number of every run, in order of seeds."""

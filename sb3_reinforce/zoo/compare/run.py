@@ -236,7 +236,8 @@ class RandomPolicy:
 
 def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]:
     """Evaluate random actions, in environments that are wrapped as those of the first algorithm."""
-    manager = restore_manager(settings, Task(task.env_id, settings.algorithms_on(task.env_id)[0], task.seed), folder)
+    first = next(iter(settings.entries[task.env_id]))
+    manager = restore_manager(settings, Task(task.env_id, first, task.seed), folder)
     preprocess(manager)
     env = create_eval_env(manager, settings)
     env.seed(REPORT_SEED)

@@ -64,7 +64,7 @@ def describe_extent(results: Results) -> str:
     else:
         budget = "each for the number of steps in its own hyperparameters"
     names = results.algorithms or list(settings.algorithms)
-    env_ids = results.environments or list(settings.environments)
+    env_ids = results.environments or list(settings.entries)
     environments = join(env_ids) if len(env_ids) <= 3 else f"{len(env_ids)} environments"
     n_seeds = len(settings.seeds)
     return f"{join(names)} on {environments}, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, {budget}."
