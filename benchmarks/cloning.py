@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
 import torch as th
-from common import describe_provenance, make_parser, make_provenance, make_table, positive_int, read_results, write_results
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
@@ -67,26 +67,24 @@ def make_page(results: pd.DataFrame) -> str:
         "# Clones",
         f"Clones of an expert trained for {results['training_steps'].iloc[0]:,} steps on {ENV}, from part of one of its "
         "episodes: mean over the seeds, lowest and highest; scores over 100 episodes with deterministic actions.",
-        make_table(rows),
-        "## Provenance",
-        describe_provenance(results),
+        common.make_table(rows),
     ]
-    return "\n\n".join(parts) + "\n"
+    return common.make_page(parts, results)
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="an expert for each")
-    parser.add_argument("--n-timesteps", type=positive_int, default=100_000, help="of the expert")
-    parser.add_argument("--episodes", type=positive_int, default=100, help="episodes of each evaluation")
+    parser.add_argument("--n-timesteps", type=common.positive_int, default=100_000, help="of the expert")
+    parser.add_argument("--episodes", type=common.positive_int, default=100, help="episodes of each evaluation")
     options = parser.parse_args(arguments)
     th.set_num_threads(1)
     path = options.results_dir / f"{NAME}.csv"
-    results = read_results(path)
+    results = common.read_results(path)
     if not options.report_only:
         rows = [row for seed in options.seeds for row in measure(seed, options.n_timesteps, options.episodes)]
-        results = pd.DataFrame(rows).assign(**make_provenance(NAME, arguments)).sort_values(["expert_steps", "seed"])
-    write_results(path, results, make_page(results))
+        results = pd.DataFrame(rows).assign(**common.make_provenance(NAME, arguments)).sort_values(["expert_steps", "seed"])
+    common.write_results(path, results, make_page(results))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,10 +93,32 @@ def read_results(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
 
 
 def write_results(path: Path, results: "pd.DataFrame", page: str) -> None:
-    """Write the CSV of a benchmark, and its page beside it, and print the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    """Write the CSV of a benchmark, and its page beside it."""
+    write_table(path, results)
     write_text(path.with_suffix(".md"), page)
+
+
+def write_table(path: Path, results: "pd.DataFrame") -> None:
+    write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def measure_missing(
+    path: Path, key: Sequence[str], cells: Iterable[tuple[Any, ...]], measure: Callable[..., Any], arguments: Sequence[str]
+) -> "pd.DataFrame":
+    """
+    Measure the cells that have no rows in the CSV yet, which is written after each of them.
+
+    :param cells: Values of the columns ``key``, with which ``measure`` is called.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    results, made_by = read_results(path, key), make_provenance(path.stem, arguments)
+    done = set(results[list(key)].itertuples(index=False, name=None))
+    for cell in tqdm([cell for cell in cells if cell not in done], desc=path.stem):
+        results = replace_rows(results, pd.DataFrame(measure(*cell)).assign(**made_by), key)
+        write_table(path, results)
+    return results
 
 
 def replace_rows(results: "pd.DataFrame", new: "pd.DataFrame", key: Sequence[str]) -> "pd.DataFrame":
@@ -126,6 +148,11 @@ def describe_provenance(results: "pd.DataFrame") -> str:
             f"{'; '.join([*versions, *machines])}; one thread, CPU."
         )
     return "\n".join(lines)
+
+
+def make_page(parts: Iterable[str], results: "pd.DataFrame") -> str:
+    """Join the paragraphs of a page, of which the last says what made the runs."""
+    return "\n\n".join([*parts, "## What made the runs", describe_provenance(results)]) + "\n"
 
 
 def make_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ are baselines, the expected gradient is the same with each. Finished seeds are n
     python benchmarks/critics.py
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,10 +159,8 @@ def make_page(results: pd.DataFrame) -> str:
         "critic fitted as in the entry, and from the second half of each run, in which all critics see the same episodes. "
         f"Means over the seeds {seeds}.",
         common.make_table(rows),
-        "## Provenance",
-        common.describe_provenance(results),
     ]
-    return "\n\n".join(parts) + "\n"
+    return common.make_page(parts, results)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -172,15 +171,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--folder", type=Path, default=common.LOGS_DIR / NAME, help="folder of the runs")
     options = parser.parse_args(arguments)
     path = options.results_dir / f"{NAME}.csv"
-    results = common.read_results(path, KEYS)
-    done = set(results[KEYS].itertuples(index=False, name=None))
-    for seed in [] if options.report_only else options.seeds:
-        for env_id in options.env:
-            if (env_id, seed) not in done:
-                made_by = common.make_provenance(NAME, arguments)
-                new = measure(env_id, seed, options.n_timesteps, options.folder).assign(**made_by)
-                results = common.replace_rows(results, new, KEYS)
-                common.write_text(path, results.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    cells = [(env_id, seed) for seed in options.seeds for env_id in options.env if not options.report_only]
+    measure_one = functools.partial(measure, n_timesteps=options.n_timesteps, folder=options.folder)
+    results = common.measure_missing(path, KEYS, cells, measure_one, arguments)
     common.write_results(path, results, make_page(results))
 
 

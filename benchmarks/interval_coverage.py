@@ -21,7 +21,6 @@ import common
 import numpy as np
 import pandas as pd
 from scipy.stats import trim_mean
-from tqdm import tqdm
 
 from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.statistics import FloatArray
@@ -63,14 +62,10 @@ def interquartile_mean(scores: FloatArray) -> FloatArray:
     return np.asarray(trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1))
 
 
-def percentile_interval(scores: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return low and high end by the bootstrap alone."""
-    return np.percentile(interquartile_mean(statistics.draw_runs(scores, 500, rng)), [2.5, 97.5])
-
-
 def compare(scores: FloatArray, rng: np.random.Generator) -> tuple[int, list[bool], list[bool], FloatArray]:
     """Return the leader, whether each rule, old and new, declares it above each other, and all percentile intervals."""
-    intervals = np.array([percentile_interval(own, rng) for own in scores])
+    bootstraps = [interquartile_mean(statistics.draw_runs(own, 500, rng)) for own in scores]
+    intervals = np.percentile(bootstraps, [2.5, 97.5], axis=1).T
     leader = int(interquartile_mean(scores).argmax())
     others = [index for index in range(len(scores)) if index != leader]
     p_values = statistics.compare_iqm({str(index): own for index, own in enumerate(scores)})
@@ -79,8 +74,10 @@ def compare(scores: FloatArray, rng: np.random.Generator) -> tuple[int, list[boo
     return leader, before, after, intervals
 
 
-def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> dict[str, Any]:
-    """Return the rates of a row; every fourth comparison, which is enough, is repeated with one better algorithm."""
+def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> list[dict[str, Any]]:
+    """Return the rates as a row; every fourth comparison, which is enough, is repeated with one better algorithm."""
+    # A twentieth of the usual number: each p-value is less exact, but their distribution is the same
+    statistics.PERMUTATIONS = 500
     rng = np.random.default_rng(0)
     true_scores = simulate(kind, (N_TRUE_RUNS, n_envs), rng)
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
@@ -101,7 +98,7 @@ def measure(kind: str, n_envs: int, n_seeds: int, n_sets: int) -> dict[str, Any]
             found["found before"].append(float(np.mean(before)) * (leader == 0))
             found["found after"].append(float(np.mean(after)) * (leader == 0))
     rates = {name: float(np.mean(values)) for name, values in found.items()}
-    return {"scores": kind, "environments": n_envs, "seeds": n_seeds, "n_sets": n_sets, **rates}
+    return [{"scores": kind, "environments": n_envs, "seeds": n_seeds, "n_sets": n_sets, **rates}]
 
 
 def make_page(results: pd.DataFrame) -> str:
@@ -120,26 +117,15 @@ def make_page(results: pd.DataFrame) -> str:
         "do not overlap.",
         "\n".join(f"- {kind}: {description}" for kind, description in KINDS.items()),
         common.make_table(table),
-        "## Provenance",
-        common.describe_provenance(results),
     ]
-    return "\n\n".join(parts) + "\n"
+    return common.make_page(parts, results)
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     path = options.results_dir / f"{NAME}.csv"
-    results = common.read_results(path, KEYS)
-    if not options.report_only:
-        made_by = common.make_provenance(NAME, arguments)
-        # A twentieth of the usual number: each p-value is less exact, but their distribution is the same
-        statistics.PERMUTATIONS = 500
-        done = set(results[KEYS].itertuples(index=False, name=None))
-        cells = [(*cell, options.n_sets) for cell in itertools.product(options.kinds, N_ENVS, N_SEEDS)]
-        for cell in tqdm([cell for cell in cells if cell not in done], unit="row"):
-            row = pd.DataFrame([measure(*cell)]).assign(**made_by)
-            results = common.replace_rows(results, row, KEYS)
-            common.write_text(path, results.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    cells = itertools.product([] if options.report_only else options.kinds, N_ENVS, N_SEEDS, [options.n_sets])
+    results = common.measure_missing(path, KEYS, cells, measure, arguments)
     common.write_results(path, results, make_page(results))
 
 

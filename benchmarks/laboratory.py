@@ -140,7 +140,7 @@ def make_page(results: pd.DataFrame) -> str:
         parts += [f"## {env_id}", common.make_table(scales)]
         if len(plain):
             parts += [f"Noise (trace of the covariance) relative to {REFERENCE}:", common.make_table(noises)]
-    return "\n\n".join([*parts, "## Provenance", common.describe_provenance(results)]) + "\n"
+    return common.make_page(parts, results)
 
 
 def write_scale(row: Mapping[Any, Any]) -> str:

@@ -140,10 +140,8 @@ def make_page(results: "pd.DataFrame") -> str:
         "## Time against batch size",
         common.make_table(times),
         "Medians over rounds in which the sizes take turns; an update is the policy's step and the critic's default epochs.",
-        "## Provenance",
-        common.describe_provenance(results),
     ]
-    return "\n\n".join(parts) + "\n"
+    return common.make_page(parts, results)
 
 
 def main(arguments: Sequence[str]) -> None:

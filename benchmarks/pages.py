@@ -41,7 +41,6 @@ SNAPSHOTS = (100_000, 300_000, 1_000_000)
 #: The comparisons whose environments are put together, and the algorithms that all of them have.
 OVERALL = ("classic", "mujoco")
 OVERALL_ALGORITHMS = ["reinforce", "reinforce-adam", "a2c", "ppo", "trpo"]
-OVERALL_TITLE = "All environments of classic and mujoco together"
 
 Table = list[dict[str, Any]]
 
@@ -87,8 +86,7 @@ def score_table(runs: pd.DataFrame, comparison: Comparison) -> Table:
         row = {"environment": env, "algorithm": algorithm, "budget": write_budget(own), "seeds": len(own)}
         row |= {LABELS[column]: write_scores(own[column].dropna().tolist()) for column in columns}
         if comparison.normalised:
-            scores = own["score"].tolist()
-            row["95 % interval"] = summary.write(statistics.mean_with_interval(scores), statistics.decimals(scores))
+            row["95 % interval"] = write_with_interval(own["score"])
         if comparison.to_threshold:
             row["reached"] = f"{np.isfinite(own['steps_to_threshold']).sum()} of {len(own)}"
             row["threshold"] = f"{own['threshold'].iloc[0]:g}"
@@ -202,27 +200,23 @@ def make_overall_page(comparisons: Sequence[pd.DataFrame]) -> str:
         for column, env in enumerate(together["env"].unique())
     ]
     steps = together.dropna(subset="equal_steps").groupby("env", sort=False)["equal_steps"].first()
-    return (
-        "\n\n".join(
-            [
-                f"# {OVERALL_TITLE}",
-                f"Scores with deterministic actions for the seeds {', '.join(map(str, seeds))}, which all comparisons have, "
-                "scaled so that random actions, and anything worse, score 0 and the best run of a comparison scores 1.",
-                "## With the whole budget",
-                *describe_overall(final, "final scores"),
-                "Means over the seeds for each environment:",
-                make_table(means),
-                "## At equal steps",
-                *describe_overall(equal, "scores at equal steps"),
-                "The same runs, read off their learning curves at the end of the shortest run in each environment: "
-                f"{summary.join(f'{n_steps:,.0f} ({env})' for env, n_steps in steps.items())}. Evaluations during a run have "
-                "fewer episodes than the final evaluation, and step sizes that decay with the budget have hardly decayed at "
-                "this point of a run that takes many steps in its time. Scaled by the best run at these steps.",
-                *describe_origin(together),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        "# All environments of classic and mujoco together",
+        f"Scores with deterministic actions for the seeds {', '.join(map(str, seeds))}, which all comparisons have, "
+        "scaled so that random actions, and anything worse, score 0 and the best run of a comparison scores 1.",
+        "## With the whole budget",
+        *describe_overall(final, "final scores"),
+        "Means over the seeds for each environment:",
+        make_table(means),
+        "## At equal steps",
+        *describe_overall(equal, "scores at equal steps"),
+        "The same runs, read off their learning curves at the end of the shortest run in each environment: "
+        f"{summary.join(f'{n_steps:,.0f} ({env})' for env, n_steps in steps.items())}. Evaluations during a run have "
+        "fewer episodes than the final evaluation, and step sizes that decay with the budget have hardly decayed at "
+        "this point of a run that takes many steps in its time. Scaled by the best run at these steps.",
+        *describe_origin(together),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def join(tables: Sequence[Mapping[str, np.ndarray]], seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -261,7 +261,7 @@ def make_page(results: pd.DataFrame) -> str:
             "except in the runs of commit 4f6881b659.",
             common.make_table(threshold_table(kinds["threshold"])),
         ]
-    return "\n\n".join([*parts, "## Provenance", common.describe_provenance(results)]) + "\n"
+    return common.make_page(parts, results)
 
 
 def main(arguments: Sequence[str]) -> None:

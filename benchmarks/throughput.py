@@ -16,7 +16,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import common
 import numpy as np
@@ -32,7 +32,6 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import make_envpool_vec_env
 
 NAME = "throughput"
-LEARNERS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO}
 CONFIGURATION = ["kind", "axis", "env", "engine", "n_envs", "n_steps", "width", "vec_normalize", "actions"]
 #: What is varied for the kind ``scaling``, one at a time.
 AXES = {
@@ -43,18 +42,10 @@ AXES = {
 BASE = {"n_envs": 8, "width": 64, "n_steps": 256}
 #: Random actions per environment that are drawn ahead, and then used repeatedly.
 N_PRESAMPLED = 1_000
-
-
-class Side(NamedTuple):
-    """
-    One of those that run in turn.
-
-    :param row: Configuration and algorithm.
-    :param run: Makes at least so many steps, and returns how many and in how many seconds.
-    """
-
-    row: dict[str, Any]
-    run: Callable[[int], tuple[int, float]]
+#: Makes at least so many steps, and returns how many and in how many seconds.
+Run = Callable[[int], tuple[int, float]]
+#: One of those that run in turn: its configuration and algorithm, and what it does.
+Side = tuple[dict[str, Any], Run]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +77,7 @@ def make_venv(env_id: str, engine: str, n_envs: int, vec_normalize: bool, seed: 
     return VecNormalize(venv) if vec_normalize else venv
 
 
-def learning(model: BaseAlgorithm) -> Callable[[int], tuple[int, float]]:
+def learning(model: BaseAlgorithm) -> Run:
     """Go on learning for at least so many steps; the last rollout is finished, and every step of it counts."""
 
     def run(n_steps: int) -> tuple[int, float]:
@@ -98,7 +89,7 @@ def learning(model: BaseAlgorithm) -> Callable[[int], tuple[int, float]]:
     return run
 
 
-def stepping(venv: VecEnv, choose_actions: Callable[[Any], np.ndarray]) -> Callable[[int], tuple[int, float]]:
+def stepping(venv: VecEnv, choose_actions: Callable[[Any], np.ndarray]) -> Run:
     """Step from a reset; choosing the actions is not timed."""
 
     def run(n_steps: int) -> tuple[int, float]:
@@ -136,15 +127,16 @@ def compare_learners(options: argparse.Namespace, row: dict[str, Any]) -> list[S
         venv = make_venv(options.env, options.engine, options.n_envs, options.vec_normalize, options.seed)
         return {"env": venv, "n_steps": options.n_steps, "seed": options.seed, "device": "cpu"}
 
+    batch_size = ppo_batch_size(options.n_steps * options.n_envs)
     models: dict[str, BaseAlgorithm] = {
-        name: learner("MlpPolicy", **arguments(), **({"batch_size": batch_size} if name == "ppo" else {}))
-        for batch_size in [ppo_batch_size(options.n_steps * options.n_envs)]
-        for name, learner in LEARNERS.items()
+        "reinforce": REINFORCE("MlpPolicy", **arguments()),
+        "a2c": A2C("MlpPolicy", **arguments()),
+        "ppo": PPO("MlpPolicy", batch_size=batch_size, **arguments()),
     }
     bare = arguments()["env"]
     actions = random_actions(bare, options.seed) if options.actions == "random" else policy_actions(models["reinforce"])
     sides = {"bare": stepping(bare, actions)} | {name: learning(model) for name, model in models.items()}
-    return [Side(row | {"algorithm": name}, run) for name, run in sides.items()]
+    return [(row | {"algorithm": name}, run) for name, run in sides.items()]
 
 
 def compare_recurrent(options: argparse.Namespace, row: dict[str, Any]) -> list[Side]:
@@ -161,7 +153,7 @@ def compare_recurrent(options: argparse.Namespace, row: dict[str, Any]) -> list[
         "reinforce-natural": REINFORCE(natural_gradient=True, **arguments()),
         "ppo_lstm": RecurrentPPO(**arguments()),
     }
-    return [Side(row | {"actions": "", "algorithm": name}, learning(model)) for name, model in models.items()]
+    return [(row | {"actions": "", "algorithm": name}, learning(model)) for name, model in models.items()]
 
 
 def compare_engines(options: argparse.Namespace, row: dict[str, Any]) -> list[Side]:
@@ -173,7 +165,7 @@ def compare_engines(options: argparse.Namespace, row: dict[str, Any]) -> list[Si
     sides = []
     for engine in ("dummy", "envpool"):
         venv = make_venv(options.env, engine, options.n_envs, options.vec_normalize, options.seed + 1)
-        sides.append(Side(row | {"engine": engine, "actions": "policy", "algorithm": "bare"}, stepping(venv, actions)))
+        sides.append((row | {"engine": engine, "actions": "policy", "algorithm": "bare"}, stepping(venv, actions)))
     return sides
 
 
@@ -199,8 +191,8 @@ def compare_sizes(options: argparse.Namespace, row: dict[str, Any]) -> list[Side
                 device="cpu",
             )
             own = row | size | {"axis": axis}
-            sides.append(Side(own | {"algorithm": "bare"}, stepping(bare, random_actions(bare, options.seed))))
-            sides.append(Side(own | {"algorithm": "reinforce"}, learning(model)))
+            sides.append((own | {"algorithm": "bare"}, stepping(bare, random_actions(bare, options.seed))))
+            sides.append((own | {"algorithm": "reinforce"}, learning(model)))
     return sides
 
 
@@ -216,11 +208,11 @@ def measure(sides: Sequence[Side], options: argparse.Namespace) -> list[dict[str
     rows = []
     with tqdm(total=len(sides) * (options.rounds + 1), desc=options.kind) as progress:
         for round_number in range(-1, options.rounds):
-            for side in sides:
-                steps, seconds = side.run(options.warmup_steps if round_number < 0 else options.steps)
+            for row, run in sides:
+                steps, seconds = run(options.warmup_steps if round_number < 0 else options.steps)
                 progress.update()
                 if round_number >= 0:
-                    rows.append(side.row | {"round": round_number, "steps": steps, "seconds": seconds})
+                    rows.append(row | {"round": round_number, "steps": steps, "seconds": seconds})
     return rows
 
 
@@ -251,12 +243,13 @@ def make_page(results: pd.DataFrame) -> str:
         "Bare is `VecEnv.step` alone, with random actions drawn ahead or with the actions of the policy of that round.",
     ]
     kinds = dict(list(results.groupby("kind", sort=False)))
-    if "learning" in kinds:
-        parts += ["## Learning", common.make_table(tabulate(kinds["learning"], "algorithm", "reinforce"))]
-    if "recurrent" in kinds:
-        parts += ["## Recurrent policies", common.make_table(tabulate(kinds["recurrent"], "algorithm", "reinforce"))]
-    if "engines" in kinds:
-        parts += ["## EnvPool beside DummyVecEnv", common.make_table(tabulate(kinds["engines"], "engine", "envpool"))]
+    for kind, title, side, reference in (
+        ("learning", "Learning", "algorithm", "reinforce"),
+        ("recurrent", "Recurrent policies", "algorithm", "reinforce"),
+        ("engines", "EnvPool beside DummyVecEnv", "engine", "envpool"),
+    ):
+        if kind in kinds:
+            parts += [f"## {title}", common.make_table(tabulate(kinds[kind], side, reference))]
     if "scaling" in kinds:
         parts.append("## Scaling")
         parts.append("The step size is 0, so all episodes are those of the random policy.")
@@ -264,7 +257,7 @@ def make_page(results: pd.DataFrame) -> str:
             rows = tabulate(own, "algorithm", "reinforce")
             columns = [str(axis), *(name for name in rows[0] if name not in CONFIGURATION)]
             parts.append(common.make_table([{name: row[name] for name in columns} for row in rows]))
-    return "\n\n".join([*parts, "## Provenance", common.describe_provenance(results)]) + "\n"
+    return common.make_page(parts, results)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ BASELINES = {
 }
 #: Seed of the first cities that all are evaluated on.
 FIRST_CITIES = 1_000_000
-KEY = ["algorithm", "seed", "budget", "steps"]
+KEY = ["algorithm", "seed", "budget"]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -130,22 +130,13 @@ each start. MaskablePPO is sb3-contrib's. Mean over seeds.
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    import pandas as pd
     import torch as th
 
     th.set_num_threads(1)
     path = options.results_dir / f"{NAME}.csv"
-    results = common.read_results(path, KEY)
-    provenance = common.make_provenance(NAME, arguments)
-    for seed in [] if options.report_only else options.seeds:
-        for algorithm in options.algorithms:
-            is_done = (results["algorithm"] == algorithm) & (results["seed"] == seed) & (results["budget"] == options.steps)
-            if not is_done.any():
-                rows = [row | provenance for row in train(algorithm, seed, options.steps, options.n_tours)]
-                results = common.replace_rows(results, pd.DataFrame(rows), KEY)
-                common.write_results(path, results, make_page(results))
+    runs = [(name, seed, options.steps) for seed in options.seeds for name in options.algorithms if not options.report_only]
+    results = common.measure_missing(path, KEY, runs, functools.partial(train, n_tours=options.n_tours), arguments)
     common.write_results(path, results, make_page(results))
-    print(make_page(results))
 
 
 if __name__ == "__main__":
