@@ -45,11 +45,7 @@ def needs_fewer(first: Result, second: Result) -> bool:
 
 
 def best_estimators(measurement: Measurement) -> tuple[set[str], set[str]]:
-    """
-    Find, for each target, the resolved estimator that needs the fewest episodes, and those that may need as few.
-
-    Estimators of different targets are not compared. Both are sets of keys.
-    """
+    """Find, for each target on its own, the resolved estimator that needs the fewest episodes, and those that may, as keys."""
     best, tied = set(), set()
     for target in {result.estimator.target for result in measurement.results.values()}:
         same = {key: one for key, one in measurement.results.items() if one.estimator.target == target}

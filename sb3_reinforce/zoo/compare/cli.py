@@ -190,9 +190,7 @@ def parse_pairs(words: Sequence[str], flag: str) -> dict[str, str]:
 def choose_thresholds(env_ids: Sequence[str], chosen: dict[str, str]) -> dict[str, float]:
     """Find the score to reach by environment: that of the command line, or that of the registration, if it has one."""
     thresholds = {
-        env_id: float(spec.reward_threshold)
-        for env_id in env_ids
-        if (spec := gym.registry.get(env_id)) is not None and spec.reward_threshold is not None
+        env_id: float(threshold) for env_id in env_ids if (threshold := gym.spec(env_id).reward_threshold) is not None
     }
     for env_id, score in chosen.items():
         if env_id not in env_ids:

@@ -122,12 +122,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dict[str, dict[str, dict[str, Any]]]:
-    """
-    Read the hyperparameters of every pair, and check that every algorithm can be made for every environment.
-
-    :return: Hyperparameters by environment and name, without algorithms that have no such action space.
-    :raises UserError: Names all problems at once.
-    """
+    """Read the entries of ``Settings`` and make every algorithm for every environment, or raise with all problems at once."""
     for env_id in env_ids:
         check_environment(env_id)
     known = [*ALGOS, *(f"{algo}-{short_name}" for algo in ALGOS for short_name in shipped_configurations(algo))]

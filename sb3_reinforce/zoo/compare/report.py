@@ -21,11 +21,7 @@ MAX_ROWS = 12
 
 
 def write_report(folder: Path, results: Results, arguments: Sequence[str], failures: dict[str, str]) -> None:
-    """
-    Write all files of the report into the folder of a comparison.
-
-    ``arguments`` is the command line that made the results, without the program, and ``failures`` says why runs failed.
-    """
+    """Write all files of the report, with the ``arguments`` of the command and the reasons of the runs that failed by name."""
     for name, table in (("results", results.runs), ("curves", results.curves)):
         write_file(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     scores = {} if results.runs.empty else results.normalised()

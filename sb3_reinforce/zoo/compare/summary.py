@@ -31,11 +31,7 @@ class Ranking(NamedTuple):
 
 
 def findings(results: Results, overall: Overall | None, rankings: Mapping[str, Ranking]) -> list[str]:
-    """
-    Say at most five things, one claim each.
-
-    A difference is claimed only where a test finds it, corrected for the number of comparisons.
-    """
+    """Say at most five things, one claim each: differences only where a test finds them, corrected for their number."""
     if results.runs.empty:
         return ["No run is finished, so there is nothing to compare. The reasons are listed below."]
     sentences = []
