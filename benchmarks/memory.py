@@ -31,15 +31,12 @@ DEFAULT_SIZES = [1_000 * 2**exponent for exponent in range(9)]
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = common.make_parser(__doc__)
-    parser.add_argument(
-        "--steps", type=common.positive_int, default=1_000_000, help="steps of the rollout whose memory is measured"
-    )
-    parser.add_argument("--micro-batch-size", type=common.positive_int, default=16_384, help="micro_batch_size of REINFORCE")
-    parser.add_argument(
-        "--sizes", type=common.positive_int, nargs="+", default=DEFAULT_SIZES, help="batch sizes to time updates of"
-    )
-    parser.add_argument("--rounds", type=common.positive_int, default=5, help="times that all sizes are timed in turn")
-    parser.add_argument("--measure-rollout", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--steps", type=common.positive_int, default=1_000_000, help="steps of the rollout whose memory is measured")
+    add("--micro-batch-size", type=common.positive_int, default=16_384, help="micro_batch_size of REINFORCE")
+    add("--sizes", type=common.positive_int, nargs="+", default=DEFAULT_SIZES, help="batch sizes to time updates of")
+    add("--rounds", type=common.positive_int, default=5, help="times that all sizes are timed in turn")
+    add("--measure-rollout", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

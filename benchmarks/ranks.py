@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import common
 import pandas as pd
@@ -47,17 +48,14 @@ def env_and_score(text: str) -> tuple[str, float]:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = common.make_parser(__doc__)
-    parser.add_argument("--env", nargs="*", default=["CartPole-v1", "LunarLander-v3", "HalfCheetah-v5"], help="environments")
-    parser.add_argument("--processes", type=common.positive_int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument(
-        "--rounds", type=common.positive_int, default=5, help="times that each number of processes has its turn"
-    )
-    parser.add_argument(
-        "--steps", type=common.positive_int, default=40_000, help="environment steps of each process per round"
-    )
-    parser.add_argument("--n-envs", type=common.positive_int, default=8, help="environments of each process, in a DummyVecEnv")
-    parser.add_argument("--n-steps", type=common.positive_int, default=256, help="steps of each environment per update")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--env", nargs="*", default=["CartPole-v1", "LunarLander-v3", "HalfCheetah-v5"], help="environments")
+    add("--processes", type=common.positive_int, nargs="+", default=[1, 2], help="numbers of processes")
+    add("--rounds", type=common.positive_int, default=5, help="times that each number of processes has its turn")
+    add("--steps", type=common.positive_int, default=40_000, help="environment steps of each process per round")
+    add("--n-envs", type=common.positive_int, default=8, help="environments of each process, in a DummyVecEnv")
+    add("--n-steps", type=common.positive_int, default=256, help="steps of each environment per update")
+    add(
         "--threshold",
         type=env_and_score,
         nargs="*",
@@ -65,10 +63,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="ENV=SCORE",
         help="mean of the last 100 training episodes to reach, with the entry of hyperparams/reinforce.yml",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)), help="seeds of the runs to a threshold")
-    parser.add_argument(
-        "--max-steps", type=common.positive_int, default=2_000_000, help="steps after which such a run is given up"
-    )
+    add("--seeds", type=int, nargs="+", default=list(range(3)), help="seeds of the runs to a threshold")
+    add("--max-steps", type=common.positive_int, default=2_000_000, help="steps after which such a run is given up")
     return parser.parse_args(arguments)
 
 
@@ -88,11 +84,8 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
         finally:
             seconds.append(time.perf_counter() - start)
 
-    setattr(owner, name, noting)
-    try:
+    with mock.patch.object(owner, name, noting):
         yield seconds
-    finally:
-        setattr(owner, name, original)
 
 
 class StopAtThreshold(BaseCallback):

@@ -50,25 +50,24 @@ Side = tuple[dict[str, Any], Run]
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = common.make_parser(__doc__)
-    parser.add_argument("kind", choices=["learning", "recurrent", "engines", "scaling"], help="what is measured")
-    parser.add_argument("--env", default="CartPole-v1", help="environment id")
-    parser.add_argument("--engine", choices=["dummy", "envpool"], default="dummy", help="what steps the environments")
-    parser.add_argument("--n-envs", type=common.positive_int, default=8, help="environments that are stepped together")
-    parser.add_argument("--n-steps", type=common.positive_int, default=64, help="steps of each environment per update")
-    parser.add_argument("--vec-normalize", action="store_true", help="normalise observations and rewards with VecNormalize")
-    parser.add_argument(
+    add = parser.add_argument
+    add("kind", choices=["learning", "recurrent", "engines", "scaling"], help="what is measured")
+    add("--env", default="CartPole-v1", help="environment id")
+    add("--engine", choices=["dummy", "envpool"], default="dummy", help="what steps the environments")
+    add("--n-envs", type=common.positive_int, default=8, help="environments that are stepped together")
+    add("--n-steps", type=common.positive_int, default=64, help="steps of each environment per update")
+    add("--vec-normalize", action="store_true", help="normalise observations and rewards with VecNormalize")
+    add(
         "--actions",
         choices=["random", "policy"],
         default="random",
         help="actions of the bare stepping: random, or those of the REINFORCE model as it is in that round; not timed",
     )
-    parser.add_argument(
-        "--train-steps", type=common.positive_int, default=300_000, help="of the policy that steps the engines"
-    )
-    parser.add_argument("--steps", type=common.positive_int, default=20_000, help="environment steps per round")
-    parser.add_argument("--warmup-steps", type=common.positive_int, default=5_000, help="steps before the first round")
-    parser.add_argument("--rounds", type=common.positive_int, default=5, help="times that all run in turn")
-    parser.add_argument("--seed", type=int, default=0, help="seed of environments and models")
+    add("--train-steps", type=common.positive_int, default=300_000, help="of the policy that steps the engines")
+    add("--steps", type=common.positive_int, default=20_000, help="environment steps per round")
+    add("--warmup-steps", type=common.positive_int, default=5_000, help="steps before the first round")
+    add("--rounds", type=common.positive_int, default=5, help="times that all run in turn")
+    add("--seed", type=int, default=0, help="seed of environments and models")
     return parser.parse_args(arguments)
 
 
