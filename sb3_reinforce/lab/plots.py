@@ -68,14 +68,14 @@ def wrap(text: str, width: float, size: float = 10) -> str:
     return textwrap.fill(text, max(8, int(width * 72 / (0.58 * size))))
 
 
-def legend_below(figure: Figure | SubFigure, handles: Sequence[Line2D], width: float, **settings: Any) -> None:
+def legend_below(figure: Figure | SubFigure, handles: Sequence[Line2D], width: float) -> None:
     """Put one legend below all charts of a figure, in as many columns as fit, and make the figure higher by its rows."""
     if handles:
         longest = 0.55 + 0.085 * max(len(str(handle.get_label())) for handle in handles)
         n_columns = max(1, min(len(handles), int(width / longest)))
         if isinstance(figure, Figure):
             figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // n_columns))
-        figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=9, frameon=False, **settings)
+        figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=9, frameon=False)
 
 
 def name_handles(styles: Mapping[str, Style]) -> list[Line2D]:

@@ -34,7 +34,7 @@ def decimals(values: Sequence[float]) -> int:
     return max(2 - math.floor(math.log10(span)), 1 if span < 1000.0 else 0)
 
 
-def mean_with_interval(values: Sequence[float]) -> Interval:
+def mean_with_interval(values: Sequence[float] | FloatArray) -> Interval:
     """Return the mean over seeds with Student's interval: a percentile bootstrap of three or five values is too narrow."""
     mean = float(np.mean(values))
     if len(values) < 2:
