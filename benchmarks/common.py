@@ -151,8 +151,8 @@ def describe_provenance(results: "pd.DataFrame") -> str:
 
 
 def make_page(parts: Iterable[str], results: "pd.DataFrame") -> str:
-    """Join the paragraphs of a page, of which the last says what made the runs."""
-    return "\n\n".join([*parts, "## What made the runs", describe_provenance(results)]) + "\n"
+    """Join the paragraphs of a page, and add the provenance of the runs."""
+    return "\n\n".join([*parts, "## Provenance", describe_provenance(results)]) + "\n"
 
 
 def make_table(rows: Sequence[Mapping[str, Any]]) -> str:
