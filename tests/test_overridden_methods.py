@@ -176,6 +176,27 @@ def test_a_forward_that_acts_otherwise_is_refused():
         make_model(Tempered).learn(1)
 
 
+@pytest.mark.parametrize("base", PLAIN)
+def test_forward_does_not_act_beside_an_overridden_distribution(base):
+    class Both(BASES[base]):
+        def forward(self, obs, deterministic=False):
+            calls.append(len(obs))
+            return super().forward(obs, deterministic)
+
+        def get_distribution(self, obs):
+            return super().get_distribution(obs)
+
+    class NotCalled(BaseCallback):
+        def _on_step(self):
+            assert calls == []
+            return True
+
+    calls = []
+    make_model(Both).learn(1, callback=NotCalled())
+    # Its values are used when the rollout is over
+    assert calls == [10]
+
+
 @pytest.mark.parametrize(
     ("action_space", "use_sde"),
     [
