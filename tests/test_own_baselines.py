@@ -365,6 +365,8 @@ def test_the_deterministic_episode_is_that_of_predict():
         assert rewards.tolist() == [1.0] * n
     n_greedy = sum(map(len, batch.greedy_rewards))
     assert model.num_timesteps >= model.rollout_buffer.n_counted_steps + n_greedy
+    counted = model.rollout_buffer.n_counted_steps / model.num_timesteps
+    assert model.logger.name_to_value["rollout/discarded_fraction"] == 1.0 - counted
     assert len(model.ep_info_buffer) == 3, "the deterministic episodes are no training episodes"
 
 
