@@ -45,16 +45,16 @@ class REINFORCE(SavedWhole, DerivedArguments):
     """
     REINFORCE, the Monte Carlo policy gradient (Williams 1992; Sutton & Barto 2018, section 13.3 and 13.4).
 
-    An update collects whole episodes with the current policy, computes their returns, subtracts a baseline, takes one
-    gradient step on ``-(advantage * log_prob)`` minus the entropy bonus, throws the data away, and only then fits the
-    learned baseline, if there is one. With ``natural_gradient`` that step is measured by how much it changes the policy.
+    An update collects whole episodes with the current policy, computes their returns, subtracts a baseline, takes one gradient
+    step on ``-(advantage * log_prob)`` minus the entropy bonus, throws the data away, and only then fits the learned baseline,
+    if there is one. With ``natural_gradient``, the length of that step is set by how much it changes the policy.
 
     An episode counts if it *started* while the budget (``n_steps`` or ``n_episodes``) was open, and every counted episode
     is finished and used whole.
 
     With ``n_episodes``, ``loss_reduction="episode"`` and any baseline but ``"mean"``, the expected gradient, before clipping
     and before any optimizer, is that of the discounted objective (with ``discounted_weighting=True`` or ``gamma=1``). The
-    defaults are the estimator that every library uses, a mean over steps that does not discount the states, which is the
+    defaults give the estimator that every library uses, a mean over steps that does not discount the states; it is the
     gradient of no objective. ``docs/exactness.md`` lists every bias with its size.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class;
@@ -63,78 +63,79 @@ class REINFORCE(SavedWhole, DerivedArguments):
     :param learning_rate: Step size of the policy, in any form that ``ent_coef`` takes. With one gradient step per rollout, ten
         times PPO's default or more is usual.
     :param n_steps: Budget of a rollout in steps of each environment: episodes that start before it is used up are finished,
-        and an environment that is done waits for the others. Their number is random, which biases the mean over episodes by
-        O(1 / number), and with a baseline that compares episodes their sum as well. 256 if neither ``n_steps`` nor
-        ``n_episodes`` is given.
+        and an environment that is done waits for the others. The number of episodes is random, which biases the mean over
+        episodes by O(1 / number) and, with a baseline that compares episodes, their sum as well. 256 if neither ``n_steps``
+        nor ``n_episodes`` is given.
     :param n_episodes: Budget of a rollout in episodes, over all environments, in the order in which they start (at the same
         step: in the order of the environments).
-    :param episodes_per_start: So many episodes start from the same seed, with which the environments are reset: those of a
-        ``DummyVecEnv`` or ``SubprocVecEnv``, in waves if there are more episodes than environments. Divides ``n_episodes``.
-        The gradient stays unbiased, as actions are drawn independently of the environment's noise. None: random starts.
+    :param episodes_per_start: Number of episodes that start from the same seed, in waves if there are more episodes than
+        environments, which must be those of a ``DummyVecEnv`` or ``SubprocVecEnv``. Divides ``n_episodes``. The gradient stays
+        unbiased, because actions are drawn independently of the environment's noise. None: random starts.
     :param gamma: Discount factor inside the return, in [0, 1].
     :param gae_lambda: 1 is Monte Carlo. Below 1 the advantage is Schulman et al.'s generalized estimate: it needs
         ``baseline="value"``, is biased by the critic, and is no longer REINFORCE.
-    :param return_type: ``"reward_to_go"``: each action is credited with what came after it (Sutton & Barto 2018, eq. 13.8).
-        ``"episode"``: with the whole episode's return (Williams 1992), which is noisier, and has the same expectation with
-        ``discounted_weighting=True``.
+    :param return_type: ``"reward_to_go"``: each action is credited with the rewards that follow it (Sutton & Barto 2018, eq.
+        13.8). ``"episode"``: with the return of the whole episode (Williams 1992), which is noisier and has the same
+        expectation with ``discounted_weighting=True``.
     :param discounted_weighting: Weight step t by ``gamma**t``, as the gradient of the discounted objective does (Sutton &
-        Barto 2018, section 13.3). Off by default, as everywhere, since late steps then count for almost nothing. Makes no
-        difference with ``return_type="episode"``.
+        Barto 2018, section 13.3). Off by default, as in other libraries, since it makes late steps count for almost nothing.
+        Makes no difference with ``return_type="episode"``.
     :param baseline: What is subtracted from the returns: ``"value"``: learned V(s); ``"leave_one_out"``: mean over the other
-        episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch, biased,
-        as it contains the episode's own return; None: nothing; ``"moving_average"``, ``"linear"``, ``"optimal"``,
-        ``"greedy"``, ``"group"``: see ``docs/baselines.md``. Or one of your own: an instance of a class derived from
+        episodes; ``"time_step"``: mean over the other episodes at the same time step; ``"mean"``: mean of the batch, biased
+        because it contains the episode's own return; None: nothing; ``"moving_average"``, ``"linear"``, ``"optimal"``,
+        ``"greedy"``, ``"group"``: see ``docs/baselines.md``. Or a custom baseline: an instance of a subclass of
         ``functional.baselines.Baseline``, or its class path, ``"my_module:MyBaseline"``.
     :param normalize_advantage: Subtract the mean of the advantages and divide by their standard deviation: the step no longer
-        depends on the scale of the rewards, and is biased for finite batches.
+        depends on the scale of the rewards, but is biased for finite batches.
     :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode, mean
         over episodes, as in the policy gradient theorem. They differ by the mean episode length, which is random.
     :param ent_coef: Coefficient of the entropy bonus: a float, a function of the progress remaining, or ``"lin_0.01"`` for a
         linear decay from 0.01 to 0. In the loss, the bonus follows the gradient of no objective.
-    :param entropy_in_return: Add ``-ent_coef * log_prob`` of each action to its reward (the maximum-entropy objective, Levine
-        2018, eq. 9) instead: its gradient is exact where that of the return is.
-    :param bootstrap_at_time_limit: With a critic that was fitted before, an episode that a time limit cut
-        (``TimeLimit.truncated``) goes on with the value of its true final observation. Otherwise the limit is the end of the
-        episode (the finite-horizon objective).
-    :param vf_coef: Factor of the critic's loss in its own gradient steps.
-    :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step. More of them fit better and cost
-        time.
+    :param entropy_in_return: Instead of the bonus in the loss, add ``-ent_coef * log_prob`` of each action to its reward (the
+        maximum-entropy objective, Levine 2018, eq. 9): its gradient is exact where the gradient of the return is.
+    :param bootstrap_at_time_limit: Bootstrap an episode that a time limit cut (``TimeLimit.truncated``) with the value of its
+        true final observation, once the critic has been fitted. Otherwise the time limit is the end of the episode (the
+        finite-horizon objective).
+    :param vf_coef: Coefficient of the critic's loss in its separate gradient steps.
+    :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step. More passes fit better and take
+        longer.
     :param critic_batch_size: Steps per gradient step of the critic; None for the whole rollout.
     :param critic_learning_rate: Step size of the critic, in any form that ``ent_coef`` takes; None for ``learning_rate``.
-    :param natural_gradient: Take the one step of an update along the natural gradient (Kakade 2001), so far that it changes
-        the policy by ``target_kl``, whatever the size of the gradient, which biases the expected step. ``learning_rate`` and
-        ``max_grad_norm`` then rule only the critic.
-    :param target_kl: With ``natural_gradient``, the KL divergence that a step shall make (its quadratic estimate, in nats), in
-        any form that ``ent_coef`` takes. As in sb3-contrib's TRPO it is a mean over steps and over the dimensions of a Box or
-        MultiBinary action. Longer steps learn faster, shorter ones are steadier. The exact divergence stays below 1.5 times
-        this.
-    :param cg_max_steps: With ``natural_gradient``, steps of the conjugate gradient method that finds the direction; 10 as in
+    :param natural_gradient: Take the policy's step along the natural gradient (Kakade 2001), scaled to change the policy by
+        ``target_kl`` whatever the size of the gradient, which biases the expected step. ``learning_rate`` and
+        ``max_grad_norm`` then apply only to the critic.
+    :param target_kl: With ``natural_gradient``, the target KL divergence of each step (its quadratic estimate, in nats), in
+        any form that ``ent_coef`` takes. As in sb3-contrib's TRPO, it is a mean over steps and over the dimensions of a Box or
+        MultiBinary action. Larger values learn faster, smaller ones more steadily. The exact divergence stays below 1.5 times
+        this value.
+    :param cg_max_steps: With ``natural_gradient``, maximum number of conjugate gradient steps to find the direction; 10 as in
         TRPO (Schulman et al. 2015, appendix C).
-    :param cg_damping: With ``natural_gradient``, added to the diagonal of the Fisher matrix of that divergence; 0.1 as in
-        TRPO. It turns the direction towards that of the gradient, and unlike in TRPO it does not change the step's length.
-    :param fisher_max_steps: With ``natural_gradient``, steps from which the Fisher matrix is estimated, a random subset (of a
-        recurrent policy: whole episodes). More of them cost time. None for all.
+    :param cg_damping: With ``natural_gradient``, damping added to the diagonal of the Fisher matrix of that divergence; 0.1 as
+        in TRPO. It turns the direction towards the gradient and, unlike in TRPO, does not change the length of the step.
+    :param fisher_max_steps: With ``natural_gradient``, number of steps from which the Fisher matrix is estimated, a random
+        subset (for a recurrent policy: whole episodes). More steps take longer. None for all.
     :param policy_averaging: Decay in (0, 1) of an exponential moving average of the policy's parameters over updates (Polyak &
-        Juditsky 1992), with which ``predict`` answers, while ``policy`` acts and learns. 0.8 averages over about five updates.
-    :param micro_batch_size: Compute the gradient as a sum over micro-batches of so many steps: the same gradient in bounded
-        memory. None for a single one, or for fewer steps where logits would take more than 32 MiB. Of a recurrent policy they
-        are made of whole episodes.
-    :param max_rollout_steps: Bound on the steps of each environment in one rollout, where running episodes are cut with a
-        warning, which biases the gradient. None for no bound if all environments have a time limit, else for 50,000 steps
+        Juditsky 1992). ``predict`` uses the average, while ``policy`` acts and learns. 0.8 averages over about five updates.
+    :param micro_batch_size: Number of steps per micro-batch: the gradient is summed over micro-batches, the same gradient in
+        bounded memory. None for a single one, or for smaller ones where the logits would take more than 32 MiB. For a
+        recurrent policy, they consist of whole episodes.
+    :param max_rollout_steps: Bound on the steps of each environment in one rollout. Episodes still running are cut there with
+        a warning, which biases the gradient. None for no bound if all environments have a time limit, else for 50,000 steps
         beyond ``n_steps``, or beyond ``n_episodes`` episodes of 1,000 steps.
-    :param max_grad_norm: The maximum norm of the policy's gradient, and separately of the critic's. Clipping biases the
-        expected step, against rare large rewards. ``float("inf")`` for no clipping.
-    :param use_masking: Whether the environment says which actions are valid (``rollout.action_masks.find_mask_source`` lists
-        how). The others have probability 0 and no part in the gradient. Discrete, MultiDiscrete or MultiBinary actions only.
-    :param distributed: Whether this is one of several processes that torchrun started, which train one policy with one
-        gradient. ``n_steps`` stays a budget of each environment, ``n_episodes`` is a total. Callbacks, logs and files are
-        those of process 0. Not saved.
+    :param max_grad_norm: Maximum norm of the policy's gradient and, separately, of the critic's. Clipping biases the expected
+        step against rare large rewards. ``float("inf")`` for no clipping.
+    :param use_masking: Whether to use the environment's action masks (``rollout.action_masks.find_mask_source`` lists the
+        sources). Invalid actions have probability 0 and no part in the gradient. Discrete, MultiDiscrete or MultiBinary
+        actions only.
+    :param distributed: Whether this is one of several processes, started by torchrun, that train one policy with one gradient.
+        ``n_steps`` stays a budget per environment, ``n_episodes`` is the total. Process 0 runs callbacks and writes logs and
+        files. Not saved.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE). Unless ``sde_sample_freq=1`` the gradient is
         biased: steps that share a noise matrix are scored as if each had its own (``docs/exactness.md``).
     :param sde_sample_freq: Sample a new noise matrix of gSDE every n steps, and at the start of every episode; -1: only then.
-    :param rollout_buffer_class: Derived from ``EpisodeRolloutBuffer`` or ``DictEpisodeRolloutBuffer``; None to choose.
+    :param rollout_buffer_class: Subclass of ``EpisodeRolloutBuffer`` or ``DictEpisodeRolloutBuffer``; None to choose.
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
-    :param stats_window_size: Number of counted episodes that the logged success rate, length and reward are means of.
+    :param stats_window_size: Counted episodes over which the logged success rate, episode length and reward are averaged.
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
     :param verbose: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug messages
@@ -308,7 +309,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
 
     @property
     def averaged_policy(self) -> ActorCriticPolicy:
-        """The policy with which ``predict`` answers: the moving average over updates, or ``policy`` itself without one."""
+        """The policy that ``predict`` uses: the moving average over updates, or ``policy`` itself without one."""
         return self.policy if self.policy_averaging is None else self.policy_average.module
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
@@ -318,10 +319,10 @@ class REINFORCE(SavedWhole, DerivedArguments):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
-        Seed the generators of Python, NumPy, PyTorch, the environment and the model's own, which samples the actions.
+        Seed the generators of Python, NumPy, PyTorch and the environment, and the model's, which samples the actions.
 
-        :param seed: None to seed the model's alone, from PyTorch's. Each process goes on from it as if its environments came
-            after those of the processes before.
+        :param seed: The seed; None to seed only the model's generator, from PyTorch's. Each process offsets it as if its
+            environments followed those of the preceding processes.
         """
         if seed is not None:
             seed = (seed + self._synchronization.processes.rank * self.n_envs) % 2**32
@@ -334,11 +335,11 @@ class REINFORCE(SavedWhole, DerivedArguments):
         """
         Collect whole episodes with the current policy: those that start while the budget is open.
 
-        While the last of them are finished, the other environments stand still: they are neither stepped nor counted, and a
-        callback finds which in the local ``is_idle``. A ``VecEnv`` that can only step all (another than a ``DummyVecEnv`` or
-        ``SubprocVecEnv`` in SB3's own wrappers) makes these steps, which count in ``num_timesteps`` and are not used.
+        While the last episodes finish, the other environments are idle, neither stepped nor counted; callbacks find which in
+        the local ``is_idle``. A ``VecEnv`` that can only step all environments (any but a ``DummyVecEnv`` or ``SubprocVecEnv``
+        in SB3's own wrappers) steps them too: these steps count in ``num_timesteps`` but are not used.
 
-        :param n_rollout_steps: The budget in steps per environment; unused if ``n_episodes`` rules.
+        :param n_rollout_steps: The budget in steps per environment; unused if ``n_episodes`` is set.
         :return: True if all counted episodes are complete (or were cut at the bound), False if the callback stopped early.
         :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask is missing or cannot be used;
             names the environment and the step.
@@ -371,7 +372,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
         processes = self._synchronization.processes
         n_envs = env.num_envs * processes.size
         bound = find_bound(self.max_rollout_steps, self._time_limit, self.n_steps, self.n_episodes, n_envs)
-        # Of a start all episodes are collected in one process
+        # All episodes of a start are collected in the same process
         each, n_episodes = self.episodes_per_start or 1, self.n_episodes
         n_episodes = None if n_episodes is None else each * processes.share(n_episodes // each)
         quota = EpisodeQuota(n_rollout_steps, n_episodes)
@@ -387,12 +388,12 @@ class REINFORCE(SavedWhole, DerivedArguments):
         self.logger.record("rollout/episodes", rollout.n_episodes)
         self.logger.record("rollout/discarded_fraction", 1.0 - rollout_buffer.n_counted_steps / rollout.n_steps)
         if self._total_timesteps > 0:
-            # As learn will do: a callback finds the entropy coefficient of the update in the returns
+            # As learn will do, so that callbacks see the update's entropy coefficient in the returns
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         return rollout
 
     def _evaluate_rollout(self, rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer) -> None:
-        """Compute what the update needs of the policy that acted. SB3's arrays in the buffer follow from it."""
+        """Evaluate the policy that acted, as the update needs it. SB3's arrays in the buffer follow from the outputs."""
         evaluator, batch = make_evaluator(self.policy, self.micro_batch_size), rollout_buffer.whole_episodes()
         outputs = evaluate_rollout(evaluator, batch, self._baseline, self._n_updates > 0, self.entropy_in_return)
         rollout_buffer.set_outputs(outputs, evaluator, self.estimator, self._ent_coef_in_return)
@@ -418,7 +419,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
         Choose actions with ``averaged_policy``, as ``BaseAlgorithm.predict`` does with ``policy``.
 
         :param action_masks: Valid actions, shape ``(n_options,)``, or ``(n_envs, n_options)`` for several observations. With
-            ``use_masking``, an observation that carries its mask needs none.
+            ``use_masking``, not needed for observations that contain their mask.
         :return: The actions, and the next hidden states of a recurrent policy.
         :raises ValueError: If a mask has the wrong shape or type, or allows no action.
         """
@@ -430,15 +431,15 @@ class REINFORCE(SavedWhole, DerivedArguments):
             return policy.predict(observation, state, episode_start, deterministic)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout finishes its episodes, and schedules are not made for what lies beyond their end
+        # The last rollout finishes its episodes beyond total_timesteps, where schedules are not defined
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def train(self) -> None:
         """
         Take one gradient step on the counted episodes, then fit the learned baseline on their returns.
 
-        Batch normalisation and dropout stay in evaluation mode, as while acting. Whatever is raised, policy, optimizer,
-        average and ``_n_updates`` are then as before the update.
+        Batch normalisation and dropout stay in evaluation mode, as while acting. After any exception, policy, optimizer,
+        average and ``_n_updates`` are as before the update.
 
         :raises ValueError: If a loss or a gradient is NaN or infinite.
         """
@@ -500,7 +501,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
     def _policy_step(
         self, evaluator: PolicyEvaluator, batch: EpisodeBatch, gradient: PolicyGradient, partition: Partition
     ) -> None:
-        """Take the one step of the update."""
+        """Take the policy step of the update."""
         self.logger.record("train/policy_loss", gradient.policy_loss)
         self.logger.record("train/entropy_loss", -gradient.entropy)
         max_grad_norm = float("inf") if self.natural_gradient else self.max_grad_norm
@@ -530,8 +531,8 @@ class REINFORCE(SavedWhole, DerivedArguments):
         """
         Train, as ``BaseAlgorithm.learn`` does.
 
-        :param total_timesteps: Steps of all environments. As in SB3, a rollout that has begun is finished: the last one may
-            take more steps, however few are left.
+        :param total_timesteps: Total steps of all environments. As in SB3, a rollout that has begun is finished: the last one
+            may exceed this number, however few steps are left.
         :return: The model.
         :raises ValueError: If a reward, an observation, a loss or a gradient is NaN or infinite; or if processes differ.
         :raises ProcessError: If anything fails in any of several processes, or one of them is gone.
