@@ -1,9 +1,9 @@
 """
-What is subtracted from the returns: the class of all baselines, and pure functions on arrays for those that come with it.
+What is subtracted from the returns: the base class of all baselines, and the built-in ones as pure functions on arrays.
 
 Subtracting a baseline leaves the expected gradient unchanged as long as its product with the score of the step has mean zero,
-as it has where the baseline does not depend on the action taken there (Williams 1992; Sutton & Barto 2018, eq. 13.10). The
-layout of the arrays is that of ``returns``.
+which holds if the baseline does not depend on the action taken there (Williams 1992; Sutton & Barto 2018, eq. 13.10). Arrays
+have the layout of ``returns``.
 """
 
 import dataclasses
@@ -32,33 +32,33 @@ from sb3_reinforce.functional.returns import (
 @dataclass(frozen=True, eq=False)
 class Episodes:
     """
-    Whole episodes, one after another, as a baseline sees them: those of all processes. The arrays must not be changed.
+    The whole episodes of all processes, one after another, as a baseline sees them. The arrays must not be changed.
 
-    :param rewards: Of each step, with what the estimator adds to them (entropy, what followed a cut episode), shape
+    :param rewards: Reward of each step, with what the estimator adds (entropy, what followed a cut episode), shape
         ``(n_steps,)``.
     :param lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :param returns: What the baseline is subtracted from: the reward-to-go of each step, or with ``return_type="episode"`` the
+    :param returns: What the baseline is subtracted from: the reward-to-go of each step or, with ``return_type="episode"``, the
         return of its whole episode, shape ``(n_steps,)``.
-    :param rewards_to_go: Of each step, shape ``(n_steps,)``.
+    :param rewards_to_go: Reward-to-go of each step, shape ``(n_steps,)``.
     :param gamma: Discount factor of the returns.
     :param return_type: ``"reward_to_go"`` or ``"episode"``.
     :param values: The critic's V(s) of each step, shape ``(n_steps,)``; None unless ``needs_critic``.
-    :param observations: What was acted on, without action masks, shape ``(n_steps, *obs_shape)``, or a dict of such arrays;
-        None unless ``needs_observations``.
-    :param actions: As the policy drew them, shape ``(n_steps, *action_shape)``; None unless ``needs_observations``.
+    :param observations: The policy's observations, without action masks, shape ``(n_steps, *obs_shape)``, or a dict of such
+        arrays; None unless ``needs_observations``.
+    :param actions: Actions as the policy sampled them, shape ``(n_steps, *action_shape)``; None unless ``needs_observations``.
     :param action_masks: Shape ``(n_steps, n_options)``, True for valid actions; None without masks, or unless
         ``needs_observations``.
     :param distribution: The policy's distribution at every step, on the CPU: PyTorch's ``Categorical``, ``Bernoulli`` or
-        ``Normal`` of ``n_steps`` rows (with squashed actions the Gaussian below), a list of ``Categorical`` for MultiDiscrete
-        actions; None unless ``needs_distribution``.
-    :param score_products: Of each episode the inner products of ``S = sum_t w_t s_t``, where ``s_t`` is the score of a step
-        and ``w_t`` its weight, with ``sum_t w_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``; None unless
+        ``Normal`` with ``n_steps`` rows (for squashed actions, the Gaussian before squashing), or a list of ``Categorical``
+        for MultiDiscrete actions; None unless ``needs_distribution``.
+    :param score_products: Inner products of each episode's ``S = sum_t w_t s_t``, where ``s_t`` is the score of a step and
+        ``w_t`` its weight, with ``sum_t w_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``; None unless
         ``needs_scores``.
-    :param starts: With ``episodes_per_start`` the number of the start of each episode, from 0, shape ``(n_episodes,)``;
-        episodes with the same one were reset with the same seed. None otherwise.
-    :param greedy_rewards: Of each step of one episode of the deterministic policy from each start, shape
+    :param starts: With ``episodes_per_start``, the index of each episode's start, from 0, shape ``(n_episodes,)``; episodes
+        with the same index were reset with the same seed. None otherwise.
+    :param greedy_rewards: Reward of each step of the deterministic policy's episodes, one from each start, shape
         ``(n_greedy_steps,)``; None unless ``needs_greedy_episodes``.
-    :param greedy_lengths: Steps of each of them, shape ``(n_starts,)``.
+    :param greedy_lengths: Steps of each of these episodes, shape ``(n_starts,)``.
     """
 
     rewards: Array
@@ -84,16 +84,16 @@ class Episodes:
 
     @property
     def greedy_returns(self) -> Array:
-        """What ``returns`` would be of the episodes of the deterministic policy, shape ``(n_greedy_steps,)``."""
+        """The ``returns`` of the deterministic policy's episodes, shape ``(n_greedy_steps,)``."""
         assert self.greedy_rewards is not None and self.greedy_lengths is not None
         compute = rewards_to_go if self.return_type == "reward_to_go" else whole_episode_returns
         return compute(self.greedy_rewards, self.greedy_lengths, self.gamma)
 
     def replace(self, **changes: Any) -> "Episodes":
         """
-        Copy the episodes with other arrays.
+        Copy the episodes, with some fields replaced.
 
-        :param changes: By name.
+        :param changes: New values of fields, by name.
         :return: The copy, which shares all other arrays.
         """
         return dataclasses.replace(self, **changes)
@@ -101,16 +101,16 @@ class Episodes:
 
 class Baseline(ABC):
     """
-    What is subtracted from the returns. Derive from it, and hand an instance or its class path to ``REINFORCE``.
+    Base class of baselines. Derive from it, and pass an instance or the class path to ``REINFORCE``.
 
-    ``__call__`` is all that a baseline needs. What it learns, it learns in ``fit``, which is called after the policy's step:
-    a baseline that has seen the return that it is subtracted from is biased. Its attributes are saved with the model, or what
-    ``state_dict`` returns.
+    Only ``__call__`` is required. A baseline that learns does so in ``fit``, which is called after the policy's step: a
+    baseline that has seen the return that it is subtracted from is biased. Its attributes, or what ``state_dict`` returns, are
+    saved with the model.
 
-    The class attributes say what ``__call__`` and ``fit`` are given, since it costs time: ``needs_critic`` builds a critic and
-    fits it; ``needs_observations`` offers observations, actions and masks, which several processes have to exchange;
+    The class attributes request what ``__call__`` and ``fit`` are given, since it costs time: ``needs_critic`` builds a critic
+    and fits it; ``needs_observations`` provides observations, actions and masks, which several processes have to exchange;
     ``needs_distribution`` evaluates the policy at every step, ``needs_scores`` differentiates it for each episode;
-    ``needs_common_starts`` asks for ``episodes_per_start`` of at least 2, ``needs_greedy_episodes`` for an episode of the
+    ``needs_common_starts`` requires ``episodes_per_start`` of at least 2, ``needs_greedy_episodes`` adds an episode of the
     deterministic policy from each start.
     """
 
@@ -120,34 +120,34 @@ class Baseline(ABC):
     needs_scores: ClassVar[bool] = False
     needs_common_starts: ClassVar[bool] = False
     needs_greedy_episodes: ClassVar[bool] = False
-    #: Whether it compares an episode with others, so that a single one has no baseline
+    #: Whether it compares an episode with others, so that a single episode has no baseline
     compares_episodes: ClassVar[bool] = False
     #: Whether what is subtracted from an episode depends on the other episodes of the rollout
     sees_other_episodes: ClassVar[bool] = True
-    #: Whether the expected gradient is known to be that without a baseline
+    #: Whether the expected gradient is known to be the same as without a baseline
     is_unbiased: ClassVar[bool] = False
-    #: Whether all processes compute the same numbers from the same episodes; if not, those of process 0 count
+    #: Whether all processes compute the same numbers from the same episodes; if not, all use those of process 0
     is_deterministic: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, episodes: Episodes) -> Array:
         """
-        Compute what is subtracted.
+        Compute the number to subtract at each step.
 
         :param episodes: The episodes of the rollout.
-        :return: Of each step, shape ``(n_steps,)``, finite.
+        :return: Shape ``(n_steps,)``, finite.
         """
 
     def fit(self, episodes: Episodes) -> None:
         """
         Learn from the episodes of a rollout, after the policy's step. Nothing by default.
 
-        :param episodes: Those that ``__call__`` has seen.
+        :param episodes: The episodes that ``__call__`` was given.
         """
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Return what is saved with the model, and can be pickled.
+        Return the state that is saved with the model, which must be picklable.
 
         :return: By default the attributes of the instance.
         """
@@ -155,9 +155,9 @@ class Baseline(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Restore what was saved with a model.
+        Restore the state that was saved with a model.
 
-        :param state: That of ``state_dict``.
+        :param state: What ``state_dict`` returned.
         """
         vars(self).update(state)
 
@@ -227,10 +227,10 @@ class MovingAverageBaseline(Baseline):
     """
     An exponential average of the returns of past rollouts: reinforcement comparison (Sutton 1984; Williams 1992, section 3).
 
-    The number is the same for all steps. The average is that of Adam (Kingma & Ba 2015, section 3): what is missing at the
-    beginning does not count as zero. In the first rollout nothing is subtracted.
+    The number is the same for all steps. The average is bias-corrected as in Adam (Kingma & Ba 2015, section 3): missing
+    rollouts at the beginning do not count as zero. In the first rollout nothing is subtracted.
 
-    :param decay: Of the average, in [0, 1): the last ``1 / (1 - decay)`` rollouts or so count.
+    :param decay: Decay of the average, in [0, 1): about the last ``1 / (1 - decay)`` rollouts count.
     :raises ValueError: If it is out of its range.
     """
 
@@ -259,7 +259,7 @@ class LinearBaseline(Baseline):
     A linear function of the observation and the time, fitted on the last rollout: the features of ``linear_features`` (Duan et
     al. 2016, section 4 and rllab's ``LinearFeatureBaseline``). In the first rollout nothing is subtracted.
 
-    :param regularization: What ridge regression adds to the diagonal; 1e-5 as in rllab.
+    :param regularization: Added to the diagonal by ridge regression; 1e-5 as in rllab.
     :raises ValueError: If it is not above 0.
     """
 
@@ -320,7 +320,7 @@ class GroupBaseline(Baseline):
         return group_baseline(episodes.returns, episodes.lengths, episodes.starts, episodes.return_type == "reward_to_go")
 
 
-#: The baselines that have a name.
+#: The built-in baselines, by name.
 BASELINES: dict[str | None, type[Baseline]] = {
     "value": ValueBaseline,
     "leave_one_out": LeaveOneOutBaseline,
@@ -337,12 +337,12 @@ BASELINES: dict[str | None, type[Baseline]] = {
 
 def make_baseline(baseline: Baseline | str | None) -> Baseline:
     """
-    Make a baseline of what the user says.
+    Make a baseline from the user's argument.
 
-    :param baseline: One of ``BASELINES``, the class path of another (``"my_module:MyBaseline"`` or
-        ``"my_module.MyBaseline"``), which is made without arguments, or an instance.
+    :param baseline: A name in ``BASELINES``, the class path of another (``"my_module:MyBaseline"`` or
+        ``"my_module.MyBaseline"``), which is constructed without arguments, or an instance.
     :return: The baseline.
-    :raises ValueError: If there is no such baseline, or it cannot be made; names it.
+    :raises ValueError: If there is no such baseline, or it cannot be constructed; names it.
     """
     if isinstance(baseline, Baseline):
         return baseline
@@ -374,7 +374,7 @@ def name_of(baseline: Baseline) -> str:
     Name a baseline for messages.
 
     :param baseline: Any.
-    :return: Its name in ``BASELINES``, in quotes if it is a text, or its class path.
+    :return: Its name in ``BASELINES``, in quotes if it is a string, or its class path.
     """
     own = type(baseline)
     return next((repr(name) for name, named in BASELINES.items() if named is own), f"{own.__module__}:{own.__qualname__}")
@@ -382,13 +382,13 @@ def name_of(baseline: Baseline) -> str:
 
 def compute_baseline(baseline: Baseline, episodes: Episodes) -> Array:
     """
-    Compute what is subtracted, and check it.
+    Compute a baseline, and check the result.
 
-    :param baseline: Computes it, from arrays that cannot be written to. Of a single episode, which it cannot compare with
-        others, nothing is subtracted.
+    :param baseline: Baseline to call, on read-only arrays. A baseline that compares episodes is not called for a single
+        episode: the result is 0.
     :param episodes: The episodes.
     :return: Shape ``(n_steps,)``.
-    :raises ValueError: If it has another shape, is not finite, or the baseline changes the episodes; names the baseline.
+    :raises ValueError: If the result has another shape, is not finite, or the baseline changes the episodes; names it.
     """
     n_steps = len(episodes.rewards)
     if baseline.compares_episodes and len(episodes.lengths) == 1:
@@ -397,7 +397,7 @@ def compute_baseline(baseline: Baseline, episodes: Episodes) -> Array:
     read_only = episodes.replace(**{name: _read_only(part) for name, part in fields.items()})
     try:
         with warnings.catch_warnings():
-            # PyTorch's, of a tensor that shares the memory of such an array
+            # PyTorch's warning about a tensor that shares the memory of a read-only array
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             subtracted = np.asarray(baseline(read_only))
     except ValueError as error:
@@ -428,10 +428,10 @@ def _read_only(part: Any) -> Any:
 
 def join_episodes(parts: Sequence[Episodes]) -> Episodes:
     """
-    Put the episodes of several processes one after another.
+    Concatenate the episodes of several processes.
 
-    :param parts: Those of each process, which offer the same.
-    :return: All of them.
+    :param parts: The episodes of each process, all with the same fields.
+    :return: The episodes of all processes.
     """
     if len(parts) == 1:
         return parts[0]
@@ -439,7 +439,7 @@ def join_episodes(parts: Sequence[Episodes]) -> Episodes:
     joined = parts[0].replace(**{name: _join([getattr(part, name) for part in parts]) for name in fields})
     if joined.starts is None:
         return joined
-    # Where the bound of a rollout cut it short, there may be starts from which only the deterministic policy went
+    # If the bound cut the rollout short, there may be starts with an episode of the deterministic policy only
     n_starts = [max(len(_array(part.greedy_lengths)), int(_array(part.starts).max(initial=-1)) + 1) for part in parts]
     offsets = np.repeat(np.cumsum(n_starts) - n_starts, [len(part.lengths) for part in parts])
     return joined.replace(starts=joined.starts + offsets)
@@ -450,7 +450,7 @@ def _array(numbers: IntArray | None) -> IntArray:
 
 
 def _join(parts: list[Any]) -> Any:
-    # Of a process without episodes there is no distribution
+    # A process without episodes has no distribution
     parts = [part for part in parts if part is not None] or [None]
     if isinstance(parts[0], dict):
         return {key: _join([part[key] for part in parts]) for key in parts[0]}
@@ -459,19 +459,19 @@ def _join(parts: list[Any]) -> Any:
     return None if parts[0] is None else join_distributions(parts)
 
 
-#: What there is one of for each episode, and not for each step.
+#: Fields with a row for each episode, not for each step.
 _OF_EPISODES = ("lengths", "score_products", "starts")
-#: What all episodes have in common.
+#: Fields that all episodes share.
 _OF_ALL = ("greedy_rewards", "greedy_lengths")
 
 
 def select_episodes(episodes: Episodes, indices: Sequence[int] | IntArray) -> Episodes:
     """
-    Pick some episodes.
+    Select some episodes.
 
-    :param episodes: All of them.
-    :param indices: Which, in this order.
-    :return: These, without the others.
+    :param episodes: The episodes to select from.
+    :param indices: Indices of the selected episodes, in this order.
+    :return: The selected episodes.
     """
     steps = steps_of(episodes.lengths, indices)
     names = [field.name for field in dataclasses.fields(episodes) if field.name not in _OF_ALL]
@@ -502,11 +502,11 @@ _PARAMETERS: dict[type, tuple[str, ...]] = {
 
 def join_distributions(parts: Sequence[Any]) -> Any:
     """
-    Put the rows of distributions one after another, without their gradients.
+    Concatenate the rows of distributions, without their gradients.
 
-    :param parts: PyTorch's ``Categorical``, ``Bernoulli`` or ``Normal``, or lists of these, all alike.
+    :param parts: PyTorch's ``Categorical``, ``Bernoulli`` or ``Normal``, or lists of these, all of the same kind.
     :return: The same kind, on the CPU.
-    :raises ValueError: If they are of another class.
+    :raises ValueError: If their class is another.
     """
     if isinstance(parts[0], list):
         return [join_distributions(components) for components in zip(*parts, strict=True)]
@@ -529,7 +529,7 @@ def episode_means(returns: Array, episode_lengths: IntArray) -> Array:
 
 def mean_baseline(returns: Array, episode_lengths: IntArray) -> Array:
     """
-    Mean return of the batch, every episode counted once.
+    Mean return of the batch, with every episode counted once.
 
     Biased: each episode's own return is part of its baseline. With whole-episode returns and N episodes, the expected
     gradient is exactly ``(1 - 1/N)`` of the true one; with rewards-to-go its direction is off by O(1/N) as well.
@@ -559,7 +559,7 @@ def time_step_baseline(returns: Array, episode_lengths: IntArray) -> Array:
     """
     Mean return of the other episodes at the same time step.
 
-    Unbiased for the same reason as ``leave_one_out_baseline``, which stands in where no other episode is long enough.
+    Unbiased for the same reason as ``leave_one_out_baseline``, which is used where no other episode is long enough.
 
     :param returns: Shape ``(n_steps,)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, at least two of them.
@@ -573,7 +573,7 @@ def time_step_baseline(returns: Array, episode_lengths: IntArray) -> Array:
 
 def linear_features(observations: Any, time_steps: IntArray) -> Array:
     """
-    Compute what ``LinearBaseline`` is linear in: the observation o, its square, ``t/100``, ``(t/100)**2``, ``(t/100)**3``, 1.
+    Compute the features of ``LinearBaseline``: the observation o, its square, ``t/100``, ``(t/100)**2``, ``(t/100)**3``, 1.
 
     :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such arrays; clipped to [-10, 10], as in rllab.
     :param time_steps: Shape ``(n_steps,)``.
@@ -598,18 +598,18 @@ def ridge_regression(features: Array, targets: Array, regularization: float) -> 
     if n_features <= n_steps:
         solution = np.linalg.solve(features.T @ features + regularization * np.eye(n_features), features.T @ targets)
     else:
-        # The same, by a smaller system: images have more features than a rollout has steps
+        # The same solution from a smaller system: images have more features than a rollout has steps
         solution = features.T @ np.linalg.solve(features @ features.T + regularization * np.eye(n_steps), targets)
     return np.asarray(solution, dtype=np.float64)
 
 
 def optimal_baseline(score_products: Array, episode_lengths: IntArray) -> Array:
     """
-    Estimate the constant with which the gradient of an episode has the least variance, from the other episodes.
+    Estimate, from the other episodes, the constant that minimises the variance of an episode's gradient.
 
-    With ``S`` the sum of the scores of an episode and ``A`` that of its scores times its returns, the gradient with the
-    constant b is ``A - b S``, and since S has mean zero its variance is least for ``b = E[A . S] / E[S . S]`` (Greensmith et
-    al. 2004, section 4; for whole returns Peters & Schaal 2008, section 3.2). Unbiased, because an episode never sees itself.
+    With ``S`` the sum of an episode's scores and ``A`` the sum of its scores times its returns, the gradient with the constant
+    b is ``A - b S``. Since S has mean zero, the variance is least for ``b = E[A . S] / E[S . S]`` (Greensmith et al. 2004,
+    section 4; for whole returns Peters & Schaal 2008, section 3.2). Unbiased, because an episode never sees itself.
 
     :param score_products: ``A . S`` and ``S . S`` of each episode, shape ``(n_episodes, 2)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, at least two of them.
@@ -624,13 +624,13 @@ def group_baseline(returns: Array, episode_lengths: IntArray, starts: IntArray, 
     """
     Average the other episodes from the same start (Kool et al. 2019; POMO, Kwon et al. 2020; GRPO, Shao et al. 2024).
 
-    Unbiased, because given what the environment does, an episode's actions are independent of those of the others.
+    Unbiased, because given what the environment does, an episode's actions are independent of the other episodes' actions.
 
     :param returns: Shape ``(n_steps,)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :param starts: The start of each episode, shape ``(n_episodes,)``.
-    :param by_time_step: Whether to average as ``time_step_baseline``, for rewards-to-go; or as ``leave_one_out_baseline``.
-    :return: Shape ``(n_steps,)``; 0 in an episode without others.
+    :param by_time_step: Whether to average like ``time_step_baseline``, for rewards-to-go, or like ``leave_one_out_baseline``.
+    :return: Shape ``(n_steps,)``; 0 in an episode that is the only one from its start.
     """
     average = time_step_baseline if by_time_step else leave_one_out_baseline
     start_of_step, baseline = np.repeat(starts, episode_lengths), np.zeros(len(returns))
@@ -643,13 +643,13 @@ def group_baseline(returns: Array, episode_lengths: IntArray, starts: IntArray, 
 
 def greedy_baseline(greedy_returns: Array, greedy_lengths: IntArray, starts: IntArray, episode_lengths: IntArray) -> Array:
     """
-    Take the return of the deterministic policy from the same start (self-critical training, Rennie et al. 2017; Kool et al.
-    2019) at the same time step; its mean where its episode is shorter.
+    Return of the deterministic policy from the same start (self-critical training, Rennie et al. 2017; Kool et al. 2019) at
+    the same time step; the mean return of its episode where that is shorter.
 
-    Unbiased, because the deterministic episode does not depend on what was drawn.
+    Unbiased, because the deterministic episode does not depend on the sampled actions.
 
-    :param greedy_returns: Of the steps of the deterministic episodes, one episode for each start.
-    :param greedy_lengths: Their lengths, shape ``(n_starts,)``.
+    :param greedy_returns: Returns of the steps of the deterministic episodes, one episode for each start.
+    :param greedy_lengths: Steps of each deterministic episode, shape ``(n_starts,)``.
     :param starts: The start of each episode, an index into ``greedy_lengths``, shape ``(n_episodes,)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :return: Shape ``(n_steps,)``.

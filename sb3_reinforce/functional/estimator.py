@@ -1,9 +1,9 @@
 """
-The estimator of the policy gradient as one value: from the rewards of whole episodes to the weight of each step.
+The estimator of the policy gradient as one object: it turns the rewards of whole episodes into a weight for each step.
 
 The gradient estimate is ``sum(weights * scores) / n_averaged`` over the steps, where the score of a step is the gradient of
-its log-probability. Which weights those are is all that the switches of the estimator decide, so that the algorithm and
-the laboratory share this code. The layout of the arrays is that of ``returns``.
+its log-probability. The switches of the estimator decide nothing but these weights, so that the algorithm and the laboratory
+share this code. Arrays have the layout of ``returns``.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from sb3_reinforce.functional.returns import Array
 
 class PolicyGradientTargets(NamedTuple):
     """
-    What an estimator makes of some episodes.
+    What an estimator computes from episodes.
 
-    :param rewards_to_go: What a critic is fitted on: the causal return of each step, shape ``(n_steps,)``.
-    :param advantages: Return minus baseline, as it is: neither normalised nor weighted, shape ``(n_steps,)``.
-    :param score_weights: What the score of each step is multiplied with, shape ``(n_steps,)``.
-    :param n_averaged: What the sum over steps is divided by: the number of steps, or of episodes.
+    :param rewards_to_go: Targets of the critic: the causal return of each step, shape ``(n_steps,)``.
+    :param advantages: Return minus baseline, neither normalised nor weighted, shape ``(n_steps,)``.
+    :param score_weights: Factor of the score of each step, shape ``(n_steps,)``.
+    :param n_averaged: Divisor of the sum over steps: the number of steps, or of episodes.
     """
 
     rewards_to_go: Array
@@ -33,10 +33,10 @@ class PolicyGradientTargets(NamedTuple):
 @dataclass(frozen=True)
 class Estimator:
     """
-    An estimator of the policy gradient. The switches and their defaults are those of ``REINFORCE``, which documents them.
+    An estimator of the policy gradient, with the switches and defaults of ``REINFORCE``, which documents them.
 
     :param gamma: Discount factor inside the return, in [0, 1].
-    :param gae_lambda: 1 is Monte Carlo; below, Schulman et al.'s generalized advantage (2016, eq. 16).
+    :param gae_lambda: 1 is Monte Carlo; below 1, Schulman et al.'s generalized advantage (2016, eq. 16).
     :param return_type: ``"reward_to_go"`` or ``"episode"``.
     :param discounted_weighting: Weight step t by ``gamma**t``.
     :param baseline: What is subtracted from the returns.
@@ -70,8 +70,8 @@ class Estimator:
         """
         Compute the returns that the baseline is subtracted from.
 
-        :param episodes: With rewards.
-        :return: The same with returns.
+        :param episodes: The episodes, with rewards.
+        :return: The same episodes, with returns.
         """
         rewards_to_go = returns.rewards_to_go(episodes.rewards, episodes.lengths, self.gamma)
         credited = rewards_to_go
@@ -82,7 +82,7 @@ class Estimator:
 
     def step_weights(self, episodes: Episodes) -> Array:
         """
-        Compute what the advantage of each step is multiplied with.
+        Compute the factor of each step's advantage.
 
         :param episodes: The episodes.
         :return: Shape ``(n_steps,)``.
@@ -92,12 +92,12 @@ class Estimator:
 
     def __call__(self, episodes: Episodes, subtracted: Array | None = None) -> PolicyGradientTargets:
         """
-        Turn episodes into the weight of each step.
+        Compute the weight of each step.
 
-        :param episodes: With rewards, what followed a cut episode included, and with what the baseline needs.
-        :param subtracted: What the baseline subtracts, shape ``(n_steps,)``; None to ask it.
-        :return: The weights, and what they were made of.
-        :raises ValueError: If the baseline gives numbers that cannot be subtracted.
+        :param episodes: The episodes, with rewards that include what followed a cut, and with what the baseline needs.
+        :param subtracted: What the baseline subtracts, shape ``(n_steps,)``; None to compute it.
+        :return: The weights, and what they were computed from.
+        :raises ValueError: If the baseline returns numbers that cannot be subtracted.
         """
         episodes = self.add_returns(episodes)
         subtracted = compute_baseline(self.baseline, episodes) if subtracted is None else subtracted

@@ -7,9 +7,8 @@ The layer (Hochreiter & Schmidhuber 1997; Gers et al. 2000), in PyTorch's order 
     cell = f * cell + i * g
     hidden = o * tanh(cell)
 
-PyTorch's forward and backward pass of it are fast, but its second derivative takes tens of times as long on a CPU, and
-cuDNN has none. What a Fisher-vector product needs of it is only how the outputs change as the weights do: here six
-operations per step.
+PyTorch's forward and backward passes are fast, but its second derivative takes tens of times as long on a CPU, and cuDNN has
+none. A Fisher-vector product needs only the change of the outputs for a change of the weights: here six operations per step.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
-#: Largest first derivative where second derivatives are given: what rounding leaves of zero.
+#: Largest first derivative at which second derivatives are computed: zero up to rounding errors.
 ROUNDING = 1e-4
 
 
@@ -25,13 +24,13 @@ def run_lstm(lstm: nn.LSTM, inputs: th.Tensor) -> th.Tensor:
     """
     Run an LSTM from the zero state.
 
-    The second derivatives are those at a stationary point, such as the divergence of a policy from itself: where the
-    derivative with respect to the outputs is zero, ``J.T @ H @ J`` is all of them, with J the derivative of the outputs and H
-    the second derivative with respect to the outputs (Martens & Sutskever 2011, section 3). Elsewhere they raise an error.
+    Second derivatives are available at a stationary point only, such as the divergence of a policy from itself: where the
+    derivative with respect to the outputs is zero, they are ``J.T @ H @ J``, with J the derivative of the outputs and H the
+    second derivative with respect to the outputs (Martens & Sutskever 2011, section 3). Elsewhere they raise an error.
 
-    :param lstm: With time as the first dimension.
+    :param lstm: LSTM with time as the first dimension.
     :param inputs: Shape ``(n_steps, n_sequences, n_inputs)``.
-    :return: Outputs of its last layer, shape ``(n_steps, n_sequences, n_outputs)``.
+    :return: Outputs of the last layer, shape ``(n_steps, n_sequences, n_outputs)``.
     """
     outputs: th.Tensor
     if not th.is_grad_enabled():
@@ -49,10 +48,10 @@ def run_lstm(lstm: nn.LSTM, inputs: th.Tensor) -> th.Tensor:
 
 def is_plain(lstm: nn.LSTM) -> bool:
     """
-    Tell whether an LSTM is a stack of the layers above.
+    Tell whether an LSTM is a stack of layers as described above.
 
     :param lstm: Any LSTM.
-    :return: False with several directions, projections, no biases, or dropout that is switched on.
+    :return: False if it is bidirectional, batch-first, has projections or no biases, or if dropout is active.
     """
     is_random = lstm.training and lstm.dropout > 0.0
     return type(lstm) is nn.LSTM and lstm.bias and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size or is_random)
@@ -76,10 +75,10 @@ class LayerWeights(NamedTuple):
 
 class _Run:
     """
-    A forward pass of a layer, and what its derivatives are made of.
+    A forward pass of a layer, and what its derivatives are computed from.
 
     :param inputs: Shape ``(n_steps, n_sequences, n_inputs)``.
-    :param weights: Of the layer.
+    :param weights: The layer's parameters.
     """
 
     def __init__(self, inputs: th.Tensor, weights: LayerWeights) -> None:
@@ -109,7 +108,7 @@ class _Run:
 
     @th.no_grad()
     def change_of_hidden(self, of_inputs: th.Tensor | None, of_weights: LayerWeights) -> th.Tensor:
-        """How the hidden states change as inputs (None: they stay) and weights do, to first order (Pearlmutter 1994)."""
+        """First-order change of the hidden states for a change of inputs (None for none) and weights (Pearlmutter 1994)."""
         of_gates, of_cell, forget = self.partials
         gate_changes = _affine(self.inputs, self.before, of_weights)
         if of_inputs is not None:
@@ -158,7 +157,7 @@ class _Run:
 
 
 def _affine(inputs: th.Tensor, before: th.Tensor, weights: LayerWeights) -> th.Tensor:
-    """What the gates are before their activations, or its change for a change of weights."""
+    """The gates before their activations, or their change for a change of weights."""
     return inputs @ weights.weight_ih.T + before @ weights.weight_hh.T + (weights.bias_ih + weights.bias_hh)
 
 
@@ -184,7 +183,7 @@ class _LstmGradient(th.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Run, needs_inputs: bool, grad_hidden: th.Tensor, *arguments: th.Tensor) -> Any:
-        """``arguments`` are there to be asked for their second derivatives, too."""
+        """``arguments`` are passed so that second derivatives with respect to them can be requested, too."""
         ctx.run = run
         ctx.largest = float(grad_hidden.abs().max())
         ctx.set_materialize_grads(False)
@@ -192,7 +191,7 @@ class _LstmGradient(th.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *directions: th.Tensor | None) -> Any:
-        """The derivative with respect to ``grad_hidden``; those with respect to ``arguments`` are zero where that is zero."""
+        """The derivative with respect to ``grad_hidden``. Where ``grad_hidden`` is zero, those by ``arguments`` are zero."""
         if ctx.largest > ROUNDING:
             raise NotImplementedError("LstmLayer has second derivatives only where its first derivative is zero")
         of_inputs, *of_weights = directions

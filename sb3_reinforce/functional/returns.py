@@ -1,9 +1,9 @@
 """
 Returns, advantages and weights of whole episodes, as pure functions on arrays.
 
-Steps of all episodes lie one after another in flat arrays of shape ``(n_steps,)``; ``episode_lengths`` of shape
-``(n_episodes,)`` says where each episode ends. All results are ``float64``: returns are sums over many steps, and the
-policy gradient sees the small differences between them.
+The steps of all episodes follow each other in flat arrays of shape ``(n_steps,)``; ``episode_lengths`` of shape
+``(n_episodes,)`` says where each episode ends. All results are ``float64``: returns are sums over many steps, and the policy
+gradient depends on the small differences between them.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ IntArray = npt.NDArray[np.int64]
 
 def first_steps(episode_lengths: IntArray) -> IntArray:
     """
-    Find where every episode begins.
+    Find the first step of every episode.
 
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
-    :return: The index of the first step of each episode, shape ``(n_episodes,)``.
+    :return: Index of the first step of each episode, shape ``(n_episodes,)``.
     """
     return np.cumsum(episode_lengths) - episode_lengths
 
@@ -50,13 +50,13 @@ def time_steps(episode_lengths: IntArray) -> IntArray:
 
 def discounted_sums(terms: npt.ArrayLike, episode_lengths: IntArray, discount: float) -> Array:
     """
-    For every step the discounted sum of the terms from there to the end of its episode.
+    Compute, for every step, the discounted sum of the terms from there to the end of its episode.
 
     ``sums[t] = terms[t] + discount * terms[t + 1] + ... `` (Sutton & Barto 2018, eq. 3.8), never past an episode's end.
     All steps are computed at once by doubling: once ``sums[t]`` covers k terms, adding ``discount**k * sums[t + k]``
     makes it cover 2k (Hillis & Steele 1986), so the longest episode costs log2(length) vector operations.
 
-    :param terms: What is summed (rewards, temporal differences), shape ``(n_steps,)``.
+    :param terms: Terms to sum (rewards, temporal differences), shape ``(n_steps,)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :param discount: Factor per step, in [0, 1].
     :return: Shape ``(n_steps,)``.
@@ -81,14 +81,14 @@ def complete_rewards(
     gamma: float,
 ) -> Array:
     """
-    Add to the rewards what the objective has beside them: entropy, and what would have followed episodes that were cut.
+    Add to the rewards the other terms of the objective: entropy, and the values of what followed episodes that were cut.
 
-    :param rewards: Of the environment, shape ``(n_steps,)``.
-    :param log_probs: Of the actions, shape ``(n_steps,)``; needed unless ``ent_coef`` is 0.
-    :param ent_coef: What ``-log_prob`` of an action earns (Levine 2018, eq. 9); 0 if the entropy is no part of the return.
+    :param rewards: The environment's rewards, shape ``(n_steps,)``.
+    :param log_probs: Log-probabilities of the actions, shape ``(n_steps,)``; needed unless ``ent_coef`` is 0.
+    :param ent_coef: Coefficient of ``-log_prob`` in the rewards (Levine 2018, eq. 9); 0 for no entropy in the return.
     :param cut_steps: Last step of each episode that was cut, shape ``(n_cuts,)``.
-    :param final_values: V(s) of what followed them, shape ``(n_cuts,)``; None to take the cut for the end of the episode.
-    :param gamma: Discount factor of these values, in [0, 1].
+    :param final_values: V(s) of what followed these steps, shape ``(n_cuts,)``; None to treat a cut as the episode's end.
+    :param gamma: Discount factor of ``final_values``, in [0, 1].
     :return: Shape ``(n_steps,)``.
     """
     if ent_coef != 0.0:
@@ -116,7 +116,7 @@ def whole_episode_returns(rewards: npt.ArrayLike, episode_lengths: IntArray, gam
     """
     Give every step the return of its whole episode, ``sum_k gamma**k r_k`` (Williams 1992).
 
-    The discount counts from the first step of the episode, so this is the discounted objective itself.
+    Discounting starts at the first step of the episode, so this is the discounted objective itself.
 
     :param rewards: Shape ``(n_steps,)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
@@ -133,7 +133,7 @@ def generalized_advantages(
     """
     Generalized advantage estimate (Schulman et al. 2016, eq. 16), for ``gae_lambda`` below 1.
 
-    The value after an episode's last step is 0: the value of a time limit belongs in the last reward.
+    The value after an episode's last step is 0: the value bootstrapped at a time limit belongs in the last reward.
 
     :param rewards: Shape ``(n_steps,)``.
     :param values: V(s_t) of every step, shape ``(n_steps,)``.
@@ -169,7 +169,7 @@ def standardize(advantages: Array, epsilon: float = 1e-8) -> Array:
     :return: Shape ``(n_steps,)``; zeros if there is only one step or no variance.
     """
     deviation = advantages.std(ddof=1) if len(advantages) > 1 else 0.0
-    # Below this it is rounding that would be blown up to the size of one
+    # Below this, rounding errors would be scaled up to order one
     if deviation <= 1e-12 * np.abs(advantages).max():
         return np.zeros_like(advantages)
     return np.asarray((advantages - advantages.mean()) / (deviation + epsilon))
