@@ -124,9 +124,8 @@ class REINFORCE(SavedWhole, DerivedArguments):
         beyond ``n_steps``, or beyond ``n_episodes`` episodes of 1,000 steps.
     :param max_grad_norm: Maximum norm of the policy's gradient and, separately, of the critic's. Clipping biases the expected
         step against rare large rewards. ``float("inf")`` for no clipping.
-    :param use_masking: Whether to use the environment's action masks (``rollout.action_masks.find_mask_source`` lists the
-        sources). Invalid actions have probability 0 and no part in the gradient. Discrete, MultiDiscrete or MultiBinary
-        actions only.
+    :param use_masking: Whether to use action masks (``rollout.action_masks.find_mask_source`` lists their sources). Invalid
+        actions have probability 0 and no part in the gradient. Discrete, MultiDiscrete or MultiBinary actions only.
     :param distributed: Whether this is one of several processes, started by torchrun, that train one policy with one gradient.
         ``n_steps`` stays a budget per environment, ``n_episodes`` is the total. Process 0 runs callbacks and writes logs and
         files. Not saved.

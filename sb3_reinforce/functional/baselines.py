@@ -43,8 +43,8 @@ class Episodes:
     :param gamma: Discount factor of the returns.
     :param return_type: ``"reward_to_go"`` or ``"episode"``.
     :param values: The critic's V(s) of each step, shape ``(n_steps,)``; None unless ``needs_critic``.
-    :param observations: The policy's observations, without action masks, shape ``(n_steps, *obs_shape)``, or a dict of such
-        arrays; None unless ``needs_observations``.
+    :param observations: Observations the policy acted on, without action masks, shape ``(n_steps, *obs_shape)``, or a dict of
+        such arrays; None unless ``needs_observations``.
     :param actions: Actions as the policy sampled them, shape ``(n_steps, *action_shape)``; None unless ``needs_observations``.
     :param action_masks: Shape ``(n_steps, n_options)``, True for valid actions; None without masks, or unless
         ``needs_observations``.
@@ -147,7 +147,7 @@ class Baseline(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Return the state that is saved with the model, which must be picklable.
+        Return the state to save with the model; it must be picklable.
 
         :return: By default the attributes of the instance.
         """
@@ -506,7 +506,7 @@ def join_distributions(parts: Sequence[Any]) -> Any:
 
     :param parts: PyTorch's ``Categorical``, ``Bernoulli`` or ``Normal``, or lists of these, all of the same kind.
     :return: The same kind, on the CPU.
-    :raises ValueError: If their class is another.
+    :raises ValueError: If they belong to another class.
     """
     if isinstance(parts[0], list):
         return [join_distributions(components) for components in zip(*parts, strict=True)]

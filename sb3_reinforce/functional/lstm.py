@@ -191,7 +191,7 @@ class _LstmGradient(th.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *directions: th.Tensor | None) -> Any:
-        """The derivative with respect to ``grad_hidden``. Where ``grad_hidden`` is zero, those by ``arguments`` are zero."""
+        """The derivative with respect to ``grad_hidden``; where that is zero, those with respect to ``arguments`` are, too."""
         if ctx.largest > ROUNDING:
             raise NotImplementedError("LstmLayer has second derivatives only where its first derivative is zero")
         of_inputs, *of_weights = directions
