@@ -23,11 +23,11 @@ from sb3_reinforce.rollout.samplers import (
 
 def make_action_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> ActionSampler:
     """
-    Choose the fastest exact way to sample from a policy, with all environments at the start of an episode.
+    Choose the fastest exact sampler for a policy, with all environments at the start of an episode.
 
-    NumPy computes actor and draw for a standard MLP or LSTM; PyTorch the actor and NumPy the draw for any features extractor
-    or network with one of SB3's distributions; the policy's distribution object draws everything else (gSDE, overridden
-    methods), from PyTorch's generator instead of ``rng``.
+    For a standard MLP or LSTM, NumPy computes the actor and draws the actions. For any other features extractor or network
+    with one of SB3's distributions, PyTorch computes the actor and NumPy draws. Everything else (gSDE, overridden methods) is
+    drawn by the policy's distribution object, from PyTorch's generator instead of ``rng``.
     """
     policy = unwrap_compiled(policy)
     if is_recurrent(policy):

@@ -1,4 +1,4 @@
-"""Where the action masks of an environment come from."""
+"""Reading, checking and moving the action masks of an environment."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
@@ -18,19 +18,19 @@ from sb3_reinforce.policies.masked_distribution import (
 )
 from sb3_reinforce.rollout.batch import NumpyObs
 
-#: Takes the observations, the infos of the last step, and where an episode starts; returns the masks of the environment.
+#: Takes the observations, the infos of the last step, and the episode starts; returns the masks of the environment.
 MaskSource = Callable[[NumpyObs, Sequence[dict[str, Any]], NumpyArray], Any]
 
-#: The method's name in sb3-contrib.
+#: The name of the method in sb3-contrib.
 MASK_METHOD = "action_masks"
 
-#: The key beside the mask, where the observation of the environment is not a Dict.
+#: The key of the observation, beside the mask, if the environment's observation is not a Dict.
 OBSERVATION_KEY = "observation"
 
 
 def find_mask_source(env: VecEnv) -> MaskSource:
     """
-    Find where an environment gives its masks.
+    Find the source of an environment's action masks.
 
     The first of: the key ``action_mask`` of a Dict observation, which reaches everything that sees the observations; the
     ``VecEnv``'s own method ``action_masks()``; the method ``action_masks()`` of its environments, which costs a round
@@ -69,7 +69,7 @@ class ActionMaskReader:
     Reads the masks of all environments before a step.
 
     :param env: The environment, after a reset.
-    :raises ValueError: If it gives no masks, or its actions cannot be masked.
+    :raises ValueError: If it provides no masks, or its actions cannot be masked.
     """
 
     def __init__(self, env: VecEnv) -> None:
@@ -83,8 +83,8 @@ class ActionMaskReader:
         """
         Read and check the masks.
 
-        :param observations: To be acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :param infos: Of the last step of every environment.
+        :param observations: Observations to act on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :param infos: Infos of the last step of every environment.
         :param starts: Where an episode starts, shape ``(n_envs,)``.
         :param n_steps: Steps of the rollout so far, for messages.
         :return: Shape ``(n_envs, n_options)``, True for valid options.
@@ -96,11 +96,11 @@ class ActionMaskReader:
 
 def sample_valid_actions(masks: Any, action_space: spaces.Space[Any], rng: np.random.Generator) -> NumpyArray:
     """
-    Draw valid actions uniformly.
+    Sample valid actions uniformly.
 
-    :param masks: Of booleans, or of 0 and 1, with a row for each environment.
+    :param masks: Booleans, or 0 and 1, with a row for each environment.
     :param action_space: Discrete, MultiDiscrete or MultiBinary.
-    :param rng: Draws.
+    :param rng: Generator to draw from.
     :return: Shape ``(n_envs, *action_shape)``.
     :raises ValueError: If the actions cannot be masked, or a mask has the wrong shape or type, or allows no action.
     """
@@ -115,15 +115,15 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
     """
     Moves the mask of an environment into its observation.
 
-    Everything in SB3 and RL Zoo that hands observations to ``predict`` then hands over the masks: ``evaluate_policy``,
+    Everything in SB3 and RL Zoo that passes observations to ``predict`` then passes the masks, too: ``evaluate_policy``,
     ``EvalCallback``, ``enjoy``, ``record-video``. A Dict observation gets the additional key ``action_mask``; any other
     becomes a Dict with the keys ``observation`` and ``action_mask``, for which a ``MultiInputPolicy`` is needed.
 
-    A mask that is missing, or has the wrong shape or type, is a ``ValueError`` of ``reset`` or ``step``.
+    ``reset`` and ``step`` raise ``ValueError`` if a mask is missing, or has the wrong shape or type.
 
-    :param env: Gives its masks by a method ``action_masks()``, or by the key ``action_mask`` of its infos. For a method of
-        another name see ``ActionMasker`` of sb3-contrib.
-    :raises ValueError: If actions of this environment cannot be masked, or its observation has a mask already.
+    :param env: Environment with a method ``action_masks()``, or with the key ``action_mask`` in its infos. For a method with
+        another name, see ``ActionMasker`` of sb3-contrib.
+    :raises ValueError: If the environment's actions cannot be masked, or its observation already has a mask.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -139,18 +139,18 @@ class ActionMaskInObservation(gym.Wrapper[Any, Any, Any, Any]):
         self._whose = f"that {env} gives by its {source}".replace("{", "{{").replace("}", "}}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode, with the mask in the observation."""
+        """Reset the environment, and put the mask into the observation."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._with_mask(observation, info), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Act, with the mask in the observation."""
+        """Step the environment, and put the mask into the observation."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         mask = self.env.get_wrapper_attr(MASK_METHOD)() if self._has_method else info.get(MASK_KEY)
-        # At the end of an episode there may be no valid action
+        # At the end of an episode, there may be no valid action
         allowed = to_boolean_masks([mask], self._n_options, 1, self._whose)[0]
         parts = observation if self._is_dict else {OBSERVATION_KEY: observation}
         return {**parts, MASK_KEY: allowed.astype(np.int8)}

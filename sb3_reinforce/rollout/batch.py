@@ -17,13 +17,13 @@ NumpyObs = NumpyArray | dict[str, NumpyArray]
 
 class PolicyOutputs(NamedTuple):
     """
-    What the policy that acted says of a rollout, computed once when the rollout is over.
+    Outputs of the policy that acted, computed once at the end of the rollout.
 
     :param values: V(s) of each step, shape ``(n_steps,)``; None without a critic.
-    :param final_values: V(s) of each of ``final_observations``, shape ``(n_cuts,)``; None where the limit is the end of the
+    :param final_values: V(s) of each of ``final_observations``, shape ``(n_cuts,)``; None where a time limit is the end of the
         episode: without a critic, and before its first fit, when its values would be noise.
-    :param log_probs: Of the actions, shape ``(n_steps,)``; None unless they are part of the return.
-    :param distribution: PyTorch's, of all steps, on the CPU; None unless the baseline needs it.
+    :param log_probs: Log-probabilities of the actions, shape ``(n_steps,)``; None unless they are part of the return.
+    :param distribution: PyTorch distribution of all steps, on the CPU; None unless the baseline needs it.
     """
 
     values: Array | None = None
@@ -37,19 +37,19 @@ class EpisodeBatch(NamedTuple):
     The counted episodes of one rollout, one after another.
 
     :param observations: Shape ``(n_steps, *obs_shape)``, or a dict of such tensors.
-    :param actions: As the policy drew them, before clipping or rescaling. Shape ``(n_steps, action_dim)``.
+    :param actions: Actions as the policy sampled them, before clipping or rescaling, shape ``(n_steps, action_dim)``.
     :param rewards: Shape ``(n_steps,)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``, one environment after another.
-    :param cut_steps: Last step of each episode that a time limit or the bound of the rollout cut, shape ``(n_cuts,)``.
-    :param final_observations: What followed those steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
+    :param cut_steps: Last step of each episode cut by a time limit or by the bound of the rollout, shape ``(n_cuts,)``.
+    :param final_observations: Observations after these steps, shape ``(n_cuts, *obs_shape)``; None if there is no cut.
     :param episode_starts: Environment and step of the rollout at which each episode began, shape ``(n_episodes, 2)``.
     :param action_masks: Shape ``(n_steps, n_options)``, True for valid actions; None without masks.
-    :param features: What the critic gets from layers that it shares with the actor, as they were when the policy acted, shape
-        ``(n_steps, n_features)``; None if there are none, or the policy computes them in another way.
-    :param outputs: What the policy says of these steps.
-    :param starts: The number of the start of each episode, shape ``(n_episodes,)``: those with the same one were reset with
-        the same seed. None without common starts.
-    :param greedy_rewards: Of the episode of the deterministic policy from each start; none if there are no such episodes.
+    :param features: Output of the layers that the critic shares with the actor, as they were when the policy acted, shape
+        ``(n_steps, n_features)``; None if there are no such layers, or the policy computes it in another way.
+    :param outputs: Outputs of the policy for these steps.
+    :param starts: Index of each episode's start, shape ``(n_episodes,)``: episodes with the same index were reset with the
+        same seed. None without common starts.
+    :param greedy_rewards: Rewards of the deterministic policy's episode from each start; empty if there are no such episodes.
     """
 
     observations: PyTorchObs
@@ -67,7 +67,7 @@ class EpisodeBatch(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """What is asked of the policy that acted, after its ``PolicyOutputs``."""
+    """Evaluations of the policy that acted that are not among its ``PolicyOutputs``."""
 
     def log_probs(self, batch: EpisodeBatch) -> Array: ...
 
@@ -78,11 +78,11 @@ class Evaluator(Protocol):
 
 def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float, evaluator: Evaluator | None) -> Episodes:
     """
-    Collect what an estimator and its baseline need of a batch, without returns.
+    Collect what an estimator and its baseline need from a batch, without returns.
 
-    :param ent_coef: What ``-log_prob`` of an action earns (Levine 2018, eq. 9); 0 if the entropy is no part of the return.
-    :param evaluator: Of the policy that acted; None if that has been updated.
-    :raises RuntimeError: If the policy has been updated, and the baseline needs it.
+    :param ent_coef: Coefficient of ``-log_prob`` in the rewards (Levine 2018, eq. 9); 0 for no entropy in the return.
+    :param evaluator: Evaluator of the policy that acted; None if the policy has been updated.
+    :raises RuntimeError: If the policy has been updated and the baseline needs it.
     """
     values, final_values, log_probs, distribution = batch.outputs
     rewards = complete_rewards(batch.rewards, log_probs, ent_coef, batch.cut_steps, final_values, estimator.gamma)
@@ -109,7 +109,7 @@ def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float
 
 
 def locate_step(batch: EpisodeBatch, step: int) -> tuple[int, int]:
-    """Find the environment in which a step of a batch was made, and its number in the rollout, for error messages."""
+    """Find the environment of a step of a batch, and the number of the step in the rollout, for error messages."""
     ends = np.cumsum(batch.episode_lengths)
     episode = int(np.searchsorted(ends, step, side="right"))
     env_idx, first_step = batch.episode_starts[episode].tolist()
@@ -129,7 +129,7 @@ def select_steps(observations: Any, steps: Any) -> Any:
 
 
 def named_parts(name: str, observation: Any) -> dict[str, Any]:
-    """Name every entry of a dict observation, or the observation."""
+    """Name the entries of a dict observation, or the whole of any other."""
     if isinstance(observation, dict):
         return {f"{name}['{key}']": part for key, part in observation.items()}
     return {name: observation}

@@ -5,10 +5,10 @@ import math
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-#: Without a time limit and ``max_rollout_steps``, steps of an environment that a rollout may last beyond its budget.
+#: Steps of an environment beyond the budget of a rollout, without a time limit and ``max_rollout_steps``.
 DEFAULT_EXTRA_STEPS = 50_000
 
-#: With ``n_episodes``, how long the default bound expects an episode to be.
+#: With ``n_episodes``, the episode length that the default bound expects.
 EXPECTED_EPISODE_STEPS = 1_000
 
 
@@ -16,10 +16,10 @@ class EpisodeQuota:
     """
     Decides at the start of an episode whether it counts.
 
-    Deciding later would favour short episodes: of those that run at the same time, they finish first.
+    Deciding later would favour short episodes: among episodes that run at the same time, they finish first.
 
-    :param n_steps: Episodes that start before so many steps of the rollout count, unless ``n_episodes`` is given.
-    :param n_episodes: So many episodes count, in the order in which they start.
+    :param n_steps: Episodes that start before this step of the rollout count, unless ``n_episodes`` is given.
+    :param n_episodes: Number of episodes that count, in the order in which they start.
     """
 
     def __init__(self, n_steps: int, n_episodes: int | None = None) -> None:
@@ -31,7 +31,7 @@ class EpisodeQuota:
         """
         Tell whether an episode that starts after ``start_step`` steps of each environment counts.
 
-        To be asked once for every episode, in the order of their starts.
+        Call it once for every episode, in the order of their starts.
         """
         self.n_started += 1
         if self.n_episodes is not None:
@@ -45,12 +45,12 @@ def find_bound(
     """
     Choose the bound of a rollout, so that an episode that never ends does not hang.
 
-    It depends on the declared rollout alone, not on the budget of ``learn``: a rollout that has begun is finished.
+    It depends only on how the rollout is declared, not on the budget of ``learn``: a rollout that has begun is finished.
 
-    :param max_rollout_steps: The user's choice; None for none.
-    :param time_limit: Of all environments; None if there is one without.
+    :param max_rollout_steps: The user's choice; None if the user made none.
+    :param time_limit: Largest time limit of the environments; None if one of them has none.
     :param n_steps: Budget in steps of each environment.
-    :param n_episodes: Budget in episodes over all environments, which rules where it is given.
+    :param n_episodes: Budget in episodes over all environments, which takes precedence over ``n_steps``.
     :param n_envs: Number of environments of all processes.
     :return: Steps of each environment; ``math.inf`` for no bound.
     """
@@ -65,22 +65,22 @@ def find_bound(
 
 
 def find_time_limit(env: VecEnv) -> int | None:
-    """Return the largest time limit of the environments in steps; None if one of them has none, or does not say."""
+    """Return the largest time limit of the environments, in steps; None if one of them has none, or it is unknown."""
     try:
         if all(env.env_is_wrapped(TimeLimit)):
             return int(max(env.get_attr("_max_episode_steps")))
         if isinstance(env.unwrapped, DummyVecEnv | SubprocVecEnv):
             return None
-        # An engine that steps many environments at once has no wrappers, but a specification
+        # An engine that steps many environments at once has no wrappers, but it has a specification
         spec = env.get_attr("spec", indices=0)[0]
         limit: int | None = getattr(getattr(spec, "config", spec), "max_episode_steps", None)
-    except Exception:  # What other people's vectorised environments raise is anybody's guess
+    except Exception:  # Third-party vectorised environments may raise anything
         return None
     return limit
 
 
 def explain_cut(max_steps: float, n_cut: int, has_critic: bool) -> str:
-    """Return a warning that a rollout was bounded, and what to do."""
+    """Return a warning that a rollout reached its bound, and what to do."""
     closing = "the value of its last observation" if has_critic else "what it had earned until then"
     return (
         f"A rollout reached max_rollout_steps={max_steps} steps per environment with {n_cut} episodes still "

@@ -1,4 +1,4 @@
-"""Rollout buffers that hold whole episodes: SB3's, growing as long as an episode lasts."""
+"""SB3's rollout buffers for whole episodes: they grow as long as an episode lasts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ WRITE_TO_REWARDS = (
 
 
 class _ReadOnlyArray(NumpyArray):
-    """An array that says what to write to instead. What is computed from it is an ordinary array."""
+    """An array whose error on writing says what to write to instead. Results computed from it are ordinary arrays."""
 
     def _check_writable(self) -> None:
         if not self.flags.writeable:
@@ -66,7 +66,7 @@ def _refuse_writing(buffer: Any, values: Any) -> None:
 
 
 class _WholeEpisodes:
-    """What both buffers share: storage that doubles when it is full, and a record of where counted episodes end."""
+    """Base of both buffers: storage that doubles when it is full, and a record of the ends of counted episodes."""
 
     # Set by SB3's buffers
     buffer_size: int
@@ -83,11 +83,11 @@ class _WholeEpisodes:
     action_masks: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     #: See ``EpisodeBatch``
     features: NumpyArray | None
-    #: Key of the observations that holds the action masks, which are then not stored a second time
+    #: Observation key of the action masks, which are then not stored a second time
     mask_key: str | None = None
 
     def reset(self) -> None:
-        """Forget all steps. The storage is kept, but for features, so that only the first rollouts allocate."""
+        """Discard all steps. The storage is reused, except for features, so that only the first rollouts allocate."""
         if not hasattr(self, "_rewards"):
             self._observations = map_observation(self._allocate, self.obs_shape, self.observation_space)
             # A Gaussian sample does not fit into an integer Box
@@ -98,14 +98,14 @@ class _WholeEpisodes:
         self.pos = 0
         self.full = False
         self.features = None
-        #: For every environment, the number of steps at which each of its counted episodes was over
+        #: For every environment, the number of steps at the end of each of its counted episodes
         self.episode_ends: list[list[int]] = [[] for _ in range(self.n_envs)]
         self._cuts: list[list[tuple[int, NumpyObs]]] = [[] for _ in range(self.n_envs)]
-        #: For every environment, the number of the start of each of its counted episodes, if they have common starts
+        #: For every environment, the start index of each of its counted episodes, if they have common starts
         self.starts: list[list[int]] = [[] for _ in range(self.n_envs)]
-        #: The rewards of the episode of the deterministic policy from each start, if there is one
+        #: The rewards of the deterministic policy's episode from each start, if there is one
         self.greedy_rewards: dict[int, Array] = {}
-        #: What the policy says of the rollout, once it is over
+        #: Outputs of the policy, once the rollout is over
         self.outputs: PolicyOutputs | None = None
         #: Evaluates the policy that acted, until it is updated
         self.evaluator: Evaluator | None = None
@@ -114,7 +114,7 @@ class _WholeEpisodes:
         return np.empty((self.buffer_size, self.n_envs, *shape), dtype=space.dtype)
 
     def _fit_to(self, obs: NumpyObs) -> None:
-        """Hold what is acted on: ``VecNormalize`` makes fractions of whole numbers, whatever the space says."""
+        """Adapt the dtype to the observations: ``VecNormalize`` turns integers into fractions, whatever the space says."""
 
         def fitting(storage: NumpyArray, given: NumpyArray) -> NumpyArray:
             return storage if np.can_cast(given.dtype, storage.dtype, "same_kind") else storage.astype(given.dtype)
@@ -140,8 +140,8 @@ class _WholeEpisodes:
         Store one step of every environment.
 
         :param obs: The observations acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
-        :param action: As the policy drew them, shape ``(n_envs, *action_shape)``.
-        :param reward: Shape ``(n_envs,)``.
+        :param action: Actions as the policy sampled them, shape ``(n_envs, *action_shape)``.
+        :param reward: Rewards, shape ``(n_envs,)``.
         :param action_masks: Shape ``(n_envs, n_options)``, None without masks.
         """
         if self.pos == 0:
@@ -163,7 +163,7 @@ class _WholeEpisodes:
 
     def add_features(self, features: NumpyArray | None) -> None:
         """
-        Store what the critic gets of the step that was stored last, from layers that it shares with the actor.
+        Store, for the last stored step, the output of the layers that the critic shares with the actor.
 
         :param features: Shape ``(n_envs, n_features)``; None if there is nothing to store.
         """
@@ -178,8 +178,8 @@ class _WholeEpisodes:
         Mark the last stored step of an environment as the last of a counted episode.
 
         :param env_idx: Index of the environment.
-        :param final_observation: Shape ``obs_shape``. What the agent would have acted on next, if the episode did not
-            end by itself but was cut by a time limit or by the bound of the rollout.
+        :param final_observation: The observation that the agent would have acted on next, if the episode was cut by a time
+            limit or by the bound of the rollout, shape ``obs_shape``; None if it ended by itself.
         """
         self.episode_ends[env_idx].append(self.pos)
         if final_observation is not None:
@@ -187,11 +187,11 @@ class _WholeEpisodes:
 
     def finish_wave(self, first_step: int, starts: Sequence[int], is_greedy: bool) -> None:
         """
-        Close up the counted episodes that began together after earlier ones: their steps follow on those.
+        Append the counted episodes of a wave to the earlier ones of their environments, without a gap.
 
-        :param first_step: At which they began.
-        :param starts: The number of the start of each, in the first environments.
-        :param is_greedy: Whether the policy was deterministic. Then only the rewards are kept, and no episode counts.
+        :param first_step: Step at which the wave began.
+        :param starts: Index of each episode's start, for the first environments.
+        :param is_greedy: Whether the policy was deterministic. If so, only the rewards are stored, and no episode counts.
         """
         storages = [self._rewards, self._actions, *named_parts("", self._observations).values()]
         for env_idx, start in enumerate(starts):
@@ -221,9 +221,9 @@ class _WholeEpisodes:
 
     def check_finite(self) -> None:
         """
-        Look for rewards and observations that cannot be learned from.
+        Check that rewards and observations are finite.
 
-        :raises ValueError: Names the first environment and step with a NaN or infinite reward or observation.
+        :raises ValueError: If a reward or an observation is NaN or infinite; names the first environment and step.
         """
         for name, stored in {"reward": self.rewards, **named_parts("observation", self.observations)}.items():
             if (entry := _first_not_finite(stored)) is not None:
@@ -242,17 +242,17 @@ class _WholeEpisodes:
 
     @property
     def observations(self) -> Any:
-        """What was acted on, shape ``(pos, n_envs, *obs_shape)``, or a dict of such arrays."""
+        """The observations acted on, shape ``(pos, n_envs, *obs_shape)``, or a dict of such arrays."""
         return map_observation(lambda storage: storage[: self.pos], self._observations)
 
     @property
     def actions(self) -> NumpyArray:
-        """As the policy drew them, shape ``(pos, n_envs, action_dim)``."""
+        """The actions as the policy sampled them, shape ``(pos, n_envs, action_dim)``."""
         return self._actions[: self.pos]
 
     @property
     def rewards(self) -> NumpyArray:
-        """As the environment gave them, shape ``(pos, n_envs)``. What is written here before the update is learned from."""
+        """The environment's rewards, shape ``(pos, n_envs)``. The update learns from what is written here before it."""
         return self._rewards[: self.pos]
 
     @rewards.setter
@@ -293,15 +293,15 @@ class _WholeEpisodes:
     def _compute_advantages(self) -> NumpyArray:
         return self._by_env(self._targets("advantages").advantages)
 
-    # SB3's arrays of shape (pos, n_envs). They are computed when they are asked for; returns and advantages from the present
-    # rewards, neither normalised nor weighted
+    # SB3's arrays of shape (pos, n_envs), computed on access; returns and advantages from the current rewards, neither
+    # normalised nor weighted
     values = property(_compute_values, _refuse_writing, doc="V(s), zeros without a critic.")
     log_probs = property(_compute_log_probs, _refuse_writing, doc="Of the actions, by the policy that acted.")
     returns = property(_compute_returns, _refuse_writing, doc="What the critic is fitted on.")
     advantages = property(_compute_advantages, _refuse_writing, doc="Return minus baseline.")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of the buffer is none of the policy
+        # Copying the buffer must not copy the policy
         return {**vars(self), "evaluator": None}
 
     def _outputs_for(self, name: str) -> PolicyOutputs:
@@ -314,7 +314,7 @@ class _WholeEpisodes:
         return self._estimator(describe_episodes(self.whole_episodes(), self._estimator, self._ent_coef, self.evaluator))
 
     def _by_env(self, numbers: Array) -> NumpyArray:
-        """Lay out numbers of the counted steps as SB3 does. The update would not see what is written there."""
+        """Arrange numbers of the counted steps as SB3 does, read-only: the update would not see what is written there."""
         by_env = np.zeros((self.n_envs, self.pos), dtype=np.float32)
         by_env[self.counted.T] = numbers
         array = by_env.T.view(_ReadOnlyArray)
@@ -325,7 +325,7 @@ class _WholeEpisodes:
         """
         Count the steps of each environment.
 
-        :return: As in SB3, the length of the arrays.
+        :return: Length of the arrays, as in SB3.
         """
         return self.pos
 
@@ -338,18 +338,18 @@ class _WholeEpisodes:
 
     def set_outputs(self, outputs: PolicyOutputs, evaluator: Evaluator, estimator: Estimator, ent_coef: float = 0.0) -> None:
         """
-        Store what the policy says of the rollout, from which SB3's arrays are computed.
+        Store the policy's outputs, from which SB3's arrays are computed.
 
-        :param outputs: Of the counted steps.
-        :param evaluator: Of the policy that acted, for what seldom anybody asks for, such as ``log_probs``.
-        :param estimator: Makes returns and advantages of the rewards.
-        :param ent_coef: What ``-log_prob`` of an action earns, if ``outputs`` have it.
+        :param outputs: Outputs for the counted steps.
+        :param evaluator: Evaluator of the policy that acted, for what is rarely needed, such as ``log_probs``.
+        :param estimator: Computes returns and advantages from the rewards.
+        :param ent_coef: Coefficient of ``-log_prob`` in the rewards, if ``outputs`` contain it.
         """
         self.outputs, self.evaluator, self._estimator, self._ent_coef = outputs, evaluator, estimator, ent_coef
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: NumpyArray) -> None:
         """
-        Refuse what SB3's buffer does here: the update computes both from the rewards, whole episodes at a time.
+        Not supported: the update computes both from the rewards, whole episodes at a time.
 
         :param last_values: Unused.
         :param dones: Unused.
@@ -359,9 +359,9 @@ class _WholeEpisodes:
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:
         """
-        Go through the counted steps in random order, as in SB3.
+        Iterate over the counted steps in random order, as in SB3.
 
-        :param batch_size: Steps of each minibatch, None for all at once.
+        :param batch_size: Steps per minibatch; None for all at once.
         :return: Minibatches of SB3's type.
         """
         batch = self.whole_episodes()
@@ -377,11 +377,11 @@ class _WholeEpisodes:
 
     def whole_episodes(self) -> EpisodeBatch:
         """
-        Put the counted episodes one after another, environment by environment.
+        Concatenate the counted episodes, environment by environment.
 
         With one environment nothing is copied: the batch is valid until the next ``reset`` or ``add``.
 
-        :return: The batch, its tensors on the buffer's device.
+        :return: The batch, with its tensors on the buffer's device.
         """
 
         def tensor(storage: NumpyArray) -> th.Tensor:
@@ -431,8 +431,8 @@ class EpisodeRolloutBuffer(_WholeEpisodes, RolloutBuffer):  # type: ignore[misc,
     """
     SB3's ``RolloutBuffer`` for whole episodes of any length.
 
-    ``buffer_size`` is only the first capacity: storage doubles whenever an episode needs more. The update takes
-    ``whole_episodes``; the arrays of SB3's buffer, and ``get``, are there for callbacks, and computed when asked for.
+    ``buffer_size`` is only the initial capacity: storage doubles whenever an episode needs more. The update uses
+    ``whole_episodes``; the arrays of SB3's buffer, and ``get``, exist for callbacks and are computed on access.
     """
 
 
@@ -444,8 +444,8 @@ def choose_buffer_class(chosen: type[Any] | None, observation_space: spaces.Spac
     """
     Choose the class of the rollout buffer.
 
-    :param chosen: By the user; None for none.
-    :param observation_space: Of the environment.
+    :param chosen: The user's choice; None for the default.
+    :param observation_space: The environment's observation space.
     :return: The class.
     :raises ValueError: If the user's class does not hold whole episodes.
     """

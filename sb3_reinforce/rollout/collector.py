@@ -23,12 +23,12 @@ from sb3_reinforce.rollout.idle_environments import IdleEnvironments
 
 class Rollout(NamedTuple):
     """
-    What was collected.
+    What was collected in a rollout.
 
-    :param n_steps: Steps that were made, those of all environments together.
-    :param n_episodes: Counted episodes, the cut ones among them.
+    :param n_steps: Steps made, over all environments.
+    :param n_episodes: Counted episodes, including the cut ones.
     :param n_cut: Counted episodes that the bound cut.
-    :param infos: Of the environment, at the ends of the other counted episodes.
+    :param infos: Infos of the environment at the ends of the other counted episodes.
     """
 
     n_steps: int
@@ -41,10 +41,10 @@ class RolloutSettings(NamedTuple):
     """
     How episodes are collected.
 
-    :param max_steps: Bound on the steps of each environment, where running episodes are cut; ``math.inf`` for none.
-    :param bootstraps: Whether an episode that a time limit ended keeps its final observation, to be valued.
-    :param rng: Draws the actions, and the seeds of common starts.
-    :param use_masking: Whether the environment says which actions are allowed.
+    :param max_steps: Bound on the steps of each environment, at which running episodes are cut; ``math.inf`` for none.
+    :param bootstraps: Whether the final observation of an episode that a time limit ended is stored, to bootstrap from it.
+    :param rng: Generator of the actions, and of the seeds of common starts.
+    :param use_masking: Whether to use the environment's action masks.
     """
 
     max_steps: float
@@ -55,7 +55,7 @@ class RolloutSettings(NamedTuple):
 
 def make_action_transform(model: OnPolicyAlgorithm) -> Any:
     """
-    Make the function from sampled actions to those that the environment accepts, as in SB3; both of shape
+    Make the function that maps sampled actions to actions that the environment accepts, as in SB3; both have shape
     ``(n_envs, *action_shape)``.
     """
     if not isinstance(model.action_space, spaces.Box):
@@ -71,7 +71,7 @@ def reset_noise_of(policy: ActorCriticPolicy, episode_starts: NumpyArray) -> Non
     """
     Sample new noise matrices of gSDE for the environments in which an episode starts, shape ``(n_envs,)``.
 
-    Episodes that share a matrix are not independent: a baseline that compares them would subtract an episode's own noise.
+    Episodes that share a matrix are not independent: a baseline that compares them would subtract the episode's own noise.
     """
     distribution: Any = policy.action_dist
     present = distribution.exploration_matrices
@@ -83,7 +83,7 @@ def reset_noise_of(policy: ActorCriticPolicy, episode_starts: NumpyArray) -> Non
 
 def is_of_libraries(callback: Any) -> bool:
     """
-    Tell whether a callback, with those that it calls, comes with SB3, sb3-contrib, RL Zoo or this package.
+    Tell whether a callback, and all callbacks that it calls, come with SB3, sb3-contrib, RL Zoo or this package.
 
     None of these changes a policy within a rollout or reads ``obs_tensor``.
     """
@@ -105,20 +105,20 @@ def collect_episodes(
     """
     Step the environments until every counted episode is finished.
 
-    An environment whose episodes no longer count stands still until the next rollout (``IdleEnvironments``). Where the
-    ``VecEnv`` can only step all environments, its steps count in ``num_timesteps``, but are not used.
+    An environment whose episodes no longer count is idle until the next rollout (``IdleEnvironments``). If the ``VecEnv`` can
+    only step all environments, such steps count in ``num_timesteps``, but are not used.
 
-    :param model: Acts with its policy, counts the steps and keeps the last observations.
+    :param model: Provides the policy, counts the steps and stores the last observations.
     :param env: The training environment.
-    :param callback: Called at the start and at every step; it finds the locals of ``step_episodes``, among them ``is_idle``:
-        where no step was made, shape ``(n_envs,)``.
+    :param callback: Called at the start and at every step, with the locals of ``step_episodes``, among them ``is_idle``: the
+        environments that were not stepped, shape ``(n_envs,)``.
     :param rollout_buffer: Filled with the steps.
     :param quota: Decides which episodes count, unless they have common starts.
-    :param settings: How they are collected.
-    :param common_starts: Which episodes are collected instead, wave by wave; None for none.
+    :param settings: How episodes are collected.
+    :param common_starts: Episodes to collect instead, wave by wave; None for independent starts.
     :return: What was collected, or None if the callback stopped early.
     :raises ValueError: If a reward or an observation is NaN or infinite, or an action mask cannot be used; names the
-        environment and the step. Or if there are no masks, or no common starts, where there should be.
+        environment and the step. Also if masks or common starts are required but missing.
     """
     rollout_buffer.reset()
     if common_starts is None and not np.all(model._last_episode_starts):
@@ -143,8 +143,8 @@ def step_waves(
     settings: RolloutSettings,
 ) -> Rollout | None:
     """
-    Collect episodes from common starts. See ``collect_episodes``; the episodes of the deterministic policy count as steps
-    only, and are cut at the same bound.
+    Collect episodes from common starts. See ``collect_episodes``; episodes of the deterministic policy count as steps only,
+    and are cut at the same bound.
     """
     check_restartable(env, "episodes_per_start")
     seeds = settings.rng.integers(2**31, size=common_starts.n_starts)
@@ -180,7 +180,7 @@ def step_episodes(
     """
     Step the environments, which are at the start of an episode, until every counted episode is finished.
 
-    See ``collect_episodes``; a deterministic policy is not asked for what training episodes are: their returns are not noted.
+    See ``collect_episodes``; returns of a deterministic policy are not recorded, since its episodes are no training episodes.
     """
     if model.use_sde:
         model.policy.reset_noise(env.num_envs)
@@ -193,7 +193,7 @@ def step_episodes(
     finished_infos: list[dict[str, Any]] = []
     dones: NumpyArray = np.zeros(env.num_envs, dtype=bool)
     steps_before = model.num_timesteps
-    # Looking for changes of the policy, and a tensor of the observations, take half the time of a step of CartPole
+    # Checking the policy for changes, and making a tensor of the observations, take half the time of a step of CartPole
     is_watched = not is_of_libraries(callback)
     obs_tensor: Any = None
 
@@ -216,7 +216,7 @@ def step_episodes(
             try:
                 actions = sample_actions(observations, action_masks)
             except ValueError:
-                # PyTorch's distributions refuse NaN: say where it came from, if it came from the environment
+                # PyTorch's distributions refuse NaN: report its source if it came from the environment
                 no_actions, no_rewards = np.zeros((env.num_envs, rollout_buffer.action_dim)), np.zeros(env.num_envs)
                 rollout_buffer.add(model._last_obs, no_actions, no_rewards)  # type: ignore[arg-type]
                 rollout_buffer.check_finite()
@@ -246,7 +246,7 @@ def step_episodes(
             rollout_buffer.add_features(sample_actions.features)
             model._last_obs, model._last_episode_starts = new_obs, episode_starts  # type: ignore[assignment]
 
-            # A quarter of the time of dones.any() on a few environments
+            # Takes a quarter of the time of dones.any() on a few environments
             if np.count_nonzero(dones):
                 sample_actions.reset_states(dones)
                 for env_idx in np.flatnonzero(dones).tolist():
@@ -257,12 +257,12 @@ def step_episodes(
                         model._update_info_buffer([] if deterministic else [info], dones[env_idx : env_idx + 1])
                         finished_infos.append(info)
                         n_episodes += 1
-                        # At the bound no episode can start any more
+                        # At the bound, no more episodes can start
                         counts[env_idx] = n_steps < settings.max_steps and quota.accepts(start_step=n_steps)
                         n_running += counts[env_idx] - 1
                 environments.set_idle(np.flatnonzero(np.logical_and(dones, np.logical_not(counts))))
     except BaseException:
-        # Whatever was going on, the next rollout begins with a reset
+        # Whatever happened, the next rollout begins with a reset
         model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
         raise
     finally:

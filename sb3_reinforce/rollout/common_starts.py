@@ -14,11 +14,11 @@ from sb3_reinforce.rollout.batch import named_parts
 
 class CommonStarts(NamedTuple):
     """
-    The episodes of a rollout, by their starts.
+    The episodes of a rollout, grouped by their starts.
 
     :param n_starts: Number of starts.
-    :param episodes_per_start: Episodes that count from each of them.
-    :param has_greedy_episodes: Whether the deterministic policy also acts from each of them.
+    :param episodes_per_start: Counted episodes from each start.
+    :param has_greedy_episodes: Whether there is also an episode of the deterministic policy from each start.
     """
 
     n_starts: int
@@ -27,9 +27,9 @@ class CommonStarts(NamedTuple):
 
     def waves(self, n_envs: int) -> Iterator[tuple[IntArray, bool]]:
         """
-        Divide the episodes into waves of those that begin at the same time, one in each of the first environments.
+        Divide the episodes into waves that begin at the same time, one episode in each of the first environments.
 
-        A wave is the number of the start of each, and whether the policy is deterministic: such episodes come first.
+        A wave consists of the start index of each episode, and whether the policy is deterministic: such waves come first.
         """
         greedy = np.arange(self.n_starts if self.has_greedy_episodes else 0)
         for starts, is_greedy in ((greedy, True), (np.repeat(np.arange(self.n_starts), self.episodes_per_start), False)):
@@ -46,7 +46,7 @@ def choose_common_starts(n_episodes: int | None, episodes_per_start: int | None,
 
 
 def check_restartable(env: VecEnv, argument: str) -> None:
-    """Refuse environments that cannot be reset with equal seeds; ``argument`` is what needs them, for the message."""
+    """Refuse environments that cannot be reset with equal seeds; ``argument``, for the message, is what requires it."""
     engine = env.unwrapped
     if not isinstance(engine, DummyVecEnv | SubprocVecEnv):
         raise ValueError(
@@ -57,11 +57,11 @@ def check_restartable(env: VecEnv, argument: str) -> None:
 
 def reset_to(model: OnPolicyAlgorithm, env: VecEnv, starts: IntArray, seeds: IntArray) -> None:
     """
-    Reset all environments, those of the same start with the same seed.
+    Reset all environments, using the same seed for the same start.
 
-    :param starts: The number of the start of each of the first environments.
-    :param seeds: Of each start.
-    :raises ValueError: If environments look different after the same seed; names two of them.
+    :param starts: Start index of each of the first environments.
+    :param seeds: Seed of each start.
+    :raises ValueError: If the first observations differ after the same seed; names two environments.
     """
     engine: Any = env.unwrapped
     # VecEnv.seed gives each environment a different seed

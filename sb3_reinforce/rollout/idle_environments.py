@@ -1,4 +1,4 @@
-"""Environments that are done with their part of a rollout stand still while the others finish theirs."""
+"""Environments whose counted episodes are complete are idle while the others finish theirs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_reinforce.rollout.batch import NumpyArray
 
-#: What these store for each environment is known. Any other, also a subclass, might be confused by a row that stands still.
+#: It is known what these store for each environment. Any other, even a subclass, might mishandle a row that does not change.
 KNOWN_WRAPPERS = (
     VecCheckNan,
     VecExtractDictObs,
@@ -39,11 +39,11 @@ KNOWN_WRAPPERS = (
 
 class IdleEnvironments:
     """
-    Steps a ``VecEnv`` without those of its environments that are idle.
+    Steps the environments of a ``VecEnv`` that are not idle.
 
-    An idle environment is not stepped. In what a step returns, its row has the last observation, reward 0, not done, and an
-    info without an episode. ``VecMonitor`` and ``VecFrameStack`` leave its row as it is, ``VecNormalize`` updates its
-    statistics from the other rows. Methods and attributes of an idle environment can be used as ever.
+    An idle environment is not stepped. Its row of a step's results has the last observation, reward 0, not done, and an info
+    without an episode. ``VecMonitor`` and ``VecFrameStack`` leave its row unchanged, and ``VecNormalize`` updates its
+    statistics from the other rows. Methods and attributes of an idle environment can be used as usual.
 
     :param env: Only a ``DummyVecEnv`` or a ``SubprocVecEnv`` within SB3's own wrappers can leave environments out; any other
         steps all of them, and none is ever idle.
@@ -67,9 +67,9 @@ class IdleEnvironments:
 
     def set_idle(self, indices: NumpyArray) -> None:
         """
-        Leave environments out of the following steps, if that is supported.
+        Exclude environments from the following steps, if that is supported.
 
-        :param indices: Of environments at the start of an episode.
+        :param indices: Indices of environments at the start of an episode.
         """
         if not self.is_supported or len(indices) == 0:
             return
@@ -77,7 +77,7 @@ class IdleEnvironments:
         self.is_idle[indices] = True
         self._idle, self._stepped = np.flatnonzero(self.is_idle), np.flatnonzero(~self.is_idle)
         self.n_idle = len(self._idle)
-        # Nobody sees it: ``step`` puts the one at which the environment waits in its place
+        # A placeholder: ``step`` replaces it with the observation at which the environment waits
         observation = create_zero_array(self._engine.observation_space)
         if isinstance(self._engine, SubprocVecEnv):
             remotes = list(self._engine.remotes)
@@ -103,7 +103,7 @@ class IdleEnvironments:
         if isinstance(self._engine, SubprocVecEnv):
             idle = [remote for remote in self._engine.remotes if isinstance(remote, IdleRemote)]
             self._engine.remotes = tuple(getattr(remote, "remote", remote) for remote in self._engine.remotes)
-            # A step was interrupted: ``close`` waits for an answer of every process
+            # If a step was interrupted, ``close`` waits for an answer from every process
             for remote in idle if self._engine.waiting else []:
                 with contextlib.suppress(OSError):
                     remote.remote.send(("get_spaces", None))
@@ -115,8 +115,8 @@ class IdleEnvironments:
         """
         Step the environments that are not idle.
 
-        :param actions: Shape ``(n_envs, *action_shape)``. Those of idle environments are not used.
-        :param last_obs: What was acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
+        :param actions: Shape ``(n_envs, *action_shape)``. Actions of idle environments are not used.
+        :param last_obs: The observations acted on, shape ``(n_envs, *obs_shape)`` or a dict of such arrays.
         :return: As ``VecEnv.step``.
         """
         if self.n_idle == 0:
@@ -136,7 +136,7 @@ class IdleEnvironments:
         return observations, rewards, dones, infos
 
     def _arrays(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Find the arrays in which wrappers have a row for each environment: a dictionary that has one, and its key."""
+        """Find the wrappers' arrays with a row for each environment: the dictionary that holds each array, and its key."""
         for wrapper in self._wrappers:
             if type(wrapper) is VecMonitor:
                 yield vars(wrapper), "episode_returns"
@@ -153,7 +153,7 @@ class IdleEnvironments:
 
     @contextlib.contextmanager
     def _counting(self, counted: NumpyArray) -> Iterator[None]:
-        """Let ``VecNormalize`` count these rows only. The discounted return of an idle environment is 0, and stays so."""
+        """Let ``VecNormalize`` count only these rows. The discounted return of an idle environment stays 0."""
         counters: list[RunningMeanStd] = []
         for wrapper in self._wrappers:
             if type(wrapper) is VecNormalize:
@@ -175,11 +175,11 @@ def _update_from_rows(counter: RunningMeanStd, rows: NumpyArray, values: NumpyAr
 
 class IdleRemote:
     """
-    Stands in for the pipe to a process of a ``SubprocVecEnv``: answers a step, and passes everything else on.
+    Stand-in for the pipe to a process of a ``SubprocVecEnv``: it answers a step, and forwards everything else.
 
     :param remote: The pipe.
     :param observation: What a step returns.
-    :param reset_info: Of the episode that the environment is at the start of.
+    :param reset_info: Info of the reset at which the environment waits.
     """
 
     def __init__(self, remote: Any, observation: Any, reset_info: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class IdleRemote:
         self._is_step = False
 
     def send(self, message: tuple[str, Any]) -> None:
-        """Send anything but a step: a command and what belongs to it."""
+        """Send any message but a step: a command and its data."""
         self._is_step = message[0] == "step"
         if not self._is_step:
             self.remote.send(message)

@@ -1,11 +1,11 @@
-"""A progress bar that counts the steps that were made: SB3's takes all environments for stepped at every step."""
+"""A progress bar that counts the steps actually made: SB3's assumes that every environment is stepped each time."""
 
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 
 class StepsProgressBar(ProgressBarCallback):
-    """SB3's progress bar, with the steps of ``num_timesteps``."""
+    """SB3's progress bar, advanced by ``num_timesteps``."""
 
     def _on_training_start(self) -> None:
         super()._on_training_start()

@@ -1,4 +1,4 @@
-"""From observations to actions with a recurrent policy. Needs sb3-contrib."""
+"""Samplers of actions for recurrent policies. Needs sb3-contrib."""
 
 import numpy as np
 import torch as th
@@ -32,7 +32,7 @@ def make_recurrent_sampler(policy: ActorCriticPolicy, n_envs: int, rng: np.rando
 
 
 def is_standard_lstm(policy: RecurrentActorCriticPolicy) -> bool:
-    """Whether a policy is exactly sb3-contrib's MLP policy, after a plain LSTM, and ``has_numpy_layers``."""
+    """Whether a policy is exactly sb3-contrib's MLP policy, with a plain LSTM, and ``has_numpy_layers``."""
     is_contribs = type(policy) in (RecurrentActorCriticPolicy, MlpLstmPolicy)
     return is_contribs and is_plain(policy.lstm_actor) and has_numpy_layers(policy)
 
@@ -100,7 +100,7 @@ class NumpyLstmCell:
         self.load()
         n_units = lstm.hidden_size
         n_inputs = len(self.weight) - n_units
-        # The hidden state lies beside the inputs, so that one product serves both
+        # The hidden state is stored beside the inputs, so that one product serves both
         inputs_and_hidden = np.zeros((n_envs, n_inputs + n_units), dtype=np.float32)
         activations = np.empty((n_envs, 4 * n_units), dtype=np.float32)
         self.inputs_and_hidden = inputs_and_hidden
@@ -116,8 +116,8 @@ class NumpyLstmCell:
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         weight, bias = np.hstack([weight_ih, weight_hh]), bias_ih + bias_hh
-        # PyTorch's order is input, forget, cell, output. The three sigmoids are put together, and taken by the tanh that the
-        # cell needs anyway: sigmoid(x) = (1 + tanh(x / 2)) / 2
+        # PyTorch's order is input, forget, cell, output. The three sigmoids are grouped and computed by the tanh that the cell
+        # needs anyway: sigmoid(x) = (1 + tanh(x / 2)) / 2
         n_units = self.lstm.hidden_size
         gate_rows = np.r_[0 : 2 * n_units, 3 * n_units : 4 * n_units]
         rows = np.r_[gate_rows, 2 * n_units : 3 * n_units]

@@ -1,9 +1,8 @@
 """
-From observations to actions while collecting: an actor and a draw.
+Samplers of actions for the collector: an actor and a draw.
 
-Log-probabilities, entropies and values are computed in one batch at the update. What is left for every step is the actor,
-which for a small MLP is faster in NumPy than in PyTorch, and a draw, one vector operation on noise that is generated in
-blocks.
+Log-probabilities, entropies and values are computed in one batch at the update. Every step needs only the actor, which for a
+small MLP is faster in NumPy than in PyTorch, and a draw: one vector operation on noise that is generated in blocks.
 """
 
 from abc import ABC, abstractmethod
@@ -34,17 +33,17 @@ from sb3_reinforce.rollout.batch import NumpyArray, NumpyObs
 #: Turns distribution parameters and noise into actions of shape ``(n_envs, *action_shape)``.
 Draw = Callable[[NumpyArray, NumpyArray], NumpyArray]
 
-#: Noise is drawn ahead for so many steps at most, and for so many numbers at most unless a single step needs more.
+#: Largest block of noise, in steps and in numbers (more numbers only if a single step needs them).
 NOISE_BLOCK_STEPS, NOISE_BLOCK_SIZE = 256, 16_384
 
-#: Parameters of up to so many numbers are compared by value to notice a change.
+#: Largest parameter that is compared by value to detect a change.
 COMPARED_SIZE = 4_096
 
-#: Layers of up to so many weights are copied for NumPy in every rollout; beyond, PyTorch is as fast without a copy.
+#: Largest layer, in weights, that is copied for NumPy in every rollout; beyond, PyTorch is as fast without a copy.
 COPIED_SIZE = 1_000_000
 
 
-#: With it, ``make_draw`` draws the most probable action, or the mean.
+#: Noise with which a draw of ``make_draw`` is the most probable action, or the mean.
 NO_NOISE: NumpyArray = np.zeros(1, dtype=np.float32)
 
 
@@ -53,8 +52,8 @@ class ActionSampler(ABC):
 
     #: Whether to take the most probable action, or the mean, instead of a sample
     deterministic = False
-    #: Of the last observations, what the critic gets from the layers that it shares with the actor, if these are worth
-    #: keeping, shape ``(n_envs, n_features)``
+    #: For the last observations, the output of the layers that the critic shares with the actor, if it is worth storing, shape
+    #: ``(n_envs, n_features)``
     features: NumpyArray | None = None
 
     @abstractmethod
@@ -77,7 +76,7 @@ class ActionSampler(ABC):
 class Actor(ABC):
     """Computes distribution parameters: logits, or the mean of a Gaussian."""
 
-    #: Modules of the policy whose parameters it has copied
+    #: Modules of the policy whose parameters the actor has copied
     copied_modules: Sequence[nn.Module] = ()
     #: See ``ActionSampler``
     features: NumpyArray | None = None
@@ -100,14 +99,14 @@ class Actor(ABC):
 
 class ParameterWatch:
     """
-    Notices changes of the parameters of modules, not those of their children, in microseconds for a small network.
+    Detects changes of the parameters of modules, but not of their children, in microseconds for a small network.
 
-    Small parameters are compared by value, large ones by PyTorch's count of changes in place, which a write through ``.data``
-    or through a NumPy array does not raise.
+    Small parameters are compared by value, large ones by PyTorch's version counter of in-place changes, which a write through
+    ``.data`` or through a NumPy array does not increase.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # A parameter that is replaced is found here again
+        # A replaced parameter is found again in these tables
         self._tables = [module._parameters for module in modules]
         self._remember()
 
@@ -116,7 +115,7 @@ class ParameterWatch:
         is_small = [p.numel() <= COMPARED_SIZE and p.is_contiguous() for p in parameters]
         self._small = [_array(p) for p, small in zip(parameters, is_small, strict=True) if small]
         self._large = [p for p, small in zip(parameters, is_small, strict=True) if not small]
-        # To compare values on another device takes too long
+        # Comparing values on another device takes too long
         self._is_blind = any(p.device.type != "cpu" for p in parameters)
         self._last_state = self._state()
 
@@ -149,7 +148,7 @@ class DistributionSampler(ActionSampler):
 
 
 class ForwardSampler(ActionSampler):
-    """Samples by a policy's ``forward``, as A2C does, if the policy overrides that but not its distribution."""
+    """Samples with a policy's ``forward``, as A2C does, if the policy overrides it but not its distribution."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
@@ -161,7 +160,7 @@ class ForwardSampler(ActionSampler):
             actions, _, log_prob = policy(obs_tensor, self.deterministic)
             taken = actions if isinstance(policy.action_space, spaces.Discrete) else actions.flatten(1)
             expected = distribution_of(policy, obs_tensor).log_prob(taken)
-        # The actions of a squashed Gaussian tell the noise behind them to a few digits only
+        # The actions of a squashed Gaussian determine their noise only to a few digits
         if not th.allclose(log_prob, expected, rtol=0.01, atol=0.01):
             raise ValueError(
                 f"{type(policy).__name__}: forward has other log-probabilities than get_distribution, which predict and the "
@@ -179,7 +178,7 @@ class ParameterSampler(ActionSampler):
         self.actor = actor
         self.noise = noise_rows(policy, n_envs, rng)
         self.draw = make_draw(policy)
-        # The policy itself has the standard deviation of a Gaussian
+        # The policy itself holds the standard deviation of a Gaussian
         self.watch = ParameterWatch([policy, *actor.copied_modules])
 
     def __call__(self, observations: NumpyObs, masks: NumpyArray | None = None) -> NumpyArray:
@@ -227,7 +226,7 @@ class NumpyMlpActor(Actor):
         modules = [*policy.mlp_extractor.policy_net, policy.action_net]
         self.linears = self.copied_modules = modules[::2]
         activations: dict[type[nn.Module], Callable[[NumpyArray, NumpyArray], Any]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
-        # Results go into buffers and biases are as large as they are: both spare NumPy half the time of such small arrays
+        # Results go into buffers, and biases have their shape: both save half of NumPy's time on such small arrays
         self.layers = [
             (
                 np.empty((linear.in_features, linear.out_features), dtype=np.float32),
@@ -259,9 +258,9 @@ class NumpyMlpActor(Actor):
 
 def make_flatten(policy: ActorCriticPolicy) -> Callable[[Any], NumpyArray] | None:
     """
-    Make the NumPy function from observations to the features of the first layer, float32, shape ``(n_envs, n_features)``.
+    Make the NumPy function from observations to the inputs of the first layer, float32, shape ``(n_envs, n_features)``.
 
-    None if these are more than the numbers of flat observations, or of a Dict of flat observations, in a row.
+    None unless the features are just the flattened observations, or those of a Dict of flat observations, in a row.
     """
     space, extractor = policy.observation_space, policy.pi_features_extractor
     if type(extractor) is FlattenExtractor:
@@ -300,7 +299,7 @@ def _array(parameter: th.Tensor) -> NumpyArray:
 
 
 def noise_rows(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator) -> Iterator[NumpyArray]:
-    """Generate the noise of each step, shape ``(n_envs, n_parameters)``, in blocks: a draw costs more than its numbers."""
+    """Generate the noise of each step, shape ``(n_envs, n_parameters)``, in blocks, since calls cost more than numbers."""
     assert isinstance(policy.action_net, nn.Linear)
     n_parameters = int(policy.action_net.out_features)
     n_steps = max(1, min(NOISE_BLOCK_STEPS, NOISE_BLOCK_SIZE // (n_envs * n_parameters)))
@@ -319,11 +318,11 @@ def noise_rows(policy: ActorCriticPolicy, n_envs: int, rng: np.random.Generator)
 
 def make_draw(policy: ActorCriticPolicy) -> Draw:
     """
-    Make the function that draws actions from the parameters of one of SB3's distributions, with the present standard
+    Make the function that draws actions from the parameters of one of SB3's distributions, with the current standard
     deviation.
 
-    A categorical is drawn as the largest of its logits plus Gumbel noise, a Bernoulli as the sign of its logit plus logistic
-    noise (Gumbel 1954; Maddison et al. 2014), a Gaussian as mean plus scaled normal noise.
+    A categorical draw is the argmax of the logits plus Gumbel noise, a Bernoulli draw is the sign of the logit plus logistic
+    noise (Gumbel 1954; Maddison et al. 2014), and a Gaussian draw is the mean plus scaled normal noise.
     """
     distribution = policy.action_dist
     if isinstance(distribution, DiagGaussianDistribution):
@@ -351,10 +350,10 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
 
 def has_numpy_layers(policy: ActorCriticPolicy) -> bool:
     """
-    Whether NumPy can compute what the actor does to observations, and to the outputs of an LSTM if it has one.
+    Whether NumPy can compute the actor from observations, or from the outputs of an LSTM if it has one.
 
-    It must be float32 on the CPU, with flat observations or a Dict of them, Linear layers of moderate size with Tanh or ReLU
-    between them, no hooks, and no method replaced on an instance.
+    The policy must be float32 on the CPU, with flat observations or a Dict of them, Linear layers of moderate size with Tanh
+    or ReLU between them, no hooks, and no method replaced on an instance.
     """
     if type(policy.mlp_extractor) is not MlpExtractor or overrides(policy, "extract_features"):
         return False
