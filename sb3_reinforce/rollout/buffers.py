@@ -349,7 +349,7 @@ class _WholeEpisodes:
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: NumpyArray) -> None:
         """
-        Not supported: the update computes both from the rewards, whole episodes at a time.
+        Raise an error: the update computes returns and advantages from the rewards, whole episodes at a time.
 
         :param last_values: Unused.
         :param dones: Unused.

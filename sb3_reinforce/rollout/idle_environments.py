@@ -1,4 +1,4 @@
-"""Environments whose counted episodes are complete are idle while the others finish theirs."""
+"""Environments with no more episodes to count are idle while the others finish theirs."""
 
 import contextlib
 from collections.abc import Iterator

@@ -36,10 +36,10 @@ Draw = Callable[[NumpyArray, NumpyArray], NumpyArray]
 #: Largest block of noise, in steps and in numbers (more numbers only if a single step needs them).
 NOISE_BLOCK_STEPS, NOISE_BLOCK_SIZE = 256, 16_384
 
-#: Largest parameter that is compared by value to detect a change.
+#: Size of the largest parameter that is compared by value to detect a change.
 COMPARED_SIZE = 4_096
 
-#: Largest layer, in weights, that is copied for NumPy in every rollout; beyond, PyTorch is as fast without a copy.
+#: Weights of the largest layer that is copied for NumPy in every rollout; beyond, PyTorch is as fast without a copy.
 COPIED_SIZE = 1_000_000
 
 
