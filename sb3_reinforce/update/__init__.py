@@ -1,4 +1,4 @@
-"""From a batch of whole episodes to new parameters."""
+"""The update: from a batch of whole episodes to new parameters."""
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -10,7 +10,7 @@ def make_evaluator(policy: ActorCriticPolicy, micro_batch_size: int | None = Non
     """
     Choose the evaluator for a policy in evaluation mode: a recurrent policy is evaluated on whole episodes.
 
-    Raises ``ValueError`` if the policy overrides a method that acting or the update does not call.
+    Raises ``ValueError`` if the policy overrides a method that is not called while acting or in the update.
     """
     check_methods(policy)
     if is_recurrent(policy):

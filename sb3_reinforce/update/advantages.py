@@ -1,4 +1,4 @@
-"""From a rollout to the advantages: what the policy says of the rollout, and what the estimator makes of it."""
+"""The advantages of a rollout: the policy's outputs, and what the estimator computes from them."""
 
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ def evaluate_rollout(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, baseline: Baseline, critic_is_fitted: bool, needs_log_probs: bool
 ) -> PolicyOutputs:
     """
-    Compute what the estimator and its baseline need of the policy that acted.
+    Compute the outputs of the policy that acted that the estimator and its baseline need.
 
-    If the critic is fitted, episodes that were cut go on with the value of their final observation, as in SB3. The values of
-    one that never learned would be noise. Raises ``ValueError``, which names the environment and the step, if a
+    If the critic is fitted, episodes that were cut are bootstrapped with the value of their final observation, as in SB3. The
+    values of an unfitted critic would be noise. Raises ``ValueError``, which names the environment and the step, if a
     log-probability is not finite.
     """
     values = evaluator.baseline_values(batch) if baseline.needs_critic else None
@@ -30,11 +30,11 @@ def evaluate_rollout(
 
 class Advantages(NamedTuple):
     """
-    The advantages of the episodes of all processes, which are computed together, as one process would with all of them.
+    The advantages of the episodes of all processes, computed together as a single process with all episodes would.
 
-    :param targets: Of each step of all processes.
-    :param episodes: What they were made of.
-    :param partition: Where the episodes of this process are among them.
+    :param targets: Targets of each step of all processes.
+    :param episodes: The episodes that they were computed from.
+    :param partition: Position of this process's episodes among them.
     """
 
     targets: PolicyGradientTargets
@@ -43,7 +43,7 @@ class Advantages(NamedTuple):
 
     @property
     def local_targets(self) -> PolicyGradientTargets:
-        """Those of the steps of this process."""
+        """The targets of the steps of this process."""
         rewards_to_go, advantages, score_weights, n_averaged = self.targets
         local = self.partition.local_numbers
         return PolicyGradientTargets(local(rewards_to_go), local(advantages), local(score_weights), n_averaged)
@@ -59,13 +59,13 @@ def compute_advantages(
     """
     Compute returns, baseline and advantages.
 
-    :param batch: The episodes of this process, with what the policy says of them.
-    :param estimator: Makes the weight of each step's score of the episodes.
-    :param evaluator: Of the policy that acted.
-    :param ent_coef: What ``-log_prob`` of an action earns (Levine 2018, eq. 9); 0 if the entropy is no part of the return.
-    :param processes: Those that train together.
+    :param batch: The episodes of this process, with the policy's outputs.
+    :param estimator: Computes the weight of each step's score from the episodes.
+    :param evaluator: Evaluator of the policy that acted.
+    :param ent_coef: Coefficient of ``-log_prob`` in the rewards (Levine 2018, eq. 9); 0 for no entropy in the return.
+    :param processes: The processes that train together.
     :return: The advantages.
-    :raises ValueError: If the baseline gives numbers that cannot be subtracted.
+    :raises ValueError: If the baseline returns numbers that cannot be subtracted.
     :raises ProcessError: If another process has failed, or is gone.
     """
     parts = processes.gather(describe_episodes(batch, estimator, ent_coef, evaluator))

@@ -1,4 +1,4 @@
-"""Fitting the learned baseline."""
+"""The fit of the learned baseline."""
 
 from collections.abc import Sequence
 
@@ -30,17 +30,17 @@ def fit_critic(
     """
     Fit V(s) on the returns by mean squared error (Sutton & Barto 2018, eq. 9.1), with the policy's optimizer.
 
-    Parameters shared with the actor are not changed: the policy moves along its gradient only.
+    Parameters shared with the actor are not changed: the policy moves only along its own gradient.
 
     :param rewards_to_go: The returns of the steps of this process, shape ``(n_steps,)``.
-    :param actor_parameters: Those that the policy's step moves.
-    :param rng: Draws the minibatches from the episodes of all processes, in all processes alike.
+    :param actor_parameters: Parameters that the policy's step moves.
+    :param rng: Generator that draws the minibatches from the episodes of all processes, the same in every process.
     :param epochs: Passes over the steps.
-    :param batch_size: Steps per gradient step; None for all.
-    :param vf_coef: Factor of the loss.
-    :param max_grad_norm: The maximum norm of the critic's gradient.
-    :param partition: The steps of this process among those of all.
-    :return: Mean of the losses, before ``vf_coef``; None if the critic is frozen.
+    :param batch_size: Steps per gradient step; None for all steps.
+    :param vf_coef: Coefficient of the loss.
+    :param max_grad_norm: Maximum norm of the critic's gradient.
+    :param partition: Position of this process's steps among the steps of all processes.
+    :return: Mean loss, before ``vf_coef``; None if the critic is frozen.
     :raises ValueError: If a gradient is NaN or infinite.
     """
     policy = evaluator.policy
@@ -48,11 +48,11 @@ def fit_critic(
     parameters = [parameter for parameter in trained_parameters(policy) if id(parameter) not in shared]
     if not parameters:
         return None
-    # Shared convolutions are not computed again for the fit
+    # Shared convolutions need not be computed again for the fit
     inputs = evaluator.critic_inputs(batch, parameters)
     targets = th.as_tensor(rewards_to_go, dtype=th.float32, device=policy.device)
     losses = []
-    # With a gradient left from the policy's step, the optimizer would move the actor again
+    # With the gradient left over from the policy's step, the optimizer would move the actor again
     policy.zero_grad()
     for _ in range(epochs):
         for minibatch in evaluator.minibatches(partition.episode_lengths, batch_size, rng):

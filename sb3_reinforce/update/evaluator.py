@@ -18,7 +18,7 @@ from sb3_reinforce.rollout.batch import EpisodeBatch, locate_step, select_steps
 
 NOT_LEARNED = "The rollout was not learned from: policy and optimizer are as before it."
 
-#: Distribution parameters of a micro-batch, unless ``micro_batch_size`` is given: 32 MiB.
+#: Maximum number of distribution parameters in a micro-batch, unless ``micro_batch_size`` is given: 32 MiB.
 MAX_MICRO_BATCH_NUMBERS = 2**23
 
 #: Steps of a batch: a slice with start and stop, or a tensor of indices.
@@ -29,7 +29,7 @@ class PolicyEvaluator:
     """
     Evaluates a policy in evaluation mode on batches.
 
-    :param micro_batch_size: Steps that are evaluated at once, which bounds the memory; None for all, or for fewer where there
+    :param micro_batch_size: Number of steps evaluated at once, which bounds the memory; None for all, or for fewer if there
         are very many actions.
     """
 
@@ -39,7 +39,7 @@ class PolicyEvaluator:
         self.micro_batch_size = micro_batch_size or max(1, MAX_MICRO_BATCH_NUMBERS // n_parameters)
 
     def micro_batches(self, episode_lengths: IntArray, steps: Steps | None = None) -> list[Steps]:
-        """Divide chosen steps of a batch, None for all, into micro-batches."""
+        """Divide the chosen steps of a batch into micro-batches; None for all steps."""
         if steps is None:
             steps = slice(0, int(episode_lengths.sum()))
         cuts = self._cuts(episode_lengths, steps)
@@ -58,7 +58,7 @@ class PolicyEvaluator:
 
     def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
         """
-        Divide a batch into minibatches of ``size`` steps at random, None for a single one, and each into micro-batches.
+        Divide a batch at random into minibatches of ``size`` steps (None for a single one), and each into micro-batches.
 
         A single minibatch draws nothing from ``rng``.
         """
@@ -71,18 +71,18 @@ class PolicyEvaluator:
             yield self.micro_batches(episode_lengths, order[start : start + size])
 
     def subsample(self, episode_lengths: IntArray, max_steps: int, rng: np.random.Generator) -> Steps:
-        """Choose ``max_steps`` of more steps at random, in order, from which a mean over the batch can be estimated."""
+        """Choose ``max_steps`` of the batch's steps at random, in order, to estimate a mean over the batch."""
         chosen = np.sort(rng.choice(int(episode_lengths.sum()), max_steps, replace=False))
         return th.as_tensor(chosen, device=self.policy.device)
 
     def distribution(self, batch: EpisodeBatch, steps: Steps) -> Distribution:
-        """SB3's distribution of actions for these steps. The policy may return the same object the next time."""
+        """SB3's distribution of actions for these steps. The policy may return the same object at the next call."""
         masks = None if batch.action_masks is None else batch.action_masks[steps]
         with use_action_masks(self.policy, masks):
             return distribution_of(self.policy, select_steps(batch.observations, steps))
 
     def reshape_actions(self, actions: th.Tensor) -> th.Tensor:
-        """Give actions of shape ``(n_steps, action_dim)`` the shape ``(n_steps, *action_shape)``."""
+        """Reshape actions from ``(n_steps, action_dim)`` to ``(n_steps, *action_shape)``."""
         return actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
 
     def log_prob_and_entropy(self, batch: EpisodeBatch, micro_batch: slice) -> tuple[th.Tensor, th.Tensor]:
@@ -106,7 +106,7 @@ class PolicyEvaluator:
         entropy = distribution.entropy()
         if entropy is None:
             # Squashed actions have no closed form. The value of this estimate is -log_prob, as in SB3. Its gradient is
-            # -log_prob times the score, that of the entropy: the gradient of -log_prob is zero in expectation
+            # -log_prob times the score, as for the entropy: the gradient of -log_prob alone is zero in expectation
             entropy = -log_prob.detach() * (1.0 + log_prob - log_prob.detach())
         return log_prob, entropy
 
@@ -116,10 +116,10 @@ class PolicyEvaluator:
 
     def distributions(self, batch: EpisodeBatch) -> Any:
         """
-        PyTorch's distribution of actions of all steps, on the CPU, a list of them for MultiDiscrete actions; None without
+        PyTorch's distribution of actions of all steps, on the CPU, or a list of them for MultiDiscrete actions; None without
         steps.
 
-        Raises ``ValueError`` if the policy's distribution is none that ``join_distributions`` takes.
+        Raises ``ValueError`` if ``join_distributions`` does not accept the policy's distribution.
         """
         parts = []
         with th.no_grad():
@@ -130,9 +130,9 @@ class PolicyEvaluator:
 
     def score_products(self, batch: EpisodeBatch, returns: Array, weights: Array) -> Array:
         """
-        The inner products of ``S = sum_t weights_t s_t`` of each episode, where ``s_t`` is the gradient of the log-probability
-        of a step, with ``sum_t weights_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``: what the constant of
-        least variance needs.
+        The inner products of each episode's ``S = sum_t weights_t s_t``, where ``s_t`` is the gradient of the log-probability
+        of a step, with ``sum_t weights_t returns_t s_t`` and with itself, shape ``(n_episodes, 2)``: the input of
+        ``optimal_baseline``.
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         rows = th.as_tensor(np.stack([weights * returns, weights]), dtype=th.float32, device=self.policy.device)
@@ -148,11 +148,11 @@ class PolicyEvaluator:
         return products
 
     def values(self, batch: EpisodeBatch) -> Array:
-        """The critic's value of every observation that was acted on, shape ``(n_steps,)``."""
+        """The critic's value of every observation of the batch, shape ``(n_steps,)``."""
         return self._in_micro_batches(batch, lambda micro_batch: self.values_of(batch, micro_batch))
 
     def baseline_values(self, batch: EpisodeBatch) -> Array:
-        """The values that A2C's rollout would hold: those of ``forward``, if a policy overrides only that."""
+        """The values that A2C's rollout would hold: the values of ``forward``, if a policy overrides only that."""
         policy = unwrap_compiled(self.policy)
         if is_recurrent(policy) or not overrides(policy, "forward") or overrides(policy, "predict_values"):
             return self._in_micro_batches(batch, lambda micro_batch: self.values_of(batch, micro_batch, batch.features))
@@ -165,13 +165,13 @@ class PolicyEvaluator:
         return self._in_micro_batches(batch, values_of_forward)
 
     def final_values(self, batch: EpisodeBatch) -> Array:
-        """The critic's values of what followed cut episodes, shape ``(n_cuts,)``, at least one."""
+        """The critic's values of the final observations of cut episodes, shape ``(n_cuts,)``, at least one."""
         assert batch.final_observations is not None
         finals = batch._replace(observations=batch.final_observations, episode_lengths=np.ones_like(batch.cut_steps))
         return self.values(finals)
 
     def values_of(self, batch: EpisodeBatch, steps: Steps, inputs: th.Tensor | None = None) -> th.Tensor:
-        """The critic's values of some steps, differentiable. ``inputs``: see ``critic_inputs``; None to compute them."""
+        """The critic's values of the given steps, differentiable. ``inputs``: see ``critic_inputs``; None to compute them."""
         policy = self.policy
         if overrides(unwrap_compiled(policy), "predict_values"):
             return policy.predict_values(select_steps(batch.observations, steps)).flatten()
@@ -181,11 +181,11 @@ class PolicyEvaluator:
 
     def critic_inputs(self, batch: EpisodeBatch, fitted: Sequence[th.nn.Parameter]) -> th.Tensor | None:
         """
-        Find what stays the same while the critic is fitted: the outputs of the layers that the fit does not move.
+        Compute what is constant while the critic is fitted: the outputs of the layers that the fit does not move.
 
-        Of layers that the actor shares, they are those of the policy that acted, as in A2C's gradient, if the batch has them.
+        For layers shared with the actor, these are the outputs while acting, as in A2C's gradient, if the batch has them.
 
-        :param fitted: The parameters that the fit moves.
+        :param fitted: Parameters that the fit moves.
         :return: Shape ``(n_steps, n_features)``; None if these layers have no parameters, or are fitted too.
         """
         policy, moved = unwrap_compiled(self.policy), {id(parameter) for parameter in fitted}
@@ -222,5 +222,5 @@ class PolicyEvaluator:
 
 
 def count_steps(steps: Steps) -> int:
-    """The number of chosen steps."""
+    """Number of chosen steps."""
     return steps.stop - steps.start if isinstance(steps, slice) else len(steps)

@@ -1,4 +1,4 @@
-"""How the policy moves: the gradient, and a step of the optimizer or a natural step along it."""
+"""The policy's step: the gradient, and an optimizer step or a natural step along it."""
 
 import copy
 import math
@@ -18,21 +18,21 @@ from sb3_reinforce.functional.natural_gradient import Product, conjugate_gradien
 from sb3_reinforce.rollout.batch import EpisodeBatch
 from sb3_reinforce.update.evaluator import NOT_LEARNED, PolicyEvaluator, Steps, count_steps
 
-#: A step is shortened while the exact divergence is above so many times the target. The quadratic estimate is not exact, and
-#: a bound at the target itself would shorten every second step.
+#: A step is shortened while the exact divergence is above this multiple of the target. The quadratic estimate is not exact,
+#: and a bound at the target itself would shorten every second step.
 KL_TOLERANCE = 1.5
 
 SHORTENING = 0.7
 
-#: Down to a millionth of the length: the policy may hardly change in the steps that F comes from, and change in others.
+#: Down to a millionth of the length: the policy may hardly change at the steps that F is estimated from, but change at others.
 MAX_SHORTENINGS = 40
 
 
 class PolicyGradient(NamedTuple):
     """
-    The gradient of the pseudo-loss, which is in ``grad`` of the parameters.
+    The gradient of the pseudo-loss, stored in ``grad`` of the parameters.
 
-    :param parameters: Those that have a gradient; none if the actor is frozen.
+    :param parameters: Parameters that have a gradient; empty if the actor is frozen.
     :param policy_loss: The pseudo-loss ``-(weight * log_prob)``, reduced, without the entropy bonus.
     :param entropy: Mean entropy over the steps.
     """
@@ -52,9 +52,9 @@ def compute_gradient(
     """
     Differentiate the pseudo-loss ``-(advantage * log_prob)`` minus the entropy bonus (Williams 1992, section 4).
 
-    :param evaluator: Of the policy; the gradients of its micro-batches are added up.
+    :param evaluator: Evaluator of the policy; the gradients of its micro-batches are summed.
     :param batch: The episodes of this process.
-    :param targets: Of their steps.
+    :param targets: Targets of the steps of these episodes.
     :param ent_coef: Coefficient of the entropy bonus.
     :return: The gradient, over the episodes of all processes.
     :raises ValueError: If a log-probability is not finite.
@@ -78,13 +78,13 @@ def compute_gradient(
 
 
 def trained_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
-    """The parameters of the optimizer that require a gradient."""
+    """Parameters of the optimizer that require a gradient."""
     of_optimizer = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
     return [parameter for parameter in policy.parameters() if parameter.requires_grad and id(parameter) in of_optimizer]
 
 
 def clipped_norm(gradient: PolicyGradient, max_grad_norm: float) -> float:
-    """Clip a gradient, and return its norm before. Raises ``ValueError`` if that is not finite."""
+    """Clip a gradient, and return its norm before clipping. Raises ``ValueError`` if the norm is not finite."""
     grad_norm = th.nn.utils.clip_grad_norm_(gradient.parameters, max_grad_norm).item()
     if not np.isfinite(grad_norm):
         raise ValueError(f"The gradient of the policy is {grad_norm} (policy loss {gradient.policy_loss}). {NOT_LEARNED}")
@@ -97,9 +97,9 @@ class NaturalStep(NamedTuple):
 
     :param kl: Mean KL divergence from the policy before to the policy after, in nats, over all steps; 0 if the step was
         skipped.
-    :param n_shortenings: How often the step was shortened, because the exact divergence was too far above the target.
-    :param curvature: ``s F s`` for the step s at length 1: how much the policy changes for a step of the parameters.
-    :param skipped: Why the policy was not changed; None if it moved.
+    :param n_shortenings: Number of times the step was shortened because the exact divergence was too far above the target.
+    :param curvature: ``s F s`` for the step s scaled to length 1: how much the policy changes for a change of the parameters.
+    :param skipped: Reason why the policy was not changed; None if it moved.
     """
 
     kl: float
@@ -121,17 +121,17 @@ def natural_step(
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> NaturalStep:
     """
-    Move the policy along ``F^-1 g``, as far as changes it by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
+    Move the policy along ``F^-1 g`` so far that it changes by ``target_kl`` (Kakade 2001; Schulman et al. 2015, appendix C).
 
-    :param evaluator: Of the policy, whose parameters are changed.
+    :param evaluator: Evaluator of the policy, whose parameters are changed.
     :param batch: The episodes of this process.
-    :param gradient: Of the pseudo-loss.
+    :param gradient: Gradient of the pseudo-loss.
     :param target_kl: Quadratic estimate of the mean KL divergence of the step, see ``mean_divergence``.
-    :param cg_max_steps: Conjugate gradients' steps.
-    :param cg_damping: Added to the diagonal of F for the direction, and not for the length.
-    :param fisher_max_steps: F is estimated from a random subset of at most so many steps; None for all.
-    :param rng: Draws the subset, if there are more steps; that of process 0 in all processes.
-    :param partition: The steps of this process among those of all.
+    :param cg_max_steps: Maximum number of conjugate gradient steps.
+    :param cg_damping: Added to the diagonal of F for the direction, but not for the length.
+    :param fisher_max_steps: Maximum number of steps in the random subset from which F is estimated; None for all.
+    :param rng: Generator that draws the subset, if there are more steps; process 0's in all processes.
+    :param partition: Position of this process's steps among the steps of all processes.
     """
     parameters = gradient.parameters
     if not parameters:
@@ -178,11 +178,11 @@ def natural_step(
 
 class Divergence:
     """
-    The mean KL divergence from a policy as it is now to the policy as it is when asked, by micro-batches.
+    The mean KL divergence from the policy at construction to the policy at the time of a call, by micro-batches.
 
     :param batch: The episodes of this process.
-    :param steps: The steps averaged over, of the episodes of all processes.
-    :param partition: The steps of this process among those of all.
+    :param steps: Steps to average over, among the episodes of all processes.
+    :param partition: Position of this process's steps among the steps of all processes.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Divergence:
             self.before = [copy.copy(evaluator.distribution(batch, micro_batch)) for micro_batch in self.micro_batches]
 
     def of_micro_batch(self, index: int) -> th.Tensor:
-        """The part of a micro-batch in the mean, a differentiable scalar in nats."""
+        """The contribution of a micro-batch to the mean, a differentiable scalar in nats."""
         micro_batch = self.micro_batches[index]
         fraction = count_steps(micro_batch) / self.n_averaged
         return fraction * mean_divergence(self.before[index], self.evaluator.distribution(self.batch, micro_batch))
@@ -213,7 +213,7 @@ class Divergence:
         return sum(self.processes.gather(local))
 
     def fisher_product(self, parameters: Sequence[th.nn.Parameter]) -> Product:
-        """The product with F. The graph of a single micro-batch is stored, those of several are made for each product."""
+        """The product with F. The graph of a single micro-batch is stored; several graphs are rebuilt for each product."""
         indices = range(len(self.micro_batches))
         if len(indices) == 1:
             only = fisher_product(self.of_micro_batch(0), parameters)
@@ -231,9 +231,9 @@ def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     Average KL(old || new), in nats, over steps, and over the dimensions of a Box or MultiBinary action, as sb3-contrib's TRPO
     does.
 
-    The divergence of the whole action is that times the number of dimensions. Over the components of a MultiDiscrete action it
-    is a sum. Squashing changes both distributions alike, so that the divergence is that of the Gaussians before squashing;
-    with gSDE it is that of Gaussians with new noise at every step.
+    The divergence of the whole action is this mean times the number of dimensions. Over the components of a MultiDiscrete
+    action it is a sum. Squashing does not change the divergence, which is computed from the Gaussians before squashing; with
+    gSDE, it is computed from Gaussians with new noise at every step.
     """
     return kl_divergence(old, new).mean()
 
@@ -241,9 +241,9 @@ def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
 @contextmanager
 def unchanged_by_failure(*learners: th.nn.Module | th.optim.Optimizer) -> Iterator[None]:
     """
-    Restore policies and optimizers, without gradients, if an update in the context does not end.
+    Restore policies and optimizers, without gradients, if an update within the context fails.
 
-    This holds for Ctrl-C and for a lack of memory too: what is saved next is the result of the update before.
+    This includes Ctrl-C and running out of memory: what is saved next is the result of the previous update.
     """
     before = [clone_tensors(learner.state_dict()) for learner in learners]
     try:

@@ -1,8 +1,8 @@
 """
 Evaluates recurrent policies on whole episodes. Needs sb3-contrib.
 
-Every episode starts from the zero state, while collecting as at the update: the gradient goes back through all of an episode's
-time, and no hidden state is stored or stale.
+Every episode starts from the zero state, both while collecting and in the update: the gradient goes back through all steps of
+an episode, and no hidden state is stored or stale.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from sb3_reinforce.policies.masked_distribution import use_action_masks
 from sb3_reinforce.rollout.batch import EpisodeBatch, map_observation, select_steps
 from sb3_reinforce.update.evaluator import PolicyEvaluator, Steps
 
-#: A step of some episodes side by side costs about as much as so many padded steps, with 64 units on a CPU.
+#: Number of padded steps that cost about as much as one step of episodes side by side, with 64 units on a CPU.
 PADDING_PER_STEP = 8
 
 
 class RecurrentPolicyEvaluator(PolicyEvaluator):
-    """Evaluates a recurrent policy. Micro-batches are whole episodes, and a longer episode is a micro-batch alone."""
+    """Evaluates a recurrent policy. Micro-batches are whole episodes; a longer episode is a micro-batch by itself."""
 
     policy: RecurrentActorCriticPolicy
 
@@ -45,7 +45,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
             yield slice(int(ends[group.start] - lengths[group.start]), int(ends[group.stop - 1]))
 
     def minibatches(self, episode_lengths: IntArray, size: int | None, rng: np.random.Generator) -> Iterator[list[Steps]]:
-        """Divide the episodes at random. A minibatch has fewer than ``size`` steps where another episode does not fit."""
+        """Divide the episodes at random. A minibatch has fewer than ``size`` steps if the next episode does not fit."""
         if size is None or size >= episode_lengths.sum():
             yield self.micro_batches(episode_lengths)
             return
@@ -55,9 +55,9 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
 
     def subsample(self, episode_lengths: IntArray, max_steps: int, rng: np.random.Generator) -> Steps:
         """
-        Choose whole episodes at random, of at most ``max_steps`` steps unless a single one is longer.
+        Choose whole episodes at random, with at most ``max_steps`` steps unless a single one is longer.
 
-        Their number does not depend on the choice: to take episodes until the next one does not fit would prefer short ones.
+        Their number does not depend on the choice: taking episodes until the next one does not fit would favour short ones.
         """
         longest_first = np.sort(episode_lengths)[::-1]
         n_fitting = max(1, int(np.searchsorted(np.cumsum(longest_first), max_steps, side="right")))
@@ -74,7 +74,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
             return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(outputs))
 
     def final_values(self, batch: EpisodeBatch) -> Array:
-        """The critic's values of what followed cut episodes, as of one step more of each."""
+        """The critic's values of the final observations of cut episodes, each as one more step of its episode."""
         ends = np.cumsum(batch.episode_lengths)
         cut_episodes = np.searchsorted(ends, batch.cut_steps, side="right")
         n_steps = len(batch.actions)
@@ -98,7 +98,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
         features = super()._critic_inputs(batch, steps)
         if not self.policy.shared_lstm:
             return features
-        # As in sb3-contrib, the critic's gradient does not reach what it shares with the actor
+        # As in sb3-contrib, the critic's gradient does not reach layers shared with the actor
         return _run_lstm_over_steps(self.policy.lstm_actor, features, batch, steps).detach()
 
     def _critic_latent(self, inputs: th.Tensor, batch: EpisodeBatch, steps: Steps) -> th.Tensor:
@@ -113,7 +113,7 @@ class RecurrentPolicyEvaluator(PolicyEvaluator):
 
 
 def selected_episode_lengths(episode_lengths: IntArray, steps: Steps) -> IntArray:
-    """The lengths of the episodes that chosen steps, those of whole episodes, belong to."""
+    """The lengths of the episodes that the chosen steps make up."""
     is_last = np.zeros(int(episode_lengths.sum()), dtype=bool)
     is_last[np.cumsum(episode_lengths) - 1] = True
     chosen = steps if isinstance(steps, slice) else steps.cpu().numpy()
@@ -140,10 +140,10 @@ def run_lstm_over_episodes(lstm: nn.LSTM, inputs: th.Tensor, lengths: IntArray) 
     """
     Run an LSTM over whole episodes, each from the zero state.
 
-    Episodes of similar length are padded and run side by side. On a CPU that is several times faster than packing them, where
-    the slice of each step makes the backward pass allocate a gradient of the whole.
+    Episodes of similar length are padded and run side by side. On a CPU this is several times faster than packing them, where
+    the slice of each step makes the backward pass allocate a gradient of the whole sequence.
 
-    :param inputs: The steps of one episode after the other, shape ``(n_steps, n_inputs)``.
+    :param inputs: The steps of the episodes, one episode after the other, shape ``(n_steps, n_inputs)``.
     :param lengths: Steps of each episode, shape ``(n_episodes,)``.
     :return: Shape ``(n_steps, n_outputs)``.
     """
@@ -152,7 +152,7 @@ def run_lstm_over_episodes(lstm: nn.LSTM, inputs: th.Tensor, lengths: IntArray) 
     for episodes in bucket_episodes(lengths):
         times = np.arange(lengths[episodes[0]])[:, None]
         is_step = times < lengths[episodes]
-        # The padding repeats an episode's last step, and its outputs are left out
+        # The padding repeats an episode's last step, and its outputs are discarded
         steps = starts[episodes] + np.minimum(times, lengths[episodes] - 1)
         padded_outputs = run_lstm(lstm, inputs[th.as_tensor(steps, device=inputs.device)])
         outputs.append(padded_outputs[th.as_tensor(is_step, device=inputs.device)])
@@ -166,7 +166,7 @@ def bucket_episodes(lengths: IntArray) -> list[IntArray]:
     buckets: list[IntArray] = []
     while len(order) > 0:
         ordered = lengths[order]
-        # An episode starts a new bucket where that costs less than to pad it
+        # An episode starts a new bucket where that costs less than padding it
         is_too_short = np.cumsum(ordered[0] - ordered) > PADDING_PER_STEP * ordered
         size = int(is_too_short.argmax()) if is_too_short.any() else len(order)
         buckets.append(order[:size])
