@@ -19,19 +19,19 @@ from sb3_reinforce.policies.masked_distribution import (
 
 
 class ZeroValue(nn.Module):
-    """The value of every state when there is no critic: 0, without a parameter."""
+    """The value of every state without a critic: 0, without parameters."""
 
     def forward(self, latent_vf: th.Tensor) -> th.Tensor:
         """Return zeros, shape ``(batch, 1)``."""
-        # From the shape, which stays open in an export: len() would become a constant
+        # The shape stays dynamic in an export, where len() would become a constant
         return latent_vf.new_zeros((latent_vf.shape[0], 1))
 
 
 def remove_critic(policy: ActorCriticPolicy) -> None:
     """
-    Take every parameter that only the value function uses out of a policy and out of its optimizer.
+    Remove every parameter that only the value function uses from a policy and its optimizer.
 
-    ``predict_values`` then returns zeros, and ``forward`` and ``evaluate_actions`` go on working.
+    ``predict_values`` then returns zeros, and ``forward`` and ``evaluate_actions`` still work.
     """
     policy.value_net = ZeroValue()  # type: ignore[assignment]
     policy.mlp_extractor.value_net = nn.Sequential()
@@ -45,16 +45,16 @@ def remove_critic(policy: ActorCriticPolicy) -> None:
 
 class OptionalCriticMixin(ActorCriticPolicy):
     """
-    Adds ``use_critic`` and action masks to an SB3 actor-critic policy; mix it in first to give a custom policy the same.
+    Adds ``use_critic`` and action masks to an SB3 actor-critic policy; make it the first base class of a custom policy.
 
-    Every method takes observations as the environment gives them, with the mask under ``action_mask``, and the network sees
-    them without. Methods that act also take masks as ``action_masks``, instead of those in the observation: booleans, or 0
-    and 1, in the order of sb3-contrib, shape ``(n_observations, n_options)``.
+    Every method takes the environment's observations, with the mask under ``action_mask``; the network sees them without the
+    mask. Methods that act also take masks as ``action_masks``, instead of the masks in the observations: booleans, or 0 and 1,
+    in the order of sb3-contrib, shape ``(n_observations, n_options)``.
 
-    SB3's default optimizer (Adam with an epsilon of 1e-5) becomes PyTorch's fused version of the same, whose step costs a
-    third on small networks.
+    SB3's default optimizer (Adam with an epsilon of 1e-5) is replaced by PyTorch's fused version of it, whose step takes a
+    third of the time on small networks.
 
-    :param use_critic: Without it the policy has an actor only, and its values are 0.
+    :param use_critic: Whether to build a critic. Without it, the policy has only an actor, and its values are 0.
     """
 
     def __init__(self, *args: Any, use_critic: bool = True, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class OptionalCriticMixin(ActorCriticPolicy):
             remove_critic(self)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # SB3's classes do not have it, and can load a policy with a critic
+        # SB3's classes do not have this argument, and can load a policy with a critic
         critic_choice = {} if self.use_critic else {"use_critic": False}
         return {**super()._get_constructor_parameters(), **critic_choice}
 
@@ -76,7 +76,7 @@ class OptionalCriticMixin(ActorCriticPolicy):
         return super().make_features_extractor()
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
-        """As in SB3, and the mask stays with the observation. Raises ``ValueError`` for a mask of the wrong shape or type."""
+        """As in SB3, with the mask left in the observation. Raises ``ValueError`` for a mask of the wrong shape or type."""
         observation, masks = split_mask_for(self, observation)
         tensors, is_batch = super().obs_to_tensor(observation)
         if masks is not None:
@@ -95,7 +95,7 @@ class OptionalCriticMixin(ActorCriticPolicy):
         action_masks: Any = None,
     ) -> Any:
         """
-        Choose actions, as in SB3, among those that are allowed.
+        Choose valid actions, as in SB3.
 
         :param observation: One or several observations.
         :param state: Hidden states, for recurrent policies.

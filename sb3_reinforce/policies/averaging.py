@@ -13,13 +13,13 @@ def make_averaged_policy(policy: ActorCriticPolicy, decay: float) -> AveragedMod
     a copy of the policy.
     """
     if policy.use_sde:
-        reset_noise_with_own_generator(policy)  # PyTorch cannot copy what has a history
+        reset_noise_with_own_generator(policy)  # PyTorch cannot copy tensors with a history
     return AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 def reset_noise_with_own_generator(policy: ActorCriticPolicy) -> None:
-    """Draw new exploration matrices for gSDE, without moving PyTorch's generator."""
-    # No other device is used, and to ask a GPU for its generator is to start it
+    """Sample new exploration matrices for gSDE, without advancing PyTorch's generator."""
+    # No other device is used, and asking a GPU for its generator would initialise it
     devices = [policy.device] if policy.device.type == "cuda" else []
     with th.random.fork_rng(devices), th.no_grad():
         policy.reset_noise()

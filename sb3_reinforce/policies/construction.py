@@ -1,4 +1,4 @@
-"""From the arguments of an algorithm to a policy. Recurrent policies are imported only when one is asked for."""
+"""Making a policy from the arguments of an algorithm. Recurrent policies are imported only on request."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ RECURRENT_POLICIES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
 
 
 def check_policy_class(policy_class: Any) -> None:
-    """Refuse a class that is no actor-critic policy, and name what replaces sb3-contrib's maskable policies."""
+    """Refuse a class that is not an actor-critic policy, and name the replacement of sb3-contrib's maskable policies."""
     if isinstance(policy_class, type) and issubclass(policy_class, ActorCriticPolicy):
         return
     name = getattr(policy_class, "__name__", repr(policy_class))
@@ -61,7 +61,7 @@ def make_policy(
         raise ValueError(
             f"policy_kwargs: use_critic={not has_critic} contradicts baseline, which decides alone whether there is a critic"
         )
-    # Policies may change the arguments that they are given, and the user's are saved with the model
+    # Policies may change the arguments that they are given, and the user's arguments are saved with the model
     kwargs = {**({"use_critic": has_critic} if takes_use_critic else {}), **copy_containers(policy_kwargs)}
     policy = policy_class(observation_space, action_space, lr_schedule, use_sde=use_sde, **kwargs)
     check_features_extractor(policy_class.__name__, type(policy.features_extractor), policy.observation_space)
@@ -71,7 +71,7 @@ def make_policy(
 
 
 def copy_containers(value: Any) -> Any:
-    """Copy dicts and lists at any depth, but not what they hold: a network in ``policy_kwargs`` stays the user's."""
+    """Copy dicts and lists at any depth, but not what they hold: a network in ``policy_kwargs`` is not copied."""
     if isinstance(value, dict):
         return {key: copy_containers(item) for key, item in value.items()}
     return [copy_containers(item) for item in value] if isinstance(value, list) else value

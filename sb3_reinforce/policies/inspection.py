@@ -1,4 +1,4 @@
-"""What kind of policy one is: recurrent, compiled, with overridden methods, with one of SB3's distributions."""
+"""Properties of a policy: whether it is recurrent, compiled, overrides methods, or has one of SB3's distributions."""
 
 from typing import Any
 
@@ -19,26 +19,26 @@ from torch import nn
 #: Libraries whose methods are known to call each other.
 LIBRARIES = ("stable_baselines3.", "sb3_contrib.", "sb3_reinforce.", "torch.")
 
-#: Methods that make the distribution of a policy.
+#: Methods that make a policy's distribution.
 ACTING_METHODS = ("get_distribution", "_get_action_dist_from_latent")
 
 
 def is_recurrent(policy: ActorCriticPolicy) -> bool:
-    """Whether a policy has a hidden state, that of an LSTM as in sb3-contrib."""
+    """Whether a policy has the hidden state of an LSTM, as in sb3-contrib."""
     return hasattr(policy, "lstm_actor")
 
 
 def unwrap_compiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    """The policy that ``torch.compile`` has wrapped, whose class says which methods it overrides."""
+    """The policy inside the wrapper of ``torch.compile``, whose class shows which methods it overrides."""
     unwrapped: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
     return unwrapped
 
 
 def overrides(module: nn.Module, method: str) -> bool:
     """
-    Whether an object, or a class of it, has a method that is not of SB3, sb3-contrib or this package.
+    Whether an object, or one of its classes, has a method that is not from SB3, sb3-contrib or this package.
 
-    A method of this package that calls an overridden one does not hide it. A compiled policy must be unwrapped first.
+    A method of this package that calls an overriding one does not hide it. A compiled policy must be unwrapped first.
     """
     definitions = [(cls, vars(cls)[method]) for cls in type(module).__mro__ if method in vars(cls)]
     modules = [str(getattr(part, "__module__", "")) for definition in definitions for part in definition]
@@ -46,7 +46,7 @@ def overrides(module: nn.Module, method: str) -> bool:
 
 
 def check_methods(policy: ActorCriticPolicy) -> None:
-    """Refuse a policy that overrides a method that acting or the update does not call, and say what to override."""
+    """Refuse a policy that overrides a method that is not called while acting or in the update; say what to override."""
     policy = unwrap_compiled(policy)
     name, extractor = type(policy).__name__, policy.mlp_extractor
     not_called = ["evaluate_actions", "_predict"]
@@ -92,7 +92,7 @@ def check_features_extractor(policy_name: str, extractor_class: type, observatio
 
 
 def explain_overridden_features(policy: ActorCriticPolicy) -> str | None:
-    """Return a warning if a policy would predict with other features than it trains with, or None."""
+    """Return a warning if a policy would predict with different features than it trains with, or None."""
     if not overrides(policy, "extract_features") or overrides(policy, "get_distribution"):
         return None
     return (
@@ -102,7 +102,7 @@ def explain_overridden_features(policy: ActorCriticPolicy) -> str | None:
 
 
 def actor_features(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
-    """The input of the actor's network, by the policy's ``extract_features`` if it overrides that, as in SB3's A2C."""
+    """The input of the actor's network, from the policy's ``extract_features`` if it is overridden, as in SB3's A2C."""
     return _features(policy, observations, policy.pi_features_extractor, 0)
 
 
@@ -128,7 +128,7 @@ def _features(policy: ActorCriticPolicy, observations: PyTorchObs, extractor: Ba
 
 
 def distribution_of(policy: ActorCriticPolicy, observations: PyTorchObs) -> Distribution:
-    """SB3's distribution for a policy that is not recurrent. The policy may return the same object the next time."""
+    """SB3's distribution for a policy that is not recurrent. The policy may return the same object at the next call."""
     unwrapped = unwrap_compiled(policy)
     if overrides(unwrapped, "get_distribution") or not overrides(unwrapped, "extract_features"):
         return policy.get_distribution(observations)
@@ -140,7 +140,7 @@ def has_standard_distribution(policy: ActorCriticPolicy) -> bool:
     """
     Whether the distribution is one of SB3's, with the parameters that ``action_net`` computes.
 
-    False for gSDE, and if a method on the way to the distribution is overridden.
+    False for gSDE, or if a method that makes the distribution is overridden.
     """
     return (
         type(policy.action_dist)

@@ -1,4 +1,4 @@
-"""Action masks of a policy: the distribution over the actions that they allow (Huang & Ontañón 2022)."""
+"""Action masks of a policy: the distribution over the valid actions (Huang & Ontañón 2022)."""
 
 import contextlib
 import copy
@@ -13,11 +13,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 NumpyArray = np.ndarray[Any, np.dtype[Any]]
 
-#: The mask's key in a Dict observation and in an info: the name in gymnasium, PettingZoo and Jumanji.
+#: Key of the mask in a Dict observation and in an info, as in gymnasium, PettingZoo and Jumanji.
 MASK_KEY = "action_mask"
 
-#: Logit of an invalid option, where the largest valid one is 0: its probability is exactly 0 in float32 and float64, and no
-#: derivative of it overflows, or is NaN as with minus infinity.
+#: Logit of an invalid option, where the largest valid one is 0: its probability is exactly 0 in float32 and float64, and none
+#: of its derivatives overflows, or is NaN as with minus infinity.
 INVALID_LOGIT = -1e4
 
 NO_MASKS = (
@@ -28,7 +28,7 @@ NO_MASKS = (
 
 def action_dims_of(action_space: spaces.Space[Any]) -> list[int]:
     """
-    Number of options of each component of an action. A mask has an entry for every option, in a row, as in sb3-contrib.
+    Number of options of each component of an action. A mask is a row of entries, one for every option, as in sb3-contrib.
 
     Every entry of a MultiBinary action has the options 0 and 1. Raises ``ValueError`` for actions that cannot be masked.
     """
@@ -45,7 +45,7 @@ def action_dims_of(action_space: spaces.Space[Any]) -> list[int]:
 
 def space_without_mask(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
-    The observation space of the network: without ``action_mask``, if that is a key of it.
+    The observation space of the network: without the key ``action_mask``, if there is one.
 
     Raises ``ValueError`` for actions that cannot be masked, a mask of the wrong size, and observations that are only a mask.
     """
@@ -85,7 +85,7 @@ def check_masks(masks: Any, action_dims: Sequence[int], n_rows: int, whose: str)
     :param masks: A row for each environment: an array or a sequence of arrays, of booleans or of 0 and 1.
     :param action_dims: See ``action_dims_of``.
     :param n_rows: Number of environments.
-    :param whose: Names the mask in errors; ``{}`` stands for the number of the row.
+    :param whose: Names the mask in errors; ``{}`` stands for the index of the row.
     :return: Shape ``(n_rows, n_options)``, True for valid options.
     :raises ValueError: If a mask has the wrong shape or type, or allows no action.
     """
@@ -102,7 +102,7 @@ def check_masks(masks: Any, action_dims: Sequence[int], n_rows: int, whose: str)
 
 
 def to_boolean_masks(masks: Any, n_options: int, n_rows: int, whose: str) -> NumpyArray:
-    """Convert masks to booleans, see ``check_masks``, also where they allow no action."""
+    """Convert masks to booleans as ``check_masks`` does, even masks that allow no action."""
     if len(masks) != n_rows:
         raise ValueError(f"There must be an action mask for each of {n_rows} observations, but there are {len(masks)}")
     if not isinstance(masks, np.ndarray) or masks.size != n_rows * n_options:
@@ -143,9 +143,9 @@ def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Spac
     The logits of the distribution over the valid actions: the policy's, renormalised.
 
     The largest valid logit of every component becomes 0, so that an invalid option has probability 0 whatever the valid logits
-    are. It has no part in the gradient and the entropy.
+    are. It does not contribute to the gradient or the entropy.
 
-    :param logits: Of the policy's network, shape ``(n_steps, n_logits)``.
+    :param logits: Logits of the policy's network, shape ``(n_steps, n_logits)``.
     :param masks: Shape ``(n_steps, n_options)``, True for valid options.
     """
     if isinstance(action_space, spaces.MultiBinary):
@@ -162,7 +162,7 @@ def masked_logits(logits: th.Tensor, masks: th.Tensor, action_space: spaces.Spac
 @contextlib.contextmanager
 def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | NumpyArray | None) -> Iterator[None]:
     """
-    Mask the distribution of a policy within the context, for masks of shape ``(n_steps, n_options)``; None for no masks.
+    Mask a policy's distribution within the context, with masks of shape ``(n_steps, n_options)``; None for no masks.
 
     The policy must build its distribution from logits, as all of SB3's do.
     """
@@ -179,7 +179,7 @@ def use_action_masks(policy: ActorCriticPolicy, masks: th.Tensor | NumpyArray | 
 
 
 def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_space: spaces.Space[Any]) -> Distribution:
-    """Copy one of SB3's distributions, so that it masks the logits that it is given."""
+    """Copy one of SB3's distributions, such that the copy masks the logits that it is given."""
     result = copy.copy(distribution)
 
     def proba_distribution(action_logits: th.Tensor) -> Distribution:
@@ -190,13 +190,13 @@ def _masked_distribution(distribution: Distribution, masks: th.Tensor, action_sp
 
 
 def split_mask_for(policy: ActorCriticPolicy, observation: Any) -> tuple[Any, Any]:
-    """Split observations into what the network is given, and the masks or None; see ``split_observation``."""
+    """Split observations into the input of the network, and the masks or None; see ``split_observation``."""
     return (observation, None) if has_action_mask(policy.observation_space) else split_observation(observation)
 
 
 def take_action_masks(policy: ActorCriticPolicy, observation: Any, action_masks: Any = None) -> tuple[Any, th.Tensor | None]:
     """
-    Split the observations that a policy is given into what its network takes and checked masks.
+    Split the observations given to a policy into the input of its network and checked masks.
 
     :param observation: One or several observations as NumPy arrays, or several as tensors.
     :param action_masks: A mask for each observation, instead of the masks in the observations.
@@ -210,7 +210,7 @@ def take_action_masks(policy: ActorCriticPolicy, observation: Any, action_masks:
     action_dims = action_dims_of(policy.action_space)
     if isinstance(action_masks, th.Tensor):
         if th.jit.is_tracing() or th.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
-            # What leaves PyTorch here becomes a constant
+            # Values that leave PyTorch here become constants
             return observation, action_masks.flatten(1).bool()
         action_masks = action_masks.cpu().numpy()
     is_tensor = isinstance(next(iter(observation.values())) if isinstance(observation, dict) else observation, th.Tensor)

@@ -15,13 +15,13 @@ from sb3_reinforce.policies.actor_critic import OptionalCriticMixin
 
 class LstmMixin(OptionalCriticMixin):
     """
-    Adds ``use_critic`` to an actor-critic policy of sb3-contrib, whose ``save`` and ``load`` then keep the size of the LSTM.
+    Adds ``use_critic`` to an actor-critic policy of sb3-contrib, and lets ``save`` and ``load`` preserve the size of the LSTM.
 
-    The biases of the forget gates start at 1 instead of about 0: the hidden state lasts, until the policy learns to reset it
+    The biases of the forget gates start at 1 instead of about 0: the hidden state persists until the policy learns to reset it
     (Gers et al. 2000; Jozefowicz et al. 2015).
 
-    :param use_critic: Without it the policy has an actor only, and its values are 0.
-    :raises ValueError: If ``shared_lstm`` and ``enable_critic_lstm`` exclude each other.
+    :param use_critic: Whether to build a critic. Without it, the policy has only an actor, and its values are 0.
+    :raises ValueError: If both ``shared_lstm`` and ``enable_critic_lstm`` are True.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ def open_forget_gates(lstm: nn.LSTM) -> None:
     with th.no_grad():
         for name, parameter in lstm.named_parameters():
             if name.startswith("bias_"):
-                # PyTorch has two biases, which are added
+                # PyTorch has two biases, which are summed
                 parameter[forget] = 1.0 if name.startswith("bias_ih") else 0.0
 
 
