@@ -30,12 +30,12 @@ def is_whole_number(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-#: Fewer updates are worth a warning.
+#: Fewer updates than this cause a warning.
 MIN_UPDATES = 20
 
 
 class Numbers(NamedTuple):
-    """A set of numbers; ``words`` complete "must be ..."."""
+    """A set of valid numbers; ``words`` complete the message "must be ..."."""
 
     words: str
     contains: Callable[[Any], bool]
@@ -73,7 +73,7 @@ NUMERIC_ARGUMENTS = {
 }
 
 
-#: Arguments that are True or False.
+#: Boolean arguments.
 SWITCHES = (
     "discounted_weighting",
     "normalize_advantage",
@@ -89,10 +89,10 @@ def check_budget(
     n_steps: int | None, n_episodes: int | None, n_envs: int | None, n_processes: int, comparing_baseline: str | None
 ) -> str | None:
     """
-    Return a warning about environments that no episode of the budget reaches, or None.
+    Return a warning about environments in which no episode would count, or None.
 
-    ``n_envs`` counts the environments of all processes, and is None where a model has none. Raises ``ValueError`` for two
-    budgets, for fewer episodes than processes, and if ``comparing_baseline`` has no second episode to compare with.
+    ``n_envs`` counts the environments of all processes; None for a model without one. Raises ``ValueError`` for two budgets,
+    for fewer episodes than processes, and if ``comparing_baseline`` has no second episode to compare with.
     """
     if n_steps is not None and n_episodes is not None:
         raise ValueError(
@@ -121,9 +121,9 @@ def check_common_starts(
     episodes_per_start: int | None, n_episodes: int | None, baseline: Baseline, env: VecEnv | None, n_processes: int
 ) -> None:
     """
-    Raise ``ValueError``, which names the argument, if episodes are to have common starts and cannot.
+    Raise ``ValueError``, which names the argument, if episodes should have common starts but cannot.
 
-    ``n_episodes`` counts those of all processes, and ``env`` is None where a model has none.
+    ``n_episodes`` counts the episodes of all processes; ``env`` is None for a model without one.
     """
     if baseline.needs_common_starts and (episodes_per_start is None or episodes_per_start < 2):
         raise ValueError(
@@ -144,12 +144,12 @@ def check_common_starts(
         check_restartable(env, argument)
 
 
-#: Settings of the natural step, which have no effect without it, and their defaults.
+#: Settings that have an effect only with ``natural_gradient``, and their defaults.
 NATURAL_STEP_DEFAULTS = {"target_kl": 0.01, "cg_max_steps": 10, "cg_damping": 0.1, "fisher_max_steps": 2_000}
 
 
 def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:
-    """Return a warning that names the settings of the natural step that have no effect, or None."""
+    """Return a warning that names the settings of the natural step without effect, or None."""
     changed = [name for name, default in NATURAL_STEP_DEFAULTS.items() if arguments[name] != default]
     if not changed or arguments["natural_gradient"]:
         return None
@@ -158,10 +158,10 @@ def explain_ignored_settings(arguments: Mapping[str, Any]) -> str | None:
 
 def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processes: int) -> list[str]:
     """
-    Check the arguments of the algorithm, which may have an underscore before their names as in SB3, and return warnings.
+    Check the arguments of the algorithm, whose names may start with an underscore as in SB3, and return warnings.
 
-    ``n_envs`` counts the environments of all processes, and is None where a model has none. Raises ``ValueError``, which names
-    the argument, for a value out of its range and for two arguments that contradict each other.
+    ``n_envs`` counts the environments of all processes; None for a model without one. Raises ``ValueError``, which names the
+    argument, for a value out of its range and for two arguments that contradict each other.
     """
     for name, accepted in NUMERIC_ARGUMENTS.items():
         value = arguments.get(name, arguments.get(f"_{name}"))
@@ -196,7 +196,7 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
 
 
 def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str | None:
-    """Return a warning if there are fewer than ``MIN_UPDATES`` updates, or None: A2C and PPO make hundreds."""
+    """Return a warning if there would be fewer than ``MIN_UPDATES`` updates, or None: A2C and PPO make hundreds."""
     n_updates = math.ceil(total_timesteps / (n_steps * n_envs))
     if n_updates >= MIN_UPDATES:
         return None
@@ -233,8 +233,8 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
     """
     Turn a coefficient into a function of the progress remaining (from 1 to 0).
 
-    :param value: A number, such a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
-    :param name: Of the argument, for the error message.
+    :param value: A number, a function, or ``"lin_0.01"`` for a linear decay from 0.01 to 0 (RL Zoo's notation).
+    :param name: Name of the argument, for the error message.
     :raises ValueError: If the value is none of these, or the schedule fails, or starts or ends below 0.
     """
     function: Any = value
@@ -252,7 +252,7 @@ def make_schedule(value: float | str | Schedule, name: str) -> CheckedSchedule:
 
 
 def check_env_type(env: Any) -> None:
-    """Refuse vector environments that SB3 would take for a single environment, and name the adapter."""
+    """Refuse vector environments that SB3 would mistake for a single environment, and name the adapter."""
     if any(cls.__module__.startswith("envpool.") for cls in type(env).__mro__):
         raise ValueError(
             "env is an EnvPool, which must become a VecEnv: sb3_reinforce.vec_env.make_envpool_vec_env(env_id, n_envs), or "
@@ -287,12 +287,12 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             raise ValueError(f"The {name} {in_one_line} {flaw}, for example with gymnasium.wrappers.{wrapper}")
 
 
-#: Budget of a rollout if the user chose none.
+#: Default budget of a rollout.
 DEFAULT_N_STEPS = 256
 
 
 class DerivedArguments(OnPolicyAlgorithm):
-    """What follows from the arguments of REINFORCE as they are now: a callback may change them during a training."""
+    """Values derived from the current arguments of REINFORCE: a callback may change the arguments during training."""
 
     n_episodes: int | None
     return_type: str
@@ -308,7 +308,7 @@ class DerivedArguments(OnPolicyAlgorithm):
 
     @property  # type: ignore[override]
     def n_steps(self) -> int | None:
-        """The budget in steps of each environment; None if ``n_episodes`` rules. The default is not saved as if chosen."""
+        """The budget in steps of each environment; None if ``n_episodes`` is set. The default is not saved as a choice."""
         chosen: int | None = vars(self)["n_steps"]
         return DEFAULT_N_STEPS if chosen is None and self.n_episodes is None else chosen
 
@@ -318,24 +318,24 @@ class DerivedArguments(OnPolicyAlgorithm):
 
     @property
     def ent_coef_schedule(self) -> Schedule:
-        """``ent_coef`` as a function of the progress left, from what the argument is now."""
+        """``ent_coef`` as a function of the progress remaining, from its current value."""
         return make_schedule(self.ent_coef, "ent_coef")
 
     @property
     def critic_lr_schedule(self) -> Schedule:
-        """``critic_learning_rate`` as a function of the progress left: the policy's, if it is None."""
+        """``critic_learning_rate`` as a function of the progress remaining; the policy's schedule if it is None."""
         if self.critic_learning_rate is None:
             return self.lr_schedule
         return make_schedule(self.critic_learning_rate, "critic_learning_rate")
 
     @property
     def target_kl_schedule(self) -> Schedule:
-        """``target_kl`` as a function of the progress left, from what the argument is now."""
+        """``target_kl`` as a function of the progress remaining, from its current value."""
         return make_schedule(self.target_kl, "target_kl")
 
     @property
     def estimator(self) -> Estimator:
-        """The arguments that turn the rewards of an episode into the weights of its steps, as one value."""
+        """The arguments that turn the rewards of an episode into the weights of its steps, as one object."""
         return Estimator(
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,

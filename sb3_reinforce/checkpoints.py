@@ -27,9 +27,9 @@ from sb3_reinforce.policies.averaging import reset_noise_with_own_generator
 
 def model_path(path: pathlib.Path) -> pathlib.Path:
     """
-    Choose where a model is saved, as SB3 does: with ``.zip`` if the path has no suffix.
+    Choose the path of a saved model as SB3 does: with ``.zip`` if the path has no suffix.
 
-    If that is a folder, it is a free name beside it, with a warning: what was trained must not be lost.
+    If that is a folder, choose a free name beside it, with a warning: a trained model must not be lost.
     """
     wanted = path.with_name(f"{path.name}.zip") if path.suffix == "" else path
     if not wanted.is_dir():
@@ -43,10 +43,10 @@ def model_path(path: pathlib.Path) -> pathlib.Path:
 @contextlib.contextmanager
 def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
     """
-    Open a new file beside a destination, and put it in the destination's place when it is complete.
+    Open a new file beside a destination, and replace the destination with it when it is complete.
 
-    Symbolic links are followed, so that they stay links, and an existing file keeps its mode and, as far as it is allowed,
-    its owner. Raises ``OSError`` if the destination cannot be written to; it is then as before.
+    Symbolic links are followed, so that they stay links. An existing file keeps its mode and, if permitted, its owner. Raises
+    ``OSError`` if the destination cannot be written to, and leaves it unchanged.
     """
     if destination.is_symlink():
         destination = pathlib.Path(os.path.realpath(destination))
@@ -54,7 +54,7 @@ def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
         warnings.warn(f"Path '{destination.parent}' does not exist. Will create it.", UserWarning, stacklevel=4)
         destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.exists():
-        # Raises if the file is write-protected, which its folder need not be
+        # Raises if the file is write-protected, even if its folder is not
         with destination.open("ab") as file:
             if not destination.is_file():
                 # A device or a pipe, which must not be replaced
@@ -66,7 +66,7 @@ def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
             yield file
         if destination.exists():
             old = destination.stat()
-            # Only the administrator may give files away, and Windows has no owners
+            # Only the administrator may change owners, and Windows has none
             with contextlib.suppress(OSError, AttributeError):
                 os.chown(unfinished, old.st_uid, old.st_gid)
             unfinished.chmod(stat.S_IMODE(old.st_mode))
@@ -77,9 +77,9 @@ def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
 
 def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Mapping[str, Any]) -> None:
     """
-    Refuse a file of another algorithm, or of a model with more or fewer parameters than the arguments ask for.
+    Refuse a file of another algorithm, or of a model with more or fewer parameters than the arguments require.
 
-    ``arguments`` are those that the loaded model is to have instead of its own.
+    ``arguments`` are the arguments that replace those of the saved model.
     """
     saved = read_attributes(path)
     name = path if isinstance(path, str | pathlib.Path) else "The file"
@@ -111,26 +111,26 @@ def _check_parts(name: Any, own: str, wanted: str, part: str, has_part: bool, ne
 
 
 def _problem_of_pickle(saved: Any) -> str | None:
-    """Say why a saved attribute could not be loaded; None if it can."""
+    """Return the reason why a saved attribute cannot be loaded; None if it can."""
     try:
         if isinstance(saved, dict):
             cloudpickle.loads(base64.b64decode(saved[":serialized:"]))
-    except Exception as error:  # A class may raise what it likes
+    except Exception as error:  # A class may raise anything
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def describe_baseline(baseline: Baseline, argument: Baseline | str | None) -> dict[str, Any]:
     """
-    Return what is saved of a baseline beside the argument that it was made of.
+    Return what is saved about a baseline in addition to the ``baseline`` argument.
 
-    ``name``; ``needs_critic``; ``state``, pickled, of a baseline that was made of a name (an instance is saved itself);
-    ``problem``: why it is not saved, of which a warning is given, or None.
+    ``name``; ``needs_critic``; ``state``: pickled, for a baseline that was made from a name (an instance is itself saved);
+    ``problem``: why it is not saved, which causes a warning, or None.
     """
     description = {"name": name_of(baseline), "needs_critic": baseline.needs_critic, "state": None, "problem": None}
     try:
         state = cloudpickle.dumps(baseline if argument is baseline else baseline.state_dict())
-    except Exception as error:  # A class may raise what it likes
+    except Exception as error:  # A class may raise anything
         problem = f"it could not be pickled, {type(error).__name__}: {error}"
         warnings.warn(f"The baseline {name_of(baseline)} is not saved with the model: {problem}", UserWarning, stacklevel=3)
         return {**description, "problem": problem}
@@ -140,9 +140,9 @@ def describe_baseline(baseline: Baseline, argument: Baseline | str | None) -> di
 
 def restore_baseline(argument: Baseline | str | None, saved: Mapping[str, Any] | None) -> Baseline:
     """
-    Make the baseline of a model, in the state that was saved with the model if it is the same.
+    Make the baseline of a model, in the state that was saved with the model if it is the same baseline.
 
-    ``saved`` is that of ``describe_baseline``, None of a new model.
+    ``saved`` is what ``describe_baseline`` returned; None for a new model.
     """
     baseline = make_baseline(argument)
     if saved is not None and saved["state"] is not None and saved["name"] == name_of(baseline) and argument is not baseline:
@@ -151,7 +151,7 @@ def restore_baseline(argument: Baseline | str | None, saved: Mapping[str, Any] |
 
 
 def read_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str, Any]:
-    """Read the attributes of a saved model as JSON: what was pickled stays closed, and is there as a description."""
+    """Read the attributes of a saved model as JSON: pickled attributes are not loaded, but described."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
@@ -165,7 +165,7 @@ def read_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> Mapping[str
 
 
 def is_reinforce(saved: Mapping[str, Any]) -> bool:
-    """Tell from the attributes of a saved model whether ``SavedWhole.save`` wrote them: SB3 saves no name of the class."""
+    """Tell from its attributes whether ``SavedWhole.save`` saved a model: SB3 does not save the name of the class."""
     return "_saved_baseline" in saved
 
 
@@ -173,7 +173,7 @@ SelfSaved = TypeVar("SelfSaved", bound="SavedWhole")
 
 
 class SavedWhole(OnPolicyAlgorithm):
-    """Saving and loading of REINFORCE: whole files, the moving average and the state of the baseline beside the policy."""
+    """Saves and loads REINFORCE: whole files, with the moving average and the state of the baseline beside the policy."""
 
     policy_averaging: float | None
     baseline: Baseline | str | None
@@ -198,12 +198,12 @@ class SavedWhole(OnPolicyAlgorithm):
         """
         Save the model, as ``BaseAlgorithm.save`` does.
 
-        The file is written beside its destination and then put in its place, so that whatever happens in between, the
-        destination holds either the old model or the new one. Of several processes only process 0 writes.
+        The file is written beside its destination and then moved there, so that whatever happens in between, the destination
+        holds either the old model or the new one. With several processes, only process 0 writes.
 
-        :param path: Of the file, to which ``.zip`` is added, or a file-like object.
-        :param exclude: Names of attributes that are left out, beside those that always are.
-        :param include: Names of attributes that are saved all the same.
+        :param path: Path of the file, to which ``.zip`` is added, or a file-like object.
+        :param exclude: Names of attributes to exclude, in addition to the default ones.
+        :param include: Names of attributes to save even if they are excluded.
         """
         if self._synchronization.processes.rank > 0:
             return
@@ -230,7 +230,7 @@ class SavedWhole(OnPolicyAlgorithm):
         """
         Load a model, as ``BaseAlgorithm.load`` does, with the same arguments.
 
-        :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments ask for.
+        :raises ValueError: If the file holds a model of another algorithm, or one that lacks what the arguments require.
         """
         replaced = {**(custom_objects or {}), **kwargs}
         check_model_file(path, replaced)
@@ -248,11 +248,11 @@ class SavedWhole(OnPolicyAlgorithm):
         """
         Load parameters from a file or a dictionary, as ``BaseAlgorithm.set_parameters`` does, with the same arguments.
 
-        :raises ValueError: If the file holds a model of another algorithm, or one with more or less than this model.
+        :raises ValueError: If the file holds a model of another algorithm, or with more or fewer parameters than this one.
         """
         if exact_match and not isinstance(load_path_or_dict, dict):
             check_model_file(load_path_or_dict, vars(self))
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.use_sde and self.policy_averaging is not None:
-            # What was drawn is not saved, and before the loading it was drawn with the initial standard deviation
+            # The noise is not saved, and before loading it was drawn with the initial standard deviation
             reset_noise_with_own_generator(self.policy_average.module)
