@@ -90,11 +90,11 @@ class REINFORCE(SavedWhole, DerivedArguments):
     :param loss_reduction: ``"step"``: mean over all steps, as in A2C; ``"episode"``: sum over the steps of an episode, mean
         over episodes, as in the policy gradient theorem. They differ by the mean episode length, which is random.
     :param ent_coef: Coefficient of the entropy bonus: a float, a function of the progress remaining, or ``"lin_0.01"`` for a
-        linear decay from 0.01 to 0. In the loss, the bonus follows the gradient of no objective.
+        linear decay from 0.01 to 0. As a term of the loss, the bonus does not follow the gradient of any objective.
     :param entropy_in_return: Instead of the bonus in the loss, add ``-ent_coef * log_prob`` of each action to its reward (the
         maximum-entropy objective, Levine 2018, eq. 9): its gradient is exact where the gradient of the return is.
     :param bootstrap_at_time_limit: Bootstrap an episode that a time limit cut (``TimeLimit.truncated``) with the value of its
-        true final observation, once the critic has been fitted. Otherwise the time limit is the end of the episode (the
+        true final observation, once a critic has been fitted. Otherwise the time limit is the end of the episode (the
         finite-horizon objective).
     :param vf_coef: Coefficient of the critic's loss in its separate gradient steps.
     :param critic_epochs: Passes over the rollout to fit the critic, after the policy's step. More passes fit better and take

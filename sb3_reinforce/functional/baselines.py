@@ -256,7 +256,7 @@ class MovingAverageBaseline(Baseline):
 
 class LinearBaseline(Baseline):
     """
-    A linear function of the observation and the time, fitted on the last rollout: the features of ``linear_features`` (Duan et
+    A linear function of observation and time, fitted on the last rollout, with the features of ``linear_features`` (Duan et
     al. 2016, section 4 and rllab's ``LinearFeatureBaseline``). In the first rollout nothing is subtracted.
 
     :param regularization: Added to the diagonal by ridge regression; 1e-5 as in rllab.

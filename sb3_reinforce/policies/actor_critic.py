@@ -45,7 +45,7 @@ def remove_critic(policy: ActorCriticPolicy) -> None:
 
 class OptionalCriticMixin(ActorCriticPolicy):
     """
-    Adds ``use_critic`` and action masks to an SB3 actor-critic policy; make it the first base class of a custom policy.
+    Adds ``use_critic`` and action masks to an SB3 actor-critic policy; use it as the first base class of a custom policy.
 
     Every method takes the environment's observations, with the mask under ``action_mask``; the network sees them without the
     mask. Methods that act also take masks as ``action_masks``, instead of the masks in the observations: booleans, or 0 and 1,

@@ -67,7 +67,7 @@ class EpisodeBatch(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Evaluations of the policy that acted that are not among its ``PolicyOutputs``."""
+    """Evaluations of the policy that acted, beyond its ``PolicyOutputs``."""
 
     def log_probs(self, batch: EpisodeBatch) -> Array: ...
 
@@ -124,7 +124,7 @@ def map_observation(function: Callable[..., Any], observation: Any, *others: Any
 
 
 def select_steps(observations: Any, steps: Any) -> Any:
-    """The observations of some steps: an index, a slice or an array of indices."""
+    """The observations at the given steps: an index, a slice or an array of indices."""
     return map_observation(lambda obs: obs[steps], observations)
 
 

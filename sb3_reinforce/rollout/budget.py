@@ -43,7 +43,7 @@ def find_bound(
     max_rollout_steps: int | None, time_limit: int | None, n_steps: int | None, n_episodes: int | None, n_envs: int
 ) -> float:
     """
-    Choose the bound of a rollout, so that an episode that never ends does not hang.
+    Choose the bound of a rollout, so that it does not hang in an episode that never ends.
 
     It depends only on how the rollout is declared, not on the budget of ``learn``: a rollout that has begun is finished.
 

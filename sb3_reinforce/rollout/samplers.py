@@ -260,7 +260,7 @@ def make_flatten(policy: ActorCriticPolicy) -> Callable[[Any], NumpyArray] | Non
     """
     Make the NumPy function from observations to the inputs of the first layer, float32, shape ``(n_envs, n_features)``.
 
-    None unless the features are just the flattened observations, or those of a Dict of flat observations, in a row.
+    None if the features are more than flat observations, or a Dict of flat observations, in a row.
     """
     space, extractor = policy.observation_space, policy.pi_features_extractor
     if type(extractor) is FlattenExtractor:

@@ -14,7 +14,7 @@ def evaluate_rollout(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, baseline: Baseline, critic_is_fitted: bool, needs_log_probs: bool
 ) -> PolicyOutputs:
     """
-    Compute the outputs of the policy that acted that the estimator and its baseline need.
+    Compute what the estimator and its baseline need from the policy that acted.
 
     If the critic is fitted, episodes that were cut are bootstrapped with the value of their final observation, as in SB3. The
     values of an unfitted critic would be noise. Raises ``ValueError``, which names the environment and the step, if a
