@@ -20,7 +20,7 @@ gym.register(
     id="sb3_reinforce/RockPaperScissors-v0", entry_point="sb3_reinforce.envs.rock_paper_scissors:RockPaperScissorsEnv"
 )
 gym.register(id="sb3_reinforce/TMaze-v0", entry_point="sb3_reinforce.envs.t_maze:TMazeEnv")
-# Tasks with separate entries in the hyperparameters of RL Zoo
+# Variants with entries of their own in RL Zoo's hyperparameters
 gym.register(id="sb3_reinforce/TMaze50-v0", entry_point="sb3_reinforce.envs.t_maze:TMazeEnv", kwargs={"length": 50})
 gym.register(
     id="sb3_reinforce/TMazeMasked-v0", entry_point="sb3_reinforce.envs.t_maze:TMazeEnv", kwargs={"masks": "observation"}

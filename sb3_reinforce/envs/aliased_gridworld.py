@@ -1,4 +1,4 @@
-"""AliasedGridworld: two cells look alike and need opposite actions, so that the best memoryless policy must toss a coin."""
+"""AliasedGridworld: two cells look alike but need opposite actions, so the best memoryless policy must toss a coin."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -22,7 +22,7 @@ WALLS = np.array([[1, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 1, 0], [1, 1,
 OBSERVATION_OF_CELL = np.array([0, 1, 2, 1, 3])
 #: The four observations, in the order of the rows of all policies below.
 OBSERVATIONS = WALLS[[0, 1, 2, 4]]
-#: Reward of what lies below the cells that have no wall to the south: skull, money, skull.
+#: Reward for going south from each cell without a wall there: skull, money, skull.
 _BELOW = {0: -1.0, 2: 1.0, 4: -1.0}
 
 
@@ -32,8 +32,10 @@ class AliasedGridworldEnv(gym.Env[FloatArray, np.int64]):
 
     The agent starts in any cell but the middle one, and sees only the walls around its cell: ``[north, east, south, west]``,
     1 for a wall. The grey cells 1 and 3 look alike, but the money is to the east of one and to the west of the other.
-    Actions are 0 (north), 1 (east), 2 (south), 3 (west); a step into a wall changes nothing. The money is +1, a skull -1, both
-    end the episode, every other step is 0. Known from lectures on policy gradients (Silver 2015, lecture 7).
+    Actions are 0 (north), 1 (east), 2 (south), 3 (west); a step into a wall changes nothing. The reward is +1 for the money
+    and -1 for a skull, which both end the episode, and 0 for every other step. Known from lectures on policy gradients
+    (Silver 2015, lecture 7). The registered environment has a time limit of 20 steps; ``gym.make(..., max_episode_steps=n)``
+    changes it.
 
     ===== ======== ======== ======== ======== ========
     row   cell 0   cell 1   cell 2   cell 3   cell 4
@@ -41,8 +43,6 @@ class AliasedGridworldEnv(gym.Env[FloatArray, np.int64]):
     upper corner   grey     middle   grey     corner
     lower skull             money             skull
     ===== ======== ======== ======== ======== ========
-
-    It is registered with a time limit of 20 steps; ``gym.make(..., max_episode_steps=n)`` makes it another.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (gymnasium's own declaration)
@@ -54,13 +54,13 @@ class AliasedGridworldEnv(gym.Env[FloatArray, np.int64]):
         self._cell = START_CELLS[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
-        """Put the agent into one of the cells 0, 1, 3 and 4, each with the same probability."""
+        """Place the agent in cell 0, 1, 3 or 4, with equal probability."""
         super().reset(seed=seed)
         self._cell = START_CELLS[self.np_random.integers(len(START_CELLS))]
         return WALLS[self._cell].copy(), {}
 
     def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Walk to the next cell, or into a wall. The time limit is a wrapper's."""
+        """Move to the next cell, or into a wall. A wrapper applies the time limit."""
         self._cell, reward, terminated = _transition(self._cell, int(action))
         return WALLS[self._cell].copy(), reward, terminated, False, {}
 
@@ -92,11 +92,11 @@ def enumerate_paths(
     """
     List all paths that the policy can take, with their probabilities.
 
-    Paths of probability 0 are left out: the policy that tosses a coin in the grey cells alone has 44 within the limit of 20.
-    One that takes every action everywhere has 3.5 times as many for every further step, 2,428 within a limit of 5.
+    Paths of probability 0 are omitted: the policy that tosses a coin only in the grey cells has 44 within the limit of 20.
+    A policy that takes every action everywhere has 2,428 within a limit of 5, and 3.5 times as many for each further step.
 
     :param action_probabilities: P(action | observation), shape ``(4, 4)``: rows as ``OBSERVATIONS``, columns N, E, S, W.
-    :param limit: Time limit in steps; what is cut there is a path too.
+    :param limit: Time limit in steps; a truncated episode is a path too.
     :param starts: Cells in which an episode may start, all equally likely.
     :return: The paths; their probabilities sum to 1 if the rows do.
     """
@@ -126,7 +126,7 @@ def expected_return(action_probabilities: npt.ArrayLike, gamma: float = 1.0, lim
 
     :param action_probabilities: P(action | observation), shape ``(4, 4)``: rows as ``OBSERVATIONS``, columns N, E, S, W.
     :param gamma: Discount factor.
-    :param limit: Time limit in steps, at which the return ends.
+    :param limit: Time limit in steps; later rewards do not count.
     :return: Mean over the four starts.
     """
     probabilities = np.asarray(action_probabilities, dtype=np.float64)[OBSERVATION_OF_CELL]
@@ -140,13 +140,13 @@ def expected_return_gradient(
     """
     Compute the exact partial derivatives of ``expected_return`` with respect to the sixteen action probabilities.
 
-    By the policy gradient theorem (Sutton & Barto 2018, eq. 13.5) for a finite horizon: the discounted probability of being
-    in a cell at a time, times the value of the action there and then, added up over times and cells that look alike; each
-    probability moved on its own.
+    This is the policy gradient theorem (Sutton & Barto 2018, eq. 13.5) for a finite horizon: the discounted probability of
+    being in a cell at a time, times the value of the action there and then, summed over times and over cells that look alike.
+    Each probability varies independently of the others.
 
     :param action_probabilities: P(action | observation), shape ``(4, 4)``: rows as ``OBSERVATIONS``, columns N, E, S, W.
     :param gamma: Discount factor.
-    :param limit: Time limit in steps, at which the return ends.
+    :param limit: Time limit in steps; later rewards do not count.
     :return: Shape ``(4, 4)``.
     """
     probabilities = np.asarray(action_probabilities, dtype=np.float64)[OBSERVATION_OF_CELL]
@@ -163,11 +163,11 @@ def expected_return_gradient(
 
 def best_deterministic_return(gamma: float = 1.0, limit: int = TIME_LIMIT) -> float:
     """
-    Try all 256 deterministic memoryless policies; the best gets stuck for one of the two grey starts and one of the corners.
+    Compute the exact expected return of the best of all 256 deterministic memoryless policies.
 
     :param gamma: Discount factor.
     :param limit: Time limit in steps.
-    :return: Exact expected return of the best of them: 1/2 with the defaults.
+    :return: 1/2 with the defaults: the best policy gets stuck from one of the two grey cells and from one of the corners.
     """
     policies = product(range(N_ACTIONS), repeat=len(OBSERVATIONS))
     return max(expected_return(np.eye(N_ACTIONS)[list(policy)], gamma, limit) for policy in policies)
@@ -175,11 +175,11 @@ def best_deterministic_return(gamma: float = 1.0, limit: int = TIME_LIMIT) -> fl
 
 def best_memoryless_policy() -> npt.NDArray[np.float64]:
     """
-    Toss a coin between east and west in the grey cells, and go straight to the money elsewhere.
+    Return the policy that tosses a coin between east and west in the grey cells and goes straight to the money elsewhere.
 
-    With P(east) = p in the grey cells, a start to the west of the money fails with probability (1 - p)^n, n being the number
-    of tries within the limit, a start to the east with p^n. Their sum is convex and symmetric, so least at p = 1/2. North and
-    south in the grey cells, and any detour elsewhere, only lose time or lives.
+    Let P(east) = p in the grey cells and let n be the number of tries within the limit. A start to the west of the money fails
+    with probability (1 - p)^n, a start to the east with p^n. The sum is convex and symmetric, so p = 1/2 minimises it. North
+    and south in the grey cells, and any detour elsewhere, only lose time or lives.
 
     :return: P(action | observation), shape ``(4, 4)``; its exact expected return is 2045/2048 with the limit of 20.
     """
@@ -187,14 +187,14 @@ def best_memoryless_policy() -> npt.NDArray[np.float64]:
 
 
 def _transition_arrays() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Next cell, reward, and whether the episode goes on, each of shape ``(5, 4)``: cell, action."""
+    """Return the next cell, the reward and whether the episode continues, each of shape ``(5, 4)``: cell, action."""
     table = [[_transition(cell, action) for action in range(N_ACTIONS)] for cell in range(len(WALLS))]
     next_cell, reward, terminated = (np.array([[entry[i] for entry in row] for row in table]) for i in range(3))
     return next_cell, reward, ~terminated
 
 
 def _action_values(cell_probabilities: npt.NDArray[np.float64], gamma: float, limit: int) -> list[npt.NDArray[np.float64]]:
-    """Values of shape ``(5, 4)`` with 1, 2, ..., ``limit`` steps left; the policy is given per cell, shape ``(5, 4)``."""
+    """Compute the action values with 1, ..., ``limit`` steps left, from a policy per cell; all of shape ``(5, 4)``."""
     next_cell, reward, goes_on = _transition_arrays()
     values = np.zeros(len(WALLS))
     action_values = []

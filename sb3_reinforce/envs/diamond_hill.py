@@ -1,4 +1,4 @@
-"""DiamondHill: an environment so small that the policy gradient can be written down and every path enumerated."""
+"""DiamondHill: an environment small enough to write down the policy gradient and enumerate every path."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ DECISION_STATES = np.array([[2, 1], [1, 0], [2, 0]], dtype=np.float32)
 
 class DiamondHillEnv(gym.Env[FloatArray, np.int64]):
     """
-    A robot on a line of four places: 0 is a fire pit, 3 a flag, and a diamond lies left of the start at place 2.
+    A robot on a line of four places: 0 is a fire pit, 1 holds a diamond, 2 is the start and 3 is a flag.
 
-    The observation is ``[position, diamond]``, 1 while the diamond lies there; the actions are 0 (left) and 1 (right).
+    The observation is ``[position, diamond]``; ``diamond`` is 1 until it is taken. The actions are 0 (left) and 1 (right).
 
     ====== ====== ===========================================================
     state  action effect
@@ -42,7 +42,7 @@ class DiamondHillEnv(gym.Env[FloatArray, np.int64]):
         self._state = (2, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
-        """Put the robot back at the start, and the diamond in its place."""
+        """Put the robot back at the start and the diamond back in its place."""
         super().reset(seed=seed)
         self._state = (2, 1)
         return np.array(self._state, dtype=np.float32), {}
@@ -77,8 +77,8 @@ def enumerate_paths(action_probabilities: npt.ArrayLike, slip_probability: float
     """
     List all five paths through DiamondHill with their probabilities.
 
-    :param action_probabilities: P(action | state), shape ``(3, 2)``: a row per decision state, columns left and right.
-    :param slip_probability: That of a slip in state [1, 0].
+    :param action_probabilities: P(action | state), shape ``(3, 2)``: one row per decision state; columns left, right.
+    :param slip_probability: Probability that the robot slips when it goes right in state [1, 0].
     :return: The paths; their probabilities sum to 1 if the rows do.
     """
     probabilities = np.asarray(action_probabilities, dtype=np.float64)
@@ -116,8 +116,8 @@ def expected_return_gradient(action_probabilities: npt.ArrayLike, gamma: float =
     """
     Compute the exact partial derivatives of ``expected_return`` with respect to the six action probabilities.
 
-    By the policy gradient theorem (Sutton & Barto 2018, eq. 13.5): the discounted probability of being in a state
-    times the value of the action there, each probability moved on its own.
+    This is the policy gradient theorem (Sutton & Barto 2018, eq. 13.5): the discounted probability of being in a state times
+    the value of the action there. Each probability varies independently of the others.
 
     :param action_probabilities: P(action | state), shape ``(3, 2)``: rows [2, 1], [1, 0], [2, 0]; columns left, right.
     :param gamma: Discount factor.

@@ -1,4 +1,4 @@
-"""Paths through environments that are small enough to enumerate them."""
+"""Paths through environments that are small enough to enumerate."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 class Path(NamedTuple):
     """
-    One way through an environment, from the start of an episode to its end.
+    One possible episode of an environment, from start to end.
 
-    :param probability: Of the whole path, the policy's and the environment's randomness together.
-    :param observations: In which the agent acted, shape ``(n_steps, n_features)``.
+    :param probability: Probability of the path under the policy and the environment together.
+    :param observations: Observations in which the agent acted, shape ``(n_steps, n_features)``.
     :param actions: Shape ``(n_steps,)``.
     :param rewards: Shape ``(n_steps,)``.
     """
@@ -26,7 +26,7 @@ class Path(NamedTuple):
 
 
 def make_path(probability: float, steps: Sequence[tuple[Any, int, float]]) -> Path:
-    """Make a path of the observation, action and reward of each step."""
+    """Make a path from the observation, action and reward of each step."""
     observations, actions, rewards = zip(*steps, strict=True)
     return Path(
         float(probability),

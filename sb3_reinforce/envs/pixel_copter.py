@@ -10,7 +10,7 @@ from gymnasium import spaces
 from sb3_reinforce.envs.paths import FloatArray
 
 NOTHING, THRUST = 0, 1
-#: What the seven observations are, in the original's order and under its names; lengths in pixels, time in steps.
+#: Names of the seven entries of the observation, as in the original and in its order; lengths in pixels, time in steps.
 OBSERVATION_NAMES = (
     "player_y",
     "player_vel",
@@ -37,34 +37,34 @@ _PLAYER_PIXELS = int(_PLAYER_SIZE)
 _BLOCK_WIDTH, _BLOCK_HEIGHT = int(0.1 * SIZE), int(0.2 * SIZE)
 _COLUMN_WIDTH = int(0.1 * SIZE)
 _HALF_PASSAGE = 0.25 * SIZE
-#: New terrain is added when so few columns are left.
+#: New terrain is added when this many columns are left.
 _FEW_COLUMNS = 13
 _PIXELS_PER_UNIT = 8
 
 
 class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
     """
-    A helicopter in a winding passage, with blocks in its way; it rises while it thrusts, and sinks slowly while it does not.
+    A helicopter flies through a winding passage with blocks in its way; it rises while it thrusts and otherwise sinks slowly.
 
     The game is Pixelcopter (48 by 48 pixels, 30 frames a second) of the PyGame Learning Environment (Norman Tasfi, 2016,
-    MIT licence), with the same rules, rewards and observations, to the last digit. Actions are 0 (nothing) and
-    1 (thrust). Each block that was passed is +1, and so is each strip of terrain (4 pixels) that leaves on the left; touching
-    a block or leaving the passage is -5 and the end. Without a crash it earns about 0.175 per step.
+    MIT licence), with the same rules, rewards and observations, to the last digit. Actions are 0 (nothing) and 1 (thrust).
+    The reward is +1 for each block passed and for each strip of terrain (4 pixels) that scrolls out on the left. Touching a
+    block or leaving the passage gives -5 and ends the episode. Flying without a crash earns about 0.175 per step.
 
     The observation has the seven entries of ``OBSERVATION_NAMES``: height (0 is the top) and vertical velocity, the
-    distances to the ceiling and the floor of the passage, the distance to the next block, and the block's place. What the
-    original calls the block's top is its centre, and what it calls its bottom lies half a block below the real one.
+    distances to the ceiling and the floor of the passage, the distance to the next block, and the block's position. What the
+    original calls the block's top is its centre; what it calls the bottom lies half a block below the real bottom.
 
-    The original ends only with a crash, which a good policy avoids for any length of time. The environment is
-    registered with a time limit of 2,000 steps, somewhat more than a minute of flight and about 350 points, several times
-    what published policies earn: far enough to tell policies apart, near enough for a hundred episodes to be run in seconds.
-    ``gym.make(..., max_episode_steps=n)`` makes it another.
+    The original ends only with a crash, which a good policy can avoid indefinitely. The environment is registered with a time
+    limit of 2,000 steps: a little over a minute of flight and about 350 points, several times what published policies earn.
+    This is long enough to tell policies apart, and short enough to run a hundred episodes in seconds.
+    ``gym.make(..., max_episode_steps=n)`` changes it.
 
-    All randomness comes from two methods of ``np_random``, one number at a time: ``integers(low, high)`` for a new block, and
-    ``uniform(low, high)`` for the terrain. An object with these two methods, set as ``np_random``, replays a recorded game.
+    All randomness comes from two methods of ``np_random``, one number at a time: ``integers(low, high)`` for a new block and
+    ``uniform(low, high)`` for the terrain. To replay a recorded game, set ``np_random`` to an object with these two methods.
 
-    With ``gym.make(..., render_mode="human")`` gymnasium shows what ``"rgb_array"`` draws in a window of pygame's, which is
-    needed for nothing else.
+    With ``gym.make(..., render_mode="human")`` gymnasium shows the ``"rgb_array"`` frames in a pygame window; only this mode
+    needs pygame.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}  # noqa: RUF012 (gymnasium's own declaration)
@@ -90,10 +90,10 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         return self._observation(), {}
 
     def step(self, action: np.int64 | int) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Fly on for a thirtieth of a second. The time limit is a wrapper's."""
+        """Fly on for a thirtieth of a second. A wrapper applies the time limit."""
         self._velocity = _DRAG * (self._velocity + (_CLIMB if action == THRUST else _FALL))
         self._y += self._velocity
-        # Each position is moved by itself: as in the original, pixels depend on the last digits
+        # Each position is shifted separately, as in the original: the pixels depend on the last digits
         self._blocks = [(x - _SHIFT, y) for x, y in self._blocks]
         self._column_xs = [x - _SHIFT for x in self._column_xs]
         self._passages = self._passages_around_player()
@@ -102,7 +102,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         return self._observation(), reward, crashed, False, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Draw the original's picture eight times as large, shape ``(384, 384, 3)``."""
+        """Draw the original's frame at eight times its size, shape ``(384, 384, 3)``."""
         if self.render_mode is None:
             return None
         image = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
@@ -127,7 +127,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
             self._column_ys.append(int(SIZE / 2 + SIZE / 8 * wave))
 
     def _passages_around_player(self) -> list[int]:
-        """Centres of the passage in the columns around the player: one or two, or three where stretches meet."""
+        """Centres of the passage in the columns around the player: one or two, or three where two stretches meet."""
         around = []
         for x, y in zip(self._column_xs, self._column_ys, strict=True):
             if x > _PLAYER_X + _COLUMN_WIDTH:
@@ -141,15 +141,15 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
             _overlap(_PLAYER_X, _PLAYER_PIXELS, x, _BLOCK_WIDTH) and _overlap(self._y, _PLAYER_PIXELS, y, _BLOCK_HEIGHT)
             for x, y in self._blocks
         )
-        # The original takes the player's height into account at the ceiling alone. It also ends above an eighth and below
-        # seven eighths of the picture, where no passage leads
+        # The original considers the player's height only at the ceiling. It also ends the episode in the top and bottom
+        # eighth of the picture, where the passage never goes
         leaves_passage = any(
             self._y - _PLAYER_SIZE <= y - _HALF_PASSAGE or self._y >= y + _HALF_PASSAGE for y in self._passages
         )
         return hits_block or leaves_passage
 
     def _pass_blocks(self) -> int:
-        """Replace a block that the player has passed; the old one goes on until it has left."""
+        """Add a new block once the player has passed the last one, which moves on until it has left the picture."""
         passed = len(self._blocks) == 1 and self._blocks[0][0] <= _PLAYER_X
         if passed:
             self._add_block()
@@ -158,7 +158,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         return int(passed)
 
     def _pass_columns(self) -> int:
-        """Drop the column that has left on the left, and add new ones while they are still out of sight on the right."""
+        """Drop the column that has scrolled out on the left, and add new ones out of sight on the right."""
         passed = self._column_xs[0] <= -_COLUMN_WIDTH
         if passed:
             del self._column_xs[0], self._column_ys[0]
@@ -170,9 +170,9 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
         return np.array(self._state(), dtype=np.float32)
 
     def _state(self) -> tuple[float, ...]:
-        """The observation in the full precision of the game."""
+        """Compute the observation at the game's full precision."""
         passage = self._passages[0]
-        # A passed block is gone from the view at once, and at most one is ahead
+        # A passed block leaves the observation at once, and at most one is ahead
         block_x, block_y = self._blocks[-1]
         return (
             self._y,
@@ -186,7 +186,7 @@ class PixelCopterEnv(gym.Env[FloatArray, np.int64]):
 
 
 def _overlap(centre: float, size: int, other_centre: float, other_size: int) -> bool:
-    """Whether two intervals have a whole pixel in common; as in pygame, their ends are rounded down to whole pixels."""
+    """Check whether two intervals share a whole pixel; as in pygame, their ends are rounded down to whole pixels."""
     start, other_start = int(centre) - size // 2, int(other_centre) - other_size // 2
     return start < other_start + other_size and other_start < start + size
 

@@ -1,4 +1,4 @@
-"""RockPaperScissors: an opponent who counts the agent's moves, so that only the uniform policy cannot be exploited."""
+"""RockPaperScissors: the opponent counts the agent's moves, so only the uniform policy cannot be exploited."""
 
 from functools import cache
 from math import factorial
@@ -18,11 +18,11 @@ N_ROUNDS = 10
 
 class RockPaperScissorsEnv(gym.Env[FloatArray, np.int64]):
     """
-    Ten rounds against an opponent who plays what beats the agent's most frequent move so far.
+    Ten rounds against an opponent that plays the move that beats the agent's most frequent move so far.
 
-    Where several moves are equally frequent, as all are in the first round, the opponent takes any of them for the most
-    frequent one, each with the same probability. The observation is always the same, ``[1]``; the actions are 0 (rock),
-    1 (paper), 2 (scissors); a round won is +1, lost -1, drawn 0; the tenth ends the episode.
+    The opponent breaks ties uniformly at random; in the first round all moves are tied. The observation is always ``[1]``.
+    Actions are 0 (rock), 1 (paper), 2 (scissors). The reward is +1 for a win, -1 for a loss and 0 for a draw. The tenth round
+    ends the episode.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (gymnasium's own declaration)
@@ -47,7 +47,7 @@ class RockPaperScissorsEnv(gym.Env[FloatArray, np.int64]):
         return np.ones(1, dtype=np.float32), reward, sum(self._counts) == N_ROUNDS, False, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Draw how often rock (red), paper (green) and scissors (blue) were played as bars, shape ``(100, 120, 3)``."""
+        """Draw the counts of rock (red), paper (green) and scissors (blue) as bars, shape ``(100, 120, 3)``."""
         if self.render_mode is None:
             return None
         image = np.full((100, 120, 3), 255, dtype=np.uint8)
@@ -61,7 +61,7 @@ def _most_frequent(counts: tuple[int, ...]) -> list[int]:
 
 
 def _reward(action: int, expected: int) -> float:
-    """The reward of a move against an opponent who expects a move and plays what beats it."""
+    """Return the reward of a move against an opponent that plays what beats the move it expects."""
     opponent = (expected + 1) % N_MOVES
     return {0: 0.0, 1: 1.0, 2: -1.0}[(action - opponent) % N_MOVES]
 
@@ -70,12 +70,12 @@ def expected_return(action_probabilities: npt.ArrayLike, gamma: float = 1.0) -> 
     """
     Compute the exact expected discounted return of a memoryless policy.
 
-    Its moves are independent, so before each round their counts are multinomial.
+    The moves of such a policy are independent, so their counts before each round are multinomial.
 
     :param action_probabilities: P(rock), P(paper) and P(scissors), shape ``(3,)``.
     :param gamma: Discount factor.
-    :return: The expected discounted sum over the ten rounds: between -9 (any deterministic policy) and 0 (the uniform one)
-        at ``gamma=1``.
+    :return: The expected discounted sum over the ten rounds. With ``gamma=1`` it lies between -9 (any deterministic policy)
+        and 0 (the uniform policy).
     """
     probabilities = np.asarray(action_probabilities, dtype=np.float64)
     counts, coefficients, rewards = _rounds()
@@ -85,7 +85,7 @@ def expected_return(action_probabilities: npt.ArrayLike, gamma: float = 1.0) -> 
 
 @cache
 def _rounds() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """All counts of moves before a round, shape ``(n, 3)``; in how many orders they come; the expected reward of each move."""
+    """List all counts of moves before a round, shape ``(n, 3)``, their numbers of orders, and each move's expected reward."""
     counts = [
         (rocks, papers, played - rocks - papers)
         for played in range(N_ROUNDS)

@@ -1,4 +1,4 @@
-"""TMaze: the first observation tells which way to turn at the end, so that only a recurrent policy can know it."""
+"""TMaze: the first observation says which way to turn at the end, so only a recurrent policy can remember it."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from sb3_reinforce.envs.paths import FloatArray
 
 FORWARD, LEFT, RIGHT = range(3)
 N_ACTIONS = 3
-#: The observations: the start with one of the two cues, the corridor, the junction.
+#: The observations: the start with either cue, the corridor, the junction.
 CUE_LEFT, CUE_RIGHT, CORRIDOR, JUNCTION = range(4)
 MASKS = (None, "method", "observation")
 
@@ -22,32 +22,32 @@ Observation: TypeAlias = FloatArray | dict[str, npt.NDArray[Any]]
 
 class TMazeEnv(gym.Env[Observation, np.int64]):
     """
-    A corridor with a junction at its end; a sign at the start says which way leads to the reward there.
+    A corridor that ends in a junction; a cue at the start says which turn leads to the reward.
 
-    The observation is one of four, one-hot: cue left, cue right (the first of an episode, as likely as each other), corridor,
-    junction. Actions are 0 (forward), 1 (left), 2 (right). At the junction the turn that the cue named is +1, the other one
-    -1, and both end the episode; every other step is 0. The idea is Bakker's (*Reinforcement learning with long short-term
-    memory*, NeurIPS 2001).
+    The observation is one of four, one-hot: cue left, cue right, corridor, junction. An episode starts with either cue, with
+    equal probability. Actions are 0 (forward), 1 (left), 2 (right). At the junction the turn that the cue named gives +1 and
+    the other turn -1; both end the episode. Every other step gives 0. The task is based on Bakker (*Reinforcement learning
+    with long short-term memory*, NeurIPS 2001).
 
-    The first step goes forward whatever the action is. Otherwise a memoryless policy could use the cue after all, by
-    dawdling at the start to let the time run out when it shows the way that the policy does not take. As it is, every
+    The first step goes forward whatever the action. Otherwise a memoryless policy could exploit the cue: whenever the cue
+    names the turn that the policy does not take, it could wait at the start until the time runs out. As it is, every
     memoryless policy earns exactly 0.
 
-    Without masks, turning in the corridor and going on at the junction do nothing, and after ``4 * (length + 1)`` steps the
-    episode is truncated: the uniform policy needs three steps for each cell, and nearly always arrives. With masks, such
-    moves (at the start too) are not allowed: one of them costs -1 and ends the episode. Then a recurrent policy that
-    neither obeys nor sees the masks hardly ever reaches the junction while it explores.
+    Without masks, turning in the corridor and going forward at the junction have no effect, and the episode is truncated
+    after ``4 * (length + 1)`` steps: the uniform policy needs three steps per cell and nearly always arrives. With masks, such
+    moves (at the start too) are invalid: one of them costs -1 and ends the episode. A recurrent policy that neither applies
+    nor observes the masks then hardly ever reaches the junction while it explores.
 
     :param length: Number of steps forward from the start to the junction.
-    :param masks: How the allowed actions are told, as an array of booleans of shape ``(3,)``: None, there are none;
-        ``"method"``: by the method ``action_masks``, as in sb3-contrib; ``"observation"``: the observation is a dictionary,
-        the mask its entry ``action_mask`` beside ``observation``.
+    :param masks: How the environment provides its action mask, an array of booleans of shape ``(3,)``. None: there is no mask.
+        ``"method"``: the method ``action_masks`` returns it, as in sb3-contrib. ``"observation"``: the observation is a
+        dictionary with the entries ``observation`` and ``action_mask``.
     :param render_mode: ``"rgb_array"``, or None.
     :raises ValueError: If ``length`` is not a whole number of at least 1, or ``masks`` is none of the above.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (gymnasium's own declaration)
-    #: The allowed actions now; only there with ``masks="method"``, since sb3-contrib knows masked environments by this method.
+    #: Returns the current action mask. Set only with ``masks="method"``: sb3-contrib recognises masked environments by it.
     action_masks: Callable[[], BoolArray]
 
     def __init__(self, length: int = 10, masks: str | None = None, render_mode: str | None = None) -> None:
@@ -76,7 +76,7 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
         return 4 * (self.length + 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Go back to the start, and draw a new cue."""
+        """Go back to the start and draw a new cue."""
         super().reset(seed=seed)
         self._cue = int(self.np_random.integers(CUE_LEFT, CUE_RIGHT + 1))
         self._position = self._steps = 0
@@ -96,7 +96,7 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
         return self._observation(), reward, terminated, not terminated and self._steps == self.time_limit, {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Draw the maze, shape ``(60, 20 * (length + 1), 3)``: the junction at the right, reward green, the agent black."""
+        """Draw the maze, shape ``(60, 20 * (length + 1), 3)``: junction on the right, reward green, agent black."""
         if self.render_mode is None:
             return None
         image = np.full((60, 20 * (self.length + 1), 3), 120, dtype=np.uint8)
@@ -126,9 +126,9 @@ class TMazeEnv(gym.Env[Observation, np.int64]):
 
 def best_return(length: int = 10, gamma: float = 1.0) -> float:
     """
-    Compute the exact expected discounted return of the best policy: straight on, and the turn that the cue named.
+    Compute the exact expected discounted return of the best policy, which goes straight on and takes the turn of the cue.
 
-    :param length: Of the corridor.
+    :param length: Number of steps forward from the start to the junction.
     :param gamma: Discount factor.
     :return: ``gamma**length``.
     """
@@ -137,9 +137,9 @@ def best_return(length: int = 10, gamma: float = 1.0) -> float:
 
 def best_memoryless_return() -> float:
     """
-    The exact expected discounted return of the best memoryless policy for any length and discount factor, which is 0.
+    Return the exact expected discounted return of the best memoryless policy: 0 for any length and discount factor.
 
-    At the junction it turns as often to the left for one cue as for the other, and one of the two is wrong: without masks
-    every such policy earns exactly this. With masks, those that make no masked move do, and the others earn no more.
+    At the junction such a policy turns left equally often for both cues, and left is wrong for one of them. Without masks
+    every memoryless policy earns exactly 0. With masks, those that make no masked move earn 0 and the others no more.
     """
     return 0.0

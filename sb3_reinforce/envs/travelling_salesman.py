@@ -1,4 +1,4 @@
-"""Travelling salesman: every episode has different cities, so that a tour is measured by the shortest one."""
+"""TravellingSalesman: every episode has different cities, so a tour is judged by the shortest one."""
 
 import itertools
 import math
@@ -13,24 +13,24 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Observation: TypeAlias = npt.NDArray[np.float32]
 
-#: The dynamic programme takes memory and time for every subset of the cities.
+#: The dynamic programme needs time and memory for every subset of the cities.
 MAX_EXACT_CITIES = 12
 
 
 class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
     """
-    Visit every city once and come back, on a short way.
+    Visit every city once and return to the first, on a short tour.
 
     The cities are drawn uniformly from the unit square at every reset; the same seed gives the same cities. The tour starts
-    at city 0. An action is the next city, the reward minus the distance to it, and the last step also pays the way back, so
-    that the return of an episode is minus the length of the tour. ``action_masks`` tells which cities are left, as in
-    sb3-contrib. An action that it forbids ends the episode and costs as much as the longest way that could be left.
+    at city 0. An action is the next city, and the reward is minus the distance to it. The last step also pays for the way
+    back, so the return of an episode is minus the length of the tour. As in sb3-contrib, ``action_masks`` returns the cities
+    left to visit. An invalid action ends the episode and costs as much as the longest way that could be left.
 
-    The observation has a row for every city: its position relative to the present city (two numbers), its distance, and 1
-    if it is left to visit. It is flattened, shape ``(4 * n_cities,)``.
+    The observation has a row for every city: its position relative to the current city (two numbers), its distance, and 1
+    if it is left to visit. It is flattened to shape ``(4 * n_cities,)``.
 
-    Returns differ more between cities than between policies, which makes this a task for baselines that compare episodes
-    with the same start (Kool et al. 2019; Kwon et al. 2020).
+    Returns differ more between sets of cities than between policies, so the task suits baselines that compare episodes with
+    the same start (Kool et al. 2019; Kwon et al. 2020).
 
     :param n_cities: Number of cities, at least 3.
     :param render_mode: ``"rgb_array"``, or None.
@@ -54,7 +54,7 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         Draw new cities.
 
         :param seed: Seed of the cities.
-        :param options: ``{"cities": array of shape (n_cities, 2)}`` to choose them.
+        :param options: ``{"cities": array of shape (n_cities, 2)}`` sets the cities.
         :raises ValueError: If the cities have another shape.
         """
         super().reset(seed=seed)
@@ -66,7 +66,7 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         return self._observation(), {}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Go to a city."""
+        """Travel to a city."""
         if not self.action_masks()[action]:
             n_moves_left = self.n_cities + 1 - len(self.tour)
             return self._observation(), -math.sqrt(2.0) * n_moves_left, True, False, {}
@@ -78,15 +78,15 @@ class TravellingSalesmanEnv(gym.Env[Observation, np.int64]):
         return self._observation(), reward, is_over, False, {}
 
     def action_masks(self) -> BoolArray:
-        """The cities that are left, shape ``(n_cities,)``."""
+        """Return the mask of the cities that are left to visit, shape ``(n_cities,)``."""
         mask = np.ones(self.n_cities, dtype=np.bool_)
-        # At the end nothing is left; a mask without a valid action would be refused where it is stored with the last one
+        # At the end no city is left, but the rollout would reject a mask without a valid action
         if len(self.tour) < self.n_cities:
             mask[self.tour] = False
         return mask
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Draw the way so far and the cities, those that are left in grey, shape ``(300, 300, 3)``."""
+        """Draw the tour so far and the cities, unvisited ones in grey, shape ``(300, 300, 3)``."""
         if self.render_mode is None:
             return None
         image = np.full((300, 300, 3), 255, dtype=np.uint8)
@@ -110,19 +110,19 @@ def shortest_tour_length(cities: npt.ArrayLike) -> float:
     """
     Compute the length of the shortest tour by dynamic programming (Bellman 1962; Held & Karp 1962).
 
-    For every set of cities and every last city of it, the shortest path from city 0 through the set is made of the shortest
-    paths through one city less.
+    For every set of cities and every last city in it, the shortest path from city 0 through the set follows from the shortest
+    paths through one city fewer.
 
-    :param cities: Positions, shape ``(n_cities, 2)``, at most 12 of them.
+    :param cities: Positions of at most 12 cities, shape ``(n_cities, 2)``.
     :return: The length.
-    :raises ValueError: If there are more cities.
+    :raises ValueError: If there are more than 12 cities.
     """
     positions = np.asarray(cities, dtype=np.float64)
     n = len(positions)
     if n > MAX_EXACT_CITIES:
         raise ValueError(f"cities: the shortest tour is computed for at most {MAX_EXACT_CITIES}, not {n}")
     distances = np.hypot(*(positions[:, None] - positions).T)
-    # City k + 1 is bit k of a set; shortest[set, k] ends at city k + 1
+    # Bit k of a set stands for city k + 1; shortest[set, k] is the shortest path that ends there
     shortest = np.full((1 << (n - 1), n - 1), np.inf)
     for k in range(n - 1):
         shortest[1 << k, k] = distances[0, k + 1]
