@@ -1,4 +1,4 @@
-"""Common parts of the adapters: resets, episode statistics and infos as ``DummyVecEnv`` and ``Monitor`` give them."""
+"""Base class of the adapters: resets, episode statistics and infos as in ``DummyVecEnv`` and ``Monitor``."""
 
 import time
 import warnings
@@ -25,12 +25,12 @@ class EngineVecEnv(VecEnv):
     """
     A ``VecEnv`` on an engine that steps all environments in one call.
 
-    It behaves as a ``DummyVecEnv`` of environments in ``Monitor``: on the last step of an episode the observation is already
-    the first one of the next episode, and the info holds ``terminal_observation`` and the statistics ``episode``.
+    It behaves like a ``DummyVecEnv`` of environments wrapped in ``Monitor``: on the last step of an episode it returns the
+    first observation of the next episode, and the info holds ``terminal_observation`` and the statistics ``episode``.
 
     :param num_envs: Number of environments.
-    :param observation_space: Of one environment: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
-    :param action_space: Of one environment: Box, Discrete, MultiDiscrete or MultiBinary.
+    :param observation_space: Space of one environment: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
+    :param action_space: Space of one environment: Box, Discrete, MultiDiscrete or MultiBinary.
     :raises ValueError: If a space is not supported; the message names it.
     """
 
@@ -43,27 +43,27 @@ class EngineVecEnv(VecEnv):
 
     @abstractmethod
     def _reset_engine(self) -> tuple[ObsRows, list[Info]]:
-        """Start an episode in every environment, with the pending seeds and options: observations and reset infos."""
+        """Start an episode in every environment with the pending seeds and options; return observations and reset infos."""
 
     @abstractmethod
     def _step_engine(self, actions: NumpyArray) -> tuple[ObsRows, NumpyArray, NumpyArray, NumpyArray, list[Info]]:
         """
         Step every environment.
 
-        :return: Observations before any reset, rewards, terminations, truncations, each of shape ``(n_envs, ...)``, and a new
-            info of each environment.
+        :return: Observations before any reset, rewards, terminations and truncations, each of shape ``(n_envs, ...)``, and a
+            new info for each environment.
         """
 
     @abstractmethod
     def _restart(self, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
-        """Start the next episode in the environments with these indices alone: their observations and reset infos."""
+        """Start the next episode in the given environments only; return their observations and reset infos."""
 
     @abstractmethod
     def _render_engine(self) -> Sequence[NumpyArray]:
         """Render an RGB image of shape ``(height, width, 3)`` for each environment."""
 
     def reset(self) -> ObsRows:
-        """Start an episode in every environment. Episodes that were running leave no statistics, as with ``Monitor``."""
+        """Start an episode in every environment. As with ``Monitor``, unfinished episodes leave no statistics."""
         obs, self.reset_infos = self._reset_engine()
         self._reset_seeds()
         self._reset_options()
@@ -76,7 +76,7 @@ class EngineVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step every environment. The engine does not overwrite what is returned."""
+        """Step every environment. The engine never overwrites the returned arrays."""
         engine_obs, rewards, terminated, truncated, infos = self._step_engine(self._actions)
         obs = self._copy_rows(engine_obs, self.num_envs)
         dones = terminated | truncated
@@ -89,7 +89,7 @@ class EngineVecEnv(VecEnv):
         return obs, rewards.astype(np.float32), dones, infos
 
     def _end_episodes(self, indices: NumpyArray, obs: ObsRows, terminated: NumpyArray, infos: list[Info]) -> None:
-        """Complete the infos of episodes that ended, and replace their observations by the first ones of the next episodes."""
+        """Complete the infos of finished episodes, and replace their observations with the first ones of the next episodes."""
         seconds = round(time.time() - self._t_start, 6)
         last_obs = select_rows(obs, indices)
         for row, i in enumerate(indices):
@@ -105,14 +105,14 @@ class EngineVecEnv(VecEnv):
             self.reset_infos[i] = reset_info
 
     def _copy_rows(self, obs: ObsRows, n_rows: int) -> ObsRows:
-        """Copy observations, which the engine may overwrite, with the types and shapes of the observation space."""
+        """Copy observations, which the engine may overwrite, in the dtypes and shapes of the observation space."""
         space = self.observation_space
         if isinstance(space, spaces.Dict):
             return {key: _copy_array(obs[key], part, n_rows) for key, part in space.spaces.items()}
         return _copy_array(obs, space, n_rows)
 
     def get_images(self) -> Sequence[NumpyArray | None]:
-        """Render every environment, if the render mode is ``rgb_array``; otherwise None for each, with a warning."""
+        """Render every environment if the render mode is ``rgb_array``; otherwise warn and return None for each."""
         if self.render_mode != "rgb_array":
             warnings.warn(
                 f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
@@ -124,12 +124,12 @@ class EngineVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """True for ``Monitor``, since the infos hold its statistics."""
+        """Return True for ``Monitor``, since the infos hold its statistics."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
 def select_rows(obs: ObsRows, indices: Any) -> ObsRows:
-    """Copy the observations of some environments, or view that of a single one."""
+    """Copy the observations of some environments, or return a view of a single one's."""
     return {key: part[indices] for key, part in obs.items()} if isinstance(obs, dict) else obs[indices]
 
 

@@ -16,7 +16,7 @@ from sb3_reinforce.policies.masked_distribution import MASK_KEY, NumpyArray, has
 from sb3_reinforce.rollout.action_masks import OBSERVATION_KEY
 from sb3_reinforce.vec_env.base import EngineVecEnv, Info, ObsRows
 
-#: EnvPool's seeds are int32, and environment i gets the seed plus i: so many seeds leave room for that.
+#: EnvPool's seeds are int32, and environment i gets the seed plus i: this bound avoids an overflow.
 N_SEEDS = 2**30
 
 
@@ -24,23 +24,23 @@ class EnvPoolVecEnv(EngineVecEnv):
     """
     An EnvPool as a ``VecEnv``.
 
-    EnvPool resets an environment on the step after the last one of an episode. Here, the environments whose episodes have
-    ended are reset at once by a separate call, which steps no other environment.
+    EnvPool resets an environment one step after its episode ends. This adapter resets it at once, by a separate call that
+    does not step the other environments.
 
-    EnvPool takes its seed when it is built: a ``reset()`` after ``seed()`` builds the pool again. The infos of an environment
-    are given on the last step of an episode only; they cost too much on every step.
+    EnvPool takes its seed at construction, so a ``reset()`` after ``seed()`` rebuilds the pool. Infos are returned only on the
+    last step of an episode; returning them on every step would be too slow.
 
-    Actions of several components, which EnvPool describes as an integer Box, are MultiDiscrete. Where the action mask of a
-    task is about combinations of the components, an action is the number of a combination. A mask that EnvPool gives in the
-    infos (``legal_action_mask``) becomes the key ``action_mask`` of a Dict observation, where Jumanji's tasks have it, too.
+    Actions with several components, an integer Box in EnvPool, become MultiDiscrete. If the action mask of a task covers
+    combinations of the components, an action is the index of a combination. A mask that EnvPool returns in the infos
+    (``legal_action_mask``) becomes the key ``action_mask`` of a Dict observation, as in Jumanji's tasks.
 
-    EnvPool does not tell whether an episode ended by itself on the very step of its time limit: such an end is taken for the
-    time limit. Its spaces may be wider than gymnasium's: to go on with a model in the other kind of environment, see
+    EnvPool does not say whether an episode that ends on the very step of its time limit also terminated: it counts as
+    truncated. EnvPool's spaces may be wider than gymnasium's: to continue with a model in the other kind of environment, see
     ``custom_objects`` of ``load()``.
 
-    :param make_pool: Builds a pool of one player per environment, in synchronous mode; takes the keyword argument ``seed``.
-    :param seed: Seed of the first environment, environment i gets ``seed + i``; None for a random seed.
-    :raises ValueError: If the pool has an unsupported space, several players per environment, or is asynchronous.
+    :param make_pool: Builds a synchronous pool with one player per environment; takes the keyword argument ``seed``.
+    :param seed: Seed of the first environment; environment i gets ``seed + i``. None for a random seed.
+    :raises ValueError: If the pool has an unsupported space or several players per environment, or is asynchronous.
     """
 
     def __init__(self, make_pool: Callable[..., Any], seed: int | None = None) -> None:
@@ -94,7 +94,7 @@ class EnvPoolVecEnv(EngineVecEnv):
             self._build_pool(self._seeds[0])
         return self._restart(self._env_ids)
 
-    # The step goes below EnvPool's Python layer, which takes longer (25 µs) than the physics of eight CartPoles
+    # The step bypasses EnvPool's Python layer, which takes longer (25 µs) than the physics of eight CartPoles
 
     def _step_engine(self, actions: NumpyArray) -> tuple[ObsRows, NumpyArray, NumpyArray, NumpyArray, list[Info]]:
         shape = (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
@@ -144,7 +144,7 @@ class EnvPoolVecEnv(EngineVecEnv):
         raise NotImplementedError(f"Cannot call {method_name}: EnvPool's environments live in C++ and have no methods")
 
     def close(self) -> None:
-        """Close viewers and end the threads of the pool."""
+        """Close viewers and stop the threads of the pool."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None  # EnvPool's own close() leaves its threads running
@@ -152,11 +152,11 @@ class EnvPoolVecEnv(EngineVecEnv):
 
 def make_envpool_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **env_kwargs: Any) -> EnvPoolVecEnv:
     """
-    Make an EnvPool task an SB3 ``VecEnv``, with episode statistics as ``Monitor`` gives them.
+    Create an SB3 ``VecEnv`` from an EnvPool task, with episode statistics as from ``Monitor``.
 
     :param env_id: Name of the task, see ``envpool.list_all_envs()``.
     :param n_envs: Number of environments.
-    :param seed: Seed of the first environment, environment i gets ``seed + i``; None for a random seed.
+    :param seed: Seed of the first environment; environment i gets ``seed + i``. None for a random seed.
     :param env_kwargs: Passed to ``envpool.make``, for instance ``num_threads`` or ``max_episode_steps``.
     :return: The environments.
     :raises ImportError: If EnvPool is not installed; the message says how to install it.
@@ -190,19 +190,19 @@ def import_envpool(env_id: str) -> ModuleType:
 
 
 def _index_by_name(state_keys: Iterable[str], kind: str) -> dict[str, int]:
-    """The indices of the arrays of a kind, ``obs`` or ``info``, in EnvPool's state: ``obs:position`` is named ``position``."""
+    """Map names to indices in EnvPool's state for one kind of array, ``obs`` or ``info``: ``obs:position`` is ``position``."""
     return {key.partition(":")[2]: index for index, key in enumerate(state_keys) if key.partition(":")[0] == kind}
 
 
 def _action_space(space: Any) -> Any:
-    """Convert an integer Box from 0 to what it means: a choice for each of its entries."""
+    """Convert an integer Box from 0 to the MultiDiscrete that it stands for: one choice per entry."""
     if isinstance(space, spaces.Box) and space.dtype.kind in "iu" and len(space.shape) == 1 and not space.low.any():
         return spaces.MultiDiscrete(space.high.astype(np.int64) + 1)
     return _gymnasium_space(space)
 
 
 def _masked_combinations(observation_space: Any, action_space: Any) -> tuple[int, ...] | None:
-    """The numbers of options, if the mask has an entry for every combination of them, and not for each option."""
+    """Return the number of options per component if the mask covers their combinations rather than single options."""
     if not (has_action_mask(observation_space) and isinstance(action_space, spaces.MultiDiscrete)):
         return None
     options = tuple(action_space.nvec.tolist())
@@ -210,7 +210,7 @@ def _masked_combinations(observation_space: Any, action_space: Any) -> tuple[int
 
 
 def _gymnasium_space(space: Any) -> Any:
-    """Correct EnvPool's bounds, which take C++'s positive ``numeric_limits<float>::min()`` for the lowest number."""
+    """Correct EnvPool's bounds, which use C++'s positive ``numeric_limits<float>::min()`` as the lowest number."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: _gymnasium_space(part) for key, part in space.spaces.items()})
     if not isinstance(space, spaces.Box) or space.dtype.kind != "f":

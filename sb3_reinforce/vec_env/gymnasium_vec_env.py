@@ -19,15 +19,15 @@ class GymnasiumVecEnv(EngineVecEnv):
     """
     A gymnasium vector environment as a ``VecEnv``.
 
-    A ``VecEnv`` resets an environment on the last step of an episode. Vector environments that do so too
-    (``AutoresetMode.SAME_STEP``) are all supported. Of those that reset one step later (``NEXT_STEP``) or not at all
-    (``DISABLED``), ``SyncVectorEnv``, ``AsyncVectorEnv`` and gymnasium's CartPole are, since they can reset single
-    environments; but not in vector wrappers, which would miss these resets.
+    A ``VecEnv`` resets an environment on the last step of an episode. All vector environments that do the same
+    (``AutoresetMode.SAME_STEP``) are supported. Among those that reset one step later (``NEXT_STEP``) or never
+    (``DISABLED``), ``SyncVectorEnv``, ``AsyncVectorEnv`` and gymnasium's CartPole are supported, since they can reset single
+    environments, but not inside vector wrappers, which would miss these resets.
 
-    Seeds and options go to the vector environment at the next ``reset()``: a single seed, and the same options for all.
+    The next ``reset()`` passes seeds and options to the vector environment: a single seed, and the same options for all.
 
     :param engine: The vector environment.
-    :raises ValueError: If it has an unsupported space or reset mode; the message names it.
+    :raises ValueError: If a space or the reset mode is not supported; the message names it.
     """
 
     def __init__(self, engine: VectorEnv[Any, Any, Any]) -> None:
@@ -71,16 +71,16 @@ class GymnasiumVecEnv(EngineVecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """
-        Whether all environments have an attribute or a method.
+        Check whether all environments have an attribute or a method.
 
-        Processes of an ``AsyncVectorEnv`` end when they are asked for an attribute that does not exist.
+        This avoids reading a missing attribute, which ends the processes of an ``AsyncVectorEnv``.
         """
         if hasattr(self.engine, "call"):
             return all(self.engine.call("has_wrapper_attr", attr_name))
         return super().has_attr(attr_name)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Get an attribute of each environment, or of the vector environment if it has no separate environments."""
+        """Return an attribute of each environment, or of the vector environment if it has no separate environments."""
         if hasattr(self.engine, "get_attr"):
             values = self.engine.get_attr(attr_name)
         else:
@@ -99,10 +99,10 @@ class GymnasiumVecEnv(EngineVecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """
-        Call a method of environments.
+        Call a method of the chosen environments.
 
-        Raises ``NotImplementedError`` if the vector environment has no separate environments, or for only some in other
-        processes.
+        Raises ``NotImplementedError`` if the vector environment has no separate environments, or if they run in other
+        processes and only some are chosen.
         """
         chosen = list(self._get_indices(indices))
         if isinstance(self.engine, SyncVectorEnv):
@@ -114,7 +114,7 @@ class GymnasiumVecEnv(EngineVecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """True for ``Monitor``, since the infos hold its statistics, and for wrappers inside a ``SyncVectorEnv``."""
+        """Return True for ``Monitor``, since the infos hold its statistics, and for wrappers inside a ``SyncVectorEnv``."""
         answers = super().env_is_wrapped(wrapper_class, indices)
         if isinstance(self.engine, SyncVectorEnv):
             inside = [is_wrapped(self.engine.envs[i], wrapper_class) for i in self._get_indices(indices)]
@@ -128,15 +128,15 @@ class GymnasiumVecEnv(EngineVecEnv):
 
 def make_gymnasium_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **env_kwargs: Any) -> GymnasiumVecEnv:
     """
-    Make a vectorised implementation in gymnasium (``vector_entry_point``) an SB3 ``VecEnv``, with ``Monitor``'s statistics.
+    Create an SB3 ``VecEnv`` from gymnasium's vectorised environment (``vector_entry_point``), with ``Monitor``'s statistics.
 
-    :param env_id: Its id in gymnasium's registry.
+    :param env_id: Id in gymnasium's registry.
     :param n_envs: Number of environments.
-    :param seed: Seed for the first reset; None for a random one.
+    :param seed: Seed of the first reset; None for a random seed.
     :param env_kwargs: Passed to ``gymnasium.make_vec``, for instance ``max_episode_steps``.
     :return: The environments.
     :raises gymnasium.error.Error: If gymnasium does not know the id or has no vectorised implementation of it.
-    :raises ValueError: If it cannot be a ``VecEnv``; see ``GymnasiumVecEnv``.
+    :raises ValueError: If ``GymnasiumVecEnv`` does not support it.
     """
     vec_env = GymnasiumVecEnv(gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point", **env_kwargs))
     vec_env.seed(seed)
@@ -144,7 +144,7 @@ def make_gymnasium_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None
 
 
 def _check_reset_mode(engine: VectorEnv[Any, Any, Any]) -> None:
-    """Refuse a vector environment that cannot reset single environments."""
+    """Raise ``ValueError`` if a vector environment cannot reset single environments."""
     mode = engine.metadata.get("autoreset_mode")
     if isinstance(engine, AsyncVectorEnv) and not engine.shared_memory and mode is AutoresetMode.NEXT_STEP:
         raise ValueError(
@@ -160,9 +160,9 @@ def _check_reset_mode(engine: VectorEnv[Any, Any, Any]) -> None:
 
 def _restart_cart_poles(engine: CartPoleVectorEnv, indices: NumpyArray) -> tuple[ObsRows, list[Info]]:
     """
-    Do now what ``CartPoleVectorEnv`` would do for these environments on its next step.
+    Reset these environments now, as ``CartPoleVectorEnv`` would on its next step.
 
-    It has no reset mask: asked to reset some, it resets all.
+    It has no reset mask: its ``reset()`` always resets all environments.
     """
     assert engine.state is not None
     engine.state[:, indices] = engine.np_random.uniform(engine.low, engine.high, size=(4, len(indices)))
