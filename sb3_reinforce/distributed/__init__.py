@@ -1,1 +1,1 @@
-"""Training in several processes with one gradient, by torch.distributed."""
+"""Distributed training with torch.distributed: several processes, one gradient."""

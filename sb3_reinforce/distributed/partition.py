@@ -1,4 +1,4 @@
-"""Which steps of a training in several processes are those of this process."""
+"""The steps of this process in distributed training."""
 
 from typing import Any, NamedTuple
 
@@ -7,11 +7,11 @@ from sb3_reinforce.functional.returns import Array, IntArray
 
 class Partition(NamedTuple):
     """
-    The steps of this process among those of all processes.
+    The steps of this process among the steps of all processes.
 
-    :param episode_lengths: Steps of each episode of all processes, in their order, shape ``(n_episodes,)``.
-    :param start: The first step of this process.
-    :param stop: The step after its last.
+    :param episode_lengths: Steps of each episode of all processes, in the order of the processes, shape ``(n_episodes,)``.
+    :param start: Index of the first step of this process.
+    :param stop: Index after the last step of this process.
     """
 
     episode_lengths: IntArray
@@ -20,11 +20,11 @@ class Partition(NamedTuple):
 
     @property
     def n_steps(self) -> int:
-        """Number of steps of all processes."""
+        """Total number of steps over all processes."""
         return int(self.episode_lengths.sum())
 
     def local_steps(self, steps: Any) -> Any:
-        """Pick the steps of this process from a slice or a tensor of indices, and count them from its first step."""
+        """Select the steps of this process from a slice or a tensor of indices, relative to its first step."""
         if isinstance(steps, slice):
             start = min(max(steps.start, self.start), self.stop)
             return slice(start - self.start, max(start, min(steps.stop, self.stop)) - self.start)
@@ -33,10 +33,10 @@ class Partition(NamedTuple):
         return steps[(steps >= self.start) & (steps < self.stop)] - self.start
 
     def local_numbers(self, numbers: Array) -> Array:
-        """Pick the numbers of this process from those of all steps."""
+        """Select this process's values from one value per step of all processes."""
         return numbers[self.start : self.stop]
 
 
 def single_partition(episode_lengths: IntArray) -> Partition:
-    """The partition of a single process."""
+    """Return the partition of a single process."""
     return Partition(episode_lengths, 0, int(episode_lengths.sum()))

@@ -1,8 +1,8 @@
 """
-The processes of one training and their exchanges, by ``torch.distributed``. In a single process every exchange is the
-identity.
+The processes of one training run and their collective operations, by ``torch.distributed``. In a single process every
+operation is the identity.
 
-Values are gathered and sums are added up. Means are never averaged: processes hold different numbers of steps and episodes.
+Values are gathered and sums are added. Means are never averaged: processes hold different numbers of steps and episodes.
 """
 
 import atexit
@@ -19,31 +19,31 @@ from torch import distributed
 
 T = TypeVar("T")
 
-#: What torchrun tells the processes that it starts.
+#: Environment variables that torchrun sets in the processes that it starts.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-#: A process that ends waits so long for the threads of gloo, which need milliseconds.
+#: How long a process waits at its end for gloo's threads, which need milliseconds.
 LEAVING_SECONDS = 0.1
 
-#: Messages of gloo, NCCL and PyTorch's store if another process closed its connection, or did not answer in time.
+#: Messages of gloo, NCCL and PyTorch's store when another process closed its connection or did not answer in time.
 LOST_PROCESS = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|timed?[ -]?out|remote (process|error)", re.IGNORECASE
 )
 
 
 class ProcessError(RuntimeError):
-    """One process failed, so that all stop; or another process is gone."""
+    """One process failed, so all stop; or the connection to another process is lost."""
 
 
 class ProcessGroup(NamedTuple):
     """
-    The processes of one training, as one of them sees it.
+    The processes of one training run, as seen by one of them.
 
-    Every process makes the same exchanges in the same order. Before each exchange, the processes tell each other whether one
-    of them has failed since the last one, so that none waits for a process that will not come: an exchange raises a
-    ``ProcessError`` that names the process that failed.
+    Every process calls the same collective operations in the same order. Before each operation, the processes tell each other
+    whether one of them has failed since the last one, so that none waits for a process that never arrives: the operation
+    raises a ``ProcessError`` that names the failed process.
 
-    :param rank: The number of this process, from 0. Process 0 alone has callbacks, logs and files.
+    :param rank: Rank of this process, from 0. Only process 0 has callbacks, logs and files.
     :param size: Number of processes.
     """
 
@@ -51,11 +51,11 @@ class ProcessGroup(NamedTuple):
     size: int = 1
 
     def share(self, total: int) -> int:
-        """The part of a count that falls to this process. The parts of two processes differ by at most 1."""
+        """Return this process's share of a count. The shares of two processes differ by at most 1."""
         return total // self.size + (self.rank < total % self.size)
 
     def gather(self, value: T) -> list[T]:
-        """Give the values of all processes, pickled, to all processes, in the order of the processes."""
+        """Gather the pickled values of all processes in all processes, in the order of the ranks."""
         if self.size == 1:
             return [value]
         pickled = pickle.dumps(value)
@@ -66,7 +66,7 @@ class ProcessGroup(NamedTuple):
         return [pickle.loads(other) for other in values]
 
     def broadcast(self, value: T) -> T:
-        """Give the value of process 0 to all: the same object in process 0, a copy in the others."""
+        """Broadcast the value of process 0: process 0 returns the same object, the others a copy."""
         if self.size == 1:
             return value
         pickled = [pickle.dumps(value) if self.rank == 0 else b""]
@@ -76,7 +76,7 @@ class ProcessGroup(NamedTuple):
         return value if self.rank == 0 else pickle.loads(pickled[0])
 
     def sum(self, tensor: th.Tensor) -> th.Tensor:
-        """Add up a tensor over all processes in place. The sum is the same to the last bit in all of them."""
+        """Sum a tensor over all processes in place. The sum is bitwise identical in all of them."""
         if self.size > 1:
             self._check_others()
             with _lost_process_named():
@@ -85,9 +85,9 @@ class ProcessGroup(NamedTuple):
 
     def sum_gradients(self, parameters: Sequence[th.nn.Parameter], numbers: Sequence[float]) -> list[float]:
         """
-        Add up gradients and a few numbers over all processes in one reduction, and return the sums of the numbers.
+        Sum gradients and a few numbers over all processes in one reduction, and return the sums of the numbers.
 
-        A gradient that is None in some processes counts as zero there; one that is None in all of them stays None.
+        A gradient that is None in some processes counts as zero there; a gradient that is None in all of them stays None.
         """
         if self.size == 1 or not parameters:
             return list(numbers) if self.size == 1 else self.sum(th.tensor(numbers, dtype=th.float64)).tolist()
@@ -104,7 +104,7 @@ class ProcessGroup(NamedTuple):
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """If this process fails in the context, raise a ``ProcessError`` that names it in all processes."""
+        """Raise a ``ProcessError`` in all processes if this one fails inside the context; the error names it."""
         try:
             yield
         except ProcessError:
@@ -115,13 +115,13 @@ class ProcessGroup(NamedTuple):
             self._check_others(error)
 
     def device_of(self, device: th.device) -> th.device:
-        """Choose a GPU for this process: a different one for each process of a machine, if there are enough."""
+        """Choose a GPU for this process: a different one for each process on a machine if there are enough."""
         if self.size == 1 or device.type != "cuda" or device.index is not None:
             return device
         return th.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % th.cuda.device_count())
 
     def _check_others(self, error: Exception | None = None) -> None:
-        """Learn which processes have failed since the last exchange, and tell them whether this one has."""
+        """Find out which processes have failed since the last operation, and tell them whether this one has."""
         failures = th.tensor([float(error is not None)])
         with _lost_process_named():
             distributed.all_reduce(failures)
@@ -134,16 +134,16 @@ class ProcessGroup(NamedTuple):
         raise ProcessError("; ".join(failed)) from error
 
 
-#: A training in one process.
+#: The process group of training in one process.
 SINGLE_PROCESS = ProcessGroup()
 
 
 def join_process_group(device: th.device) -> ProcessGroup:
     """
-    Join the processes that torchrun started, or take the process group that exists already.
+    Join the processes that torchrun started, or use the existing process group.
 
-    With a GPU for every process of the machine, NCCL adds up tensors on the GPUs, and gloo the others. Raises ``ValueError``
-    in a process that torchrun did not start.
+    If every process on the machine has its own GPU, NCCL sums tensors on GPUs and gloo all others. Raises ``ValueError`` in
+    a process that torchrun did not start.
     """
     if not distributed.is_available():
         raise ValueError("distributed=True needs a build of PyTorch with torch.distributed")
@@ -165,9 +165,9 @@ def join_process_group(device: th.device) -> ProcessGroup:
 
 
 def leave_process_group() -> None:
-    """Leave the process group. Without this, a process that ends right after its last exchange may abort."""
+    """Leave the process group. Without this, a process that ends right after its last operation may abort."""
     if distributed.is_initialized():
-        # A thread of gloo frees the last tensors, for which it needs the interpreter: without one it aborts the process
+        # A gloo thread needs the interpreter to free the last tensors: without one it aborts the process
         time.sleep(LEAVING_SECONDS)
         distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What the processes of one training do together around an update: start alike, and count a rollout as one."""
+"""Synchronization of the processes around an update: they start from the same model and count their rollouts as one."""
 
 import inspect
 import io
@@ -17,25 +17,25 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_reinforce.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-#: Arguments that may differ: each process has different environments, and only process 0 has logs.
+#: Arguments that may differ between processes: each has different environments, and only process 0 has logs.
 LOCAL_ARGUMENTS = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
 
-#: The running statistics of a ``VecNormalize``, by name.
+#: Running statistics of a ``VecNormalize``, by name.
 Statistics = dict[str, RunningMeanStd]
 
 
 class LocalRollout(NamedTuple):
     """
-    The rollout of one process, as it is told to the others.
+    Summary of one process's rollout for the others.
 
-    :param goes_on: False if a callback stopped the training.
-    :param n_steps: Steps of all environments of the process.
-    :param n_used: Steps of counted episodes.
-    :param n_episodes: Counted episodes.
-    :param episode_infos: Of the counted episodes, with ``Monitor``.
-    :param successes: Of the counted episodes that say whether they succeeded.
+    :param goes_on: False if a callback stopped training.
+    :param n_steps: Number of steps of all environments of the process.
+    :param n_used: Number of steps in counted episodes.
+    :param n_episodes: Number of counted episodes.
+    :param episode_infos: ``Monitor``'s infos of the counted episodes.
+    :param successes: Successes of the counted episodes that report one.
     :param increments: What the rollout adds to the statistics of ``VecNormalize``.
-    :param checksum: Of the parameters that acted.
+    :param checksum: Checksum of the parameters that collected the rollout.
     """
 
     goes_on: bool
@@ -49,7 +49,7 @@ class LocalRollout(NamedTuple):
 
 
 class Synchronization:
-    """The part that one process takes in a training in several. With a single process, nothing here has an effect."""
+    """One process's side of distributed training. With a single process, nothing here has an effect."""
 
     def __init__(self, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         self.processes = processes
@@ -57,10 +57,10 @@ class Synchronization:
 
     def start(self, model: OnPolicyAlgorithm, total_timesteps: int) -> None:
         """
-        Check that all processes train the same model, and give them the parameters, optimizer and statistics of process 0.
+        Check that all processes train the same model, and broadcast the parameters, optimizer and statistics of process 0.
 
-        To be called before the environments are reset, since ``VecNormalize`` already counts the first observations. Raises
-        ``ValueError``, which names the first difference, if arguments or spaces differ.
+        Call this before the environments are reset, since ``VecNormalize`` already counts the first observations. Raises a
+        ``ValueError`` that names the first difference if arguments or spaces differ.
         """
         processes = self.processes
         if processes.size == 1:
@@ -83,18 +83,18 @@ class Synchronization:
             print(f"Training with {processes.size} processes: one policy, one gradient")
 
     def begin_rollout(self, model: OnPolicyAlgorithm) -> None:
-        """Note what is common to all processes before they collect."""
+        """Record the state that all processes share before they collect."""
         assert model.ep_info_buffer is not None and model.ep_success_buffer is not None
         self._n_steps = model.num_timesteps
         self._episode_infos, self._successes = list(model.ep_info_buffer), list(model.ep_success_buffer)
 
     def finish_rollout(self, model: OnPolicyAlgorithm, goes_on: bool, infos: list[dict[str, Any]]) -> bool:
         """
-        Add up the steps, episode statistics and ``VecNormalize`` statistics of all processes.
+        Combine the steps, episode statistics and ``VecNormalize`` statistics of all processes.
 
-        :param goes_on: False if a callback stopped the training in this process.
-        :param infos: At the ends of the counted episodes of this process.
-        :return: False if a callback stopped the training in any process.
+        :param goes_on: False if a callback stopped training in this process.
+        :param infos: Infos at the ends of the counted episodes of this process.
+        :return: False if a callback stopped training in any process.
         """
         if self.processes.size == 1:
             return goes_on
@@ -150,21 +150,21 @@ class Synchronization:
 
 
 def describe_model(model: OnPolicyAlgorithm) -> dict[str, str]:
-    """Describe what must be the same in all processes, by the names of arguments and spaces."""
+    """Describe what must be the same in all processes, by name of the argument or space."""
     names = [name for name in inspect.signature(type(model)).parameters if name not in LOCAL_ARGUMENTS]
     # SB3 keeps some arguments as private attributes
     values = {name: vars(model).get(name, vars(model).get(f"_{name}")) for name in names}
     values["policy"] = type(model.policy).__name__
     for name in ("observation_space", "action_space", "n_envs", "num_timesteps"):
         values[name] = getattr(model, name)
-    # After the spaces, which they follow from
+    # After the spaces, which determine the shapes
     values["shapes of the parameters"] = {name: tuple(part.shape) for name, part in model.policy.state_dict().items()}
     values["VecNormalize"] = sorted(find_statistics(model))
     return {name: re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split())) for name, value in values.items()}
 
 
 def check_same_model(descriptions: list[dict[str, str]]) -> None:
-    """Raise a ``ValueError`` that names the first difference and a process that has it."""
+    """Raise a ``ValueError`` that names the first difference and a process with it."""
     first = descriptions[0]
     for rank, other in enumerate(descriptions[1:], start=1):
         for name in {**first, **other}:
@@ -176,7 +176,7 @@ def check_same_model(descriptions: list[dict[str, str]]) -> None:
 
 
 def find_statistics(model: OnPolicyAlgorithm) -> Statistics:
-    """The running statistics of the model's ``VecNormalize`` by name; none without one."""
+    """Return the running statistics of the model's ``VecNormalize`` by name; an empty dict without one."""
     wrapper: VecNormalize | None = model.get_vec_normalize_env()
     if wrapper is None:
         return {}
@@ -189,9 +189,9 @@ def find_statistics(model: OnPolicyAlgorithm) -> Statistics:
 
 def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
     """
-    The statistics of the numbers that are in ``now`` and not yet in ``before``; their count is 0 if there are none.
+    Return the statistics of the numbers in ``now`` that are not yet in ``before``; the count is 0 if there are none.
 
-    The inverse of how Chan et al. (1979) combine the statistics of two samples, which is what SB3 does.
+    This inverts the formula of Chan et al. (1979) for combining the statistics of two samples, which SB3 uses.
     """
     more = before.copy()
     more.count = now.count - before.count
@@ -203,6 +203,6 @@ def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
 
 
 def checksum(model: OnPolicyAlgorithm) -> int:
-    """A number that is the same for policies whose parameters are the same to the last bit."""
+    """Return a number that is the same for policies whose parameters are bitwise identical."""
     parameters = th.nn.utils.parameters_to_vector(model.policy.parameters())
     return zlib.crc32(parameters.detach().cpu().numpy().tobytes())
