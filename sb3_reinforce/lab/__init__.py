@@ -1,7 +1,7 @@
 """
-The gradient laboratory: what each estimator's gradient is worth, measured on the very same episodes of a model.
+The gradient laboratory: measure the signal and the noise of each estimator's gradient on the same episodes of a model.
 
-``measure`` returns the numbers, ``sb3_reinforce.lab.report.write_report`` makes a report of them (it needs the extra "zoo").
+``measure`` returns the numbers; ``sb3_reinforce.lab.report.write_report`` writes them to a report (needs the extra "zoo").
 """
 
 from sb3_reinforce.lab.callback import NoiseScaleCallback

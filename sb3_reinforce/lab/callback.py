@@ -1,4 +1,4 @@
-"""A rough gauge of the noise in the gradient, while a model learns."""
+"""A rough estimate of the gradient noise while a model learns."""
 
 import dataclasses
 from typing import Any
@@ -15,35 +15,35 @@ from sb3_reinforce.lab.gradients import ScoreGradients
 from sb3_reinforce.lab.measurement import prepare, units_of
 from sb3_reinforce.reinforce import REINFORCE
 
-#: How often the episodes of a rollout are dealt into two halves: with more, the signal is hardly less noisy.
+#: Number of random splits of a rollout's episodes into two halves: more splits hardly make the signal less noisy.
 N_SPLITS = 4
 
 
 class NoiseScaleCallback(BaseCallback):
     """
-    Logs the gradient noise scale, in episodes, of the rollouts that are learned from.
+    Log the gradient noise scale, in episodes, of the training rollouts.
 
-    This is a rough gauge: a rollout has few episodes, and those of earlier rollouts come from other policies. Signal and noise
-    are smoothed separately, since the mean of their ratio would be biased (McCandlish et al. 2018, appendix A.1). The number
-    tends to be right within a factor of two half-way through a training, and too low late in it. ``measure`` has intervals.
-    The training is exactly the same with and without the callback.
+    This is a rough estimate: a rollout has few episodes, and earlier rollouts come from other policies. Signal and noise are
+    smoothed separately, since the mean of their ratio would be biased (McCandlish et al. 2018, appendix A.1). The estimate
+    tends to be right within a factor of two halfway through training, and too low late in training. ``measure`` returns
+    intervals. Training is exactly the same with and without the callback.
 
-    The signal is the inner product of the gradients of two halves of the episodes, each computed as a batch of its own: within
-    a batch, the baselines ``leave_one_out`` and ``time_step`` make the gradients of the episodes depend on each other, which
-    would double the signal of two episodes. The noise is the rest of the squared norm of the gradient of all episodes. Both
-    are unbiased with every unbiased baseline, for the gradient that is summed over the steps of an episode and averaged over
-    episodes. With ``baseline="mean"`` they are those of ``leave_one_out``, which for whole returns is the same gradient up to
-    a factor. With ``normalize_advantage`` they are approximate, since the halves are standardised apart.
+    The signal is the inner product of the gradients of two halves of the episodes, each computed as a separate batch: within
+    a batch, the baselines ``leave_one_out`` and ``time_step`` make the episodes' gradients depend on each other, which would
+    double the signal of two episodes. The noise is the rest of the squared norm of the gradient of all episodes. Both are
+    unbiased with every unbiased baseline, for the gradient that is summed over the steps of an episode and averaged over
+    episodes. With ``baseline="mean"`` they are computed with ``leave_one_out``, which for whole returns gives the same
+    gradient up to a factor. With ``normalize_advantage`` they are approximate: each half is standardised separately.
 
-    It logs ``lab/noise_scale`` (episodes; missing while no signal can be told from zero) and ``lab/signal_to_noise`` (of the
-    batch, below zero in that case).
+    The callback logs ``lab/noise_scale`` (in episodes; missing while the signal cannot be told from zero) and
+    ``lab/signal_to_noise`` (of the batch; below zero in that case).
 
-    :param every: Look at one rollout of this many. At 4 it takes 6 % of the time of a training on CartPole-v1, 20 % with a
+    :param every: Measure one in this many rollouts. With 4 it takes 6 % of the training time on CartPole-v1, 20 % with a
         recurrent policy.
-    :param smoothing: Weight of the earlier rollouts, in [0, 1): 0.9 averages over about ten of those that were looked at.
-    :raises ValueError: If an argument is out of its range, the algorithm is not ``REINFORCE``, or ``n_episodes`` are too few:
-        two are needed, with ``normalize_advantage`` four. Rollouts of ``n_steps`` with fewer are passed over, and those whose
-        episodes all have one start (``episodes_per_start``).
+    :param smoothing: Weight of earlier rollouts, in [0, 1): 0.9 averages over about ten measured rollouts.
+    :raises ValueError: If an argument is out of range, the algorithm is not ``REINFORCE``, or ``n_episodes`` is too small:
+        the callback needs two episodes, or four with ``normalize_advantage``. It skips rollouts of ``n_steps`` with fewer
+        episodes, and rollouts whose episodes all share one start (``episodes_per_start``).
     """
 
     def __init__(self, every: int = 4, smoothing: float = 0.9) -> None:
@@ -81,7 +81,7 @@ class NoiseScaleCallback(BaseCallback):
         model: Any = self.model
         batch = model.rollout_buffer.whole_episodes()
         n_episodes = len(batch.episode_lengths)
-        # Episodes with a common start stay together: they are not independent of each other
+        # Episodes with a common start stay together, since they are not independent
         units = units_of(batch)
         if n_episodes < self.min_episodes or len(units) < 2:
             return
@@ -92,7 +92,7 @@ class NoiseScaleCallback(BaseCallback):
         own = make_estimators(model, model.gamma)[OWN]._replace(settings=settings)
         (prepared,) = prepare(Episodes(model, evaluator, batch, batch.rewards), [own], [], 0)
 
-        # Its own source of randomness: the training stays as it is
+        # A separate generator leaves training unchanged
         rng = np.random.default_rng(self.n_rollouts)
         splits = [np.array_split(rng.permutation(len(units)), 2) for _ in range(N_SPLITS)]
         halves = [units[half].ravel() for split in splits for half in split]

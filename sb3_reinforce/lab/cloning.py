@@ -1,7 +1,7 @@
 """
-Behaviour cloning: maximum likelihood is the pseudo-loss of the policy gradient with all weights 1.
+Behaviour cloning: maximum likelihood is the policy gradient's pseudo-loss with all weights equal to 1.
 
-REINFORCE weights the score of an action by its return, cloning trusts the expert.
+REINFORCE weights the score of an action by its return; cloning trusts the expert.
 """
 
 import copy
@@ -35,11 +35,11 @@ class Demonstrations(NamedTuple):
     """
     Observations and actions of an expert.
 
-    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays.
-    :param actions: As the environment got them, shape ``(n_steps, *action_shape)``.
+    :param observations: Array of shape ``(n_steps, *obs_shape)``, or a dict of such arrays.
+    :param actions: Actions as the environment received them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``.
     :param returns: Sum of the rewards of each episode, shape ``(n_episodes,)``.
-    :param action_masks: Valid actions of each step, shape ``(n_steps, n_options)``; None if the expert was given no masks.
+    :param action_masks: Valid actions of each step, shape ``(n_steps, n_options)``; None if the expert got no masks.
     """
 
     observations: NumpyObs
@@ -51,10 +51,10 @@ class Demonstrations(NamedTuple):
 
 class Cloning(NamedTuple):
     """
-    The course of a fit.
+    The progress of a fit.
 
     :param log_probs: Mean log-probability of the held-out actions: before the fit, and after each pass.
-    :param best_epoch: Number of passes after which it was highest: the policy that was kept.
+    :param best_epoch: Number of passes after which it was highest; the model has the policy from then.
     """
 
     log_probs: list[float]
@@ -67,19 +67,19 @@ def demonstrate(
     """
     Record episodes of an expert.
 
-    Action masks, if the environment gives any (see ``rollout.action_masks.find_mask_source``), are handed to an expert that
-    takes them: a REINFORCE with ``use_masking``, a MaskablePPO, or anything else with a parameter ``action_masks``.
+    Action masks, if the environment provides them (see ``rollout.action_masks.find_mask_source``), are passed to an expert
+    that takes them: a REINFORCE with ``use_masking``, a MaskablePPO, or anything else with a parameter ``action_masks``.
 
-    :param expert: A model of SB3 of any algorithm, a policy, or anything else with SB3's ``predict``; or a function from the
+    :param expert: An SB3 model of any algorithm, a policy, or anything else with SB3's ``predict``; or a function from the
         observations of all environments (and ``action_masks``) to their actions.
-    :param env: An environment that is not the expert's own, with the observations that the clone will get. It is seeded and
+    :param env: An environment separate from the expert's, with the observations that the clone will get. It is seeded and
         reset.
-    :param n_episodes: Number of episodes, divided evenly among the environments.
-    :param deterministic: Whether the expert takes its deterministic actions. A function decides itself.
+    :param n_episodes: Number of episodes, split evenly among the environments.
+    :param deterministic: Whether the expert takes deterministic actions. Has no effect on a function.
     :param seed: Seed of the environment and, with ``deterministic=False``, of the actions.
     :return: The demonstrations.
-    :raises ValueError: If environment and expert do not fit, no episode is asked for, the expert needs action masks and the
-        environment gives none, or an episode does not end.
+    :raises ValueError: If environment and expert do not match, no episode is requested, the expert needs action masks but the
+        environment provides none, or an episode does not end.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
@@ -88,7 +88,7 @@ def demonstrate(
         raise ValueError(f"expert: must have SB3's predict, or be a function of the observations, not {expert!r}")
     env = collect.as_vec_env(expert, env)
     max_episode_steps = collect.find_max_episode_steps(env)
-    # The same number of each: the first to finish would be the short ones
+    # The same number per environment: the first episodes to finish would be the short ones
     quota = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
     steps: list[list[tuple[Any, Any, Any]]] = [[] for _ in quota]
     done_steps: list[tuple[Any, Any, Any]] = []
@@ -140,14 +140,14 @@ def demonstrate(
 
 
 def _make_mask_reader(expert: Any, env: VecEnv) -> ActionMaskReader | None:
-    """Make the reader of the action masks, unless the expert does not take any."""
+    """Make the reader of the action masks, or return None if the expert takes none."""
     parameter = inspect.signature(getattr(expert, "predict", expert)).parameters.get("action_masks")
     if parameter is None or not getattr(expert, "use_masking", True):
         return None
     try:
         return ActionMaskReader(env)
     except ValueError as error:
-        # A MaskablePPO can be asked without masks, and then does what it never learned
+        # A MaskablePPO can predict without masks, but was never trained to
         if isinstance(expert, BaseAlgorithm) or parameter.default is parameter.empty:
             raise ValueError(f"env: {type(expert).__name__} needs action masks. {error}") from error
     return None
@@ -167,30 +167,30 @@ def clone(
     action_masks: Any = None,
 ) -> Cloning:
     """
-    Fit the actor of a model to the actions of an expert (Pomerleau 1991), by the model's own loss with unit weights.
+    Fit the actor of a model to the actions of an expert (Pomerleau 1991), with the model's loss and unit weights.
 
-    This is a warm start: call it before ``learn``. The model's optimizer stays as it is, and so does its critic, which knows
-    nothing about the new policy. A copy of the policy is fitted: an error or Ctrl-C leaves the model as it was.
+    This is a warm start: call it before ``learn``. It leaves the model's optimizer unchanged, and its critic too, which knows
+    nothing about the new policy. It fits a copy of the policy: an error or Ctrl-C leaves the model as it was.
 
-    :param model: A REINFORCE, whose actor is fitted. With continuous actions the standard deviation is fitted too: with a
-        deterministic expert it shrinks, and with it the exploration.
-    :param observations: Shape ``(n_steps, *obs_shape)`` or a dict of such arrays, as the model will get them; arrays, lists or
-        tensors.
-    :param actions: As the environment gets them, shape ``(n_steps, *action_shape)``.
+    :param model: The REINFORCE model whose actor is fitted. With continuous actions the standard deviation is fitted too: with
+        a deterministic expert it shrinks, and exploration with it.
+    :param observations: Observations as the model will get them, shape ``(n_steps, *obs_shape)``, or a dict of these; arrays,
+        lists or tensors.
+    :param actions: Actions as the environment gets them, shape ``(n_steps, *action_shape)``.
     :param episode_lengths: Steps of each episode, shape ``(n_episodes,)``. Minibatches and the held-out part then consist of
-        whole episodes. A recurrent policy needs this, and it makes the held-out part honest, since neighbouring steps are
+        whole episodes. A recurrent policy needs this. It also keeps the held-out part honest, since neighbouring steps are
         almost the same. None for independent steps.
     :param epochs: Maximum number of passes over the data.
-    :param batch_size: Steps of a minibatch, which ends with the episode that fills it.
-    :param learning_rate: Learning rate of a new optimizer of the model's class.
-    :param held_out: Share of the episodes (or steps) that is used to judge the fit.
-    :param patience: Passes without a higher held-out log-probability after which the fit stops. The best policy is kept.
+    :param batch_size: Steps per minibatch, which ends with the episode that fills it.
+    :param learning_rate: Learning rate of a new optimizer of the same class as the model's.
+    :param held_out: Fraction of the episodes (or steps) held out to judge the fit.
+    :param patience: Passes without a higher held-out log-probability after which the fit stops. The best policy is used.
     :param seed: Seed of the held-out part and the minibatches.
     :param action_masks: Valid actions, shape ``(n_steps, n_options)``, for a model with ``use_masking`` whose observations do
-        not contain their masks. Without masks the policy is fitted as if all actions were valid.
+        not contain the masks. Without masks the policy is fitted as if all actions were valid.
     :return: The held-out log-probabilities.
-    :raises ValueError: If an argument is out of its range, the model is no REINFORCE or its actor is frozen, or the
-        demonstrations do not fit the model, or cannot be held out from.
+    :raises ValueError: If an argument is out of range, the model is not a REINFORCE or its actor is frozen, or the
+        demonstrations do not match the model or are too few to hold any out.
     """
     if not isinstance(model, REINFORCE):
         raise ValueError(f"model: must be a REINFORCE, whose loss is used, not {type(model).__name__}")
@@ -234,13 +234,13 @@ def clone(
     policy.load_state_dict(best)
     model.policy.load_state_dict(best)
     if model.policy_averaging is not None:
-        # The earlier average has nothing to do with the new policy
+        # The old average has nothing to do with the new policy
         model.policy_average = make_averaged_policy(policy, model.policy_averaging)
     return Cloning(log_probs, best_epoch)
 
 
 def unit_weights(batch: EpisodeBatch) -> PolicyGradientTargets:
-    """Weight every step alike, which makes the pseudo-loss the negative mean log-likelihood."""
+    """Give every step the same weight, which makes the pseudo-loss the negative mean log-likelihood."""
     ones = np.ones(len(batch.actions))
     return PolicyGradientTargets(rewards_to_go=ones, advantages=ones, score_weights=ones, n_averaged=len(ones))
 
@@ -254,7 +254,7 @@ def minibatches(order: IntArray, episode_lengths: IntArray, batch_size: int) -> 
 def as_batch(
     model: REINFORCE, observations: Any, actions: Any, episode_lengths: Any = None, action_masks: Any = None
 ) -> EpisodeBatch:
-    """Make a batch of demonstrations, with actions as the policy draws them; ValueError if they do not fit the model."""
+    """Make a batch of demonstrations, with actions as the policy samples them; ValueError if they do not match the model."""
     policy: ActorCriticPolicy = model.policy
     actions = _as_array("actions", actions)
     n_steps, action_shape = len(actions) if actions.ndim else 0, model.action_space.shape or ()
@@ -277,7 +277,7 @@ def as_batch(
                 f"observations: {name} must be of shape {(n_steps, *(spaces_of[name].shape or ()))}, as the model's space and "
                 f"the number of actions say, not {part.shape}"
             )
-        # Many environments leave the bounds of their observations
+        # The observations of many environments exceed their bounds
         is_float = np.issubdtype(spaces_of[name].dtype, np.floating)
         _check_values(f"observations: {name}", part, None if is_float else spaces_of[name])
     if isinstance(model.action_space, spaces.Box):
@@ -307,7 +307,7 @@ def as_batch(
 
 
 def _as_array(name: str, values: Any) -> NumpyArray:
-    """Make an array of numbers of whatever NumPy can, or of a tensor."""
+    """Convert a tensor, or anything that NumPy can convert, to an array of numbers."""
     try:
         array = values.detach().cpu().numpy() if isinstance(values, th.Tensor) else np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -318,7 +318,7 @@ def _as_array(name: str, values: Any) -> NumpyArray:
 
 
 def _check_values(name: str, values: NumpyArray, space: spaces.Space[Any] | None) -> None:
-    """Refuse values that are not finite, or not in a space, and name the first step with such a value."""
+    """Raise ``ValueError`` for values that are not finite or not in a space; it names the first step with such a value."""
     is_valid, allowed = np.isfinite(values), "finite numbers"
     if isinstance(space, spaces.Box):
         low, high = space.low, space.high
@@ -337,7 +337,7 @@ def _check_values(name: str, values: NumpyArray, space: spaces.Space[Any] | None
 
 
 def _check_action_masks(action_masks: Any, actions: NumpyArray, action_space: spaces.Space[Any]) -> NumpyArray:
-    """Bring action masks into one form, and refuse those that forbid what was done."""
+    """Convert action masks to one format; raise ``ValueError`` if they mask an action that was taken."""
     action_dims = action_dims_of(action_space)
     masks = check_masks(_as_array("action_masks", action_masks), action_dims, len(actions), "of step {}")
     options = actions.reshape(len(actions), -1).astype(np.int64) + np.cumsum([0, *action_dims[:-1]])

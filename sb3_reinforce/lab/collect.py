@@ -1,4 +1,4 @@
-"""Collecting whole episodes of a model that stays exactly as it is."""
+"""Collect whole episodes of a model without changing the model."""
 
 import contextlib
 import copy
@@ -31,9 +31,9 @@ from sb3_reinforce.rollout.common_starts import CommonStarts
 from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.evaluator import PolicyEvaluator
 
-#: With fewer, no interval deserves the name.
+#: Fewer episodes give no meaningful interval.
 MIN_EPISODES = 20
-#: An episode that lasts so many steps, and longer than the time limit of its environment, is taken never to end.
+#: An episode with this many steps, and longer than its environment's time limit, is assumed never to end.
 MAX_EPISODE_STEPS = 10_000
 
 
@@ -42,10 +42,10 @@ class Episodes(NamedTuple):
     Episodes of a model.
 
     :param model: A copy of the model, with a copy of its policy.
-    :param evaluator: Of that copy.
+    :param evaluator: Policy evaluator of that copy.
     :param batch: The episodes.
-    :param returns: Sum of the rewards of each episode, undiscounted and, where a ``Monitor`` says it, as the environment gave
-        them, in the order in which the episodes ended, shape ``(n_episodes,)``.
+    :param returns: Undiscounted sum of the rewards of each episode, from ``Monitor`` where there is one, in the order in which
+        the episodes ended, shape ``(n_episodes,)``.
     """
 
     model: OnPolicyAlgorithm
@@ -55,7 +55,7 @@ class Episodes(NamedTuple):
 
 
 class _Watch(BaseCallback):
-    """Shows how many episodes are done, and ends what would never end."""
+    """Show how many episodes are done, and stop episodes that would never end."""
 
     def __init__(self, show: Callable[[int], Any], max_episode_steps: int) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class _Watch(BaseCallback):
 
 
 def find_max_episode_steps(env: VecEnv) -> int:
-    """Return after how many steps an episode is taken never to end: the time limit, if that is the larger number."""
+    """Return the number of steps beyond which an episode is assumed never to end: at least the time limit."""
     return max(MAX_EPISODE_STEPS, find_time_limit(env) or 0)
 
 
 def check_length(n_steps: int, max_episode_steps: int) -> None:
-    """Raise ValueError for an episode that seems never to end."""
+    """Raise ``ValueError`` for an episode that seems never to end."""
     if n_steps >= max_episode_steps:
         raise ValueError(
             f"env: an episode did not end within {max_episode_steps:,} steps, and the laboratory needs whole ones: wrap the "
@@ -85,7 +85,7 @@ def check_length(n_steps: int, max_episode_steps: int) -> None:
 
 
 def check_model(model: BaseAlgorithm, n_episodes: int) -> None:
-    """Raise ValueError if the model has no stochastic actor as REINFORCE's, or there are too few episodes."""
+    """Raise ``ValueError`` if the model has no stochastic actor like REINFORCE's, or there are too few episodes."""
     if not isinstance(model, OnPolicyAlgorithm) or not isinstance(model.policy, ActorCriticPolicy):
         raise ValueError(
             f"model: {type(model).__name__} has no stochastic actor with a log-probability to differentiate; the laboratory "
@@ -97,9 +97,9 @@ def check_model(model: BaseAlgorithm, n_episodes: int) -> None:
 
 def as_vec_env(model: Any, env: GymEnv) -> VecEnv:
     """
-    Wrap an environment as SB3 does, and check that a model (or anything else that acts, of unknown spaces) can act in it.
+    Wrap an environment as SB3 does, and check that a model (or any other agent, whose spaces are unknown) can act in it.
 
-    :raises ValueError: If it is no environment or the model's own, or if their spaces differ.
+    :raises ValueError: If it is not an environment, is the model's own, or has other spaces than the model.
     """
     if not isinstance(env, gym.Env | VecEnv):
         check_env_type(env)
@@ -117,9 +117,9 @@ def as_vec_env(model: Any, env: GymEnv) -> VecEnv:
 
 
 def copy_model(model: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
-    """Copy what collecting and stepping change: policy and optimizer, generators, and a logger that writes nothing."""
+    """Copy what collecting and updating change: policy, optimizer and generators; the copy's logger writes nothing."""
     copied = copy.copy(model)
-    # The distribution holds tensors with a graph, which cannot be copied deeply, and is made again at its next use
+    # The distribution holds tensors with a graph, which cannot be deep-copied; it is rebuilt at its next use
     distribution = model.policy.action_dist
     copied.policy = copy.deepcopy(model.policy, {id(distribution): copy.copy(distribution)})
     copied.policy.set_training_mode(False)
@@ -130,12 +130,12 @@ def copy_model(model: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
 
 
 def make_lab_evaluator(policy: ActorCriticPolicy, model: OnPolicyAlgorithm) -> PolicyEvaluator:
-    """Make an evaluator with the micro-batches of a model, which the laboratory bounds."""
+    """Make an evaluator with a model's micro-batches, up to the laboratory's maximum size."""
     return make_evaluator(policy, min(getattr(model, "micro_batch_size", None) or MICRO_BATCH_SIZE, MICRO_BATCH_SIZE))
 
 
 def make_buffer(model: OnPolicyAlgorithm, n_envs: int) -> EpisodeRolloutBuffer | DictEpisodeRolloutBuffer:
-    """Make a buffer for whole episodes of a copy of a model."""
+    """Make a buffer for whole episodes of a model's copy."""
     if isinstance(model, REINFORCE):
         owner = copy.copy(model)
         owner.n_envs, owner.n_steps = n_envs, None
@@ -148,7 +148,7 @@ def make_buffer(model: OnPolicyAlgorithm, n_envs: int) -> EpisodeRolloutBuffer |
 
 @contextlib.contextmanager
 def frozen(env: VecEnv, device: th.device) -> Iterator[None]:
-    """Keep the statistics of ``VecNormalize`` and PyTorch's generator as they are."""
+    """Leave the statistics of ``VecNormalize`` and PyTorch's generator unchanged."""
     normalize = unwrap_vec_normalize(env)
     was_training = normalize is not None and normalize.training
     if normalize is not None:
@@ -170,22 +170,22 @@ def collect(
     common_starts: CommonStarts | None = None,
 ) -> Episodes:
     """
-    Collect whole episodes, which count as in ``REINFORCE``: the first ones to start. See ``measure``.
+    Collect whole episodes, counted as in ``REINFORCE``: the first ones to start. See ``measure``.
 
-    Common starts decide how many episodes are collected. With gSDE every episode has an exploration matrix of its own.
+    Common starts determine how many episodes are collected. With gSDE every episode has its own exploration matrix.
     """
     check_model(model, n_episodes)
     env = as_vec_env(model, env)
     copied = copy_model(model)
     copied.ep_info_buffer = deque(maxlen=n_episodes)
     copied.ep_success_buffer = deque(maxlen=n_episodes)
-    # Makes the collection begin with a reset
+    # Make the collection start with a reset
     copied._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
 
     buffer, use_masking = make_buffer(copied, env.num_envs), getattr(copied, "use_masking", False)
     max_episode_steps = find_max_episode_steps(env)
     max_steps = max_episode_steps * (-(-n_episodes // env.num_envs) + 1)
-    # Where a time limit cut an episode, SB3's algorithms bootstrap
+    # SB3's algorithms bootstrap where a time limit truncated an episode
     bootstraps = has_critic(model) and getattr(model, "bootstrap_at_time_limit", True)
     with progress(progress_bar, "episodes", n_episodes) as show, frozen(env, model.device):
         th.manual_seed(seed)
@@ -206,7 +206,7 @@ def collect(
 
 @contextlib.contextmanager
 def progress(is_shown: bool, what: str, total: int) -> Iterator[Callable[[int], Any]]:
-    """Yield a function that shows in a bar of tqdm how much is done, or does nothing if that is not to be shown."""
+    """Yield a function that advances a tqdm progress bar, or does nothing if the bar is not shown."""
     if not is_shown:
         yield lambda n_done: None
         return

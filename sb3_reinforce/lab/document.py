@@ -1,4 +1,4 @@
-"""Writes a report as one HTML file that needs no other, and as Markdown."""
+"""Write a report as one self-contained HTML file and as Markdown."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from sb3_reinforce.checkpoints import atomic_write
 
 
 class Table(NamedTuple):
-    """Names of the columns, and cells. In a cell such as ``**4.5** [3.0, 6.0]`` the number is bold."""
+    """Column names and cells. In a cell such as ``**4.5** [3.0, 6.0]`` the number is bold."""
 
     header: list[str]
     rows: list[list[str]]
 
 
 class Picture(NamedTuple):
-    """A figure: SVGs for wide and narrow screens (none in the HTML if empty), and the path of its PNG for the Markdown."""
+    """A figure: SVGs for wide and narrow screens (not in the HTML if empty), and the path of its PNG for the Markdown."""
 
     description: str
     wide: bytes = b""
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of a report. What is folded is closed until the reader opens it."""
+    """A section of a report. A folded section is closed until the reader opens it."""
 
     title: str
     text: list[str]
@@ -38,9 +38,9 @@ class Section(NamedTuple):
 
 class Document(NamedTuple):
     """
-    A report: a table, a figure, a few findings with one claim each, what limits them, and everything else below.
+    A report: a table, a figure, a few findings with one claim each, their limitations, and everything else below.
 
-    ``reproduce`` has names and values that say how to make the report again, ``files`` says what lies beside it.
+    ``reproduce`` holds names and values that say how to reproduce the report; ``files`` describes the files beside it.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Document(NamedTuple):
 
 
 def write_document(path: Path, document: Document) -> None:
-    """Write a report under a path without suffix."""
+    """Write a report to a path without suffix."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sb3_reinforce.lab"),
         autoescape=jinja2.select_autoescape(["html.jinja"]),
@@ -73,6 +73,6 @@ def write_document(path: Path, document: Document) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file that is never seen half-written."""
+    """Write a file atomically: no reader sees it half-written."""
     with atomic_write(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

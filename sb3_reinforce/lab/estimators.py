@@ -1,4 +1,4 @@
-"""The estimators of the policy gradient that the laboratory compares."""
+"""The policy gradient estimators that the laboratory compares."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,25 +20,25 @@ from sb3_reinforce.functional.estimator import Estimator
 from sb3_reinforce.policies.inspection import has_standard_distribution
 from sb3_reinforce.reinforce import REINFORCE
 
-#: What stands in for V(s) where an estimator has the baseline ``"value"``.
+#: Sources of V(s) for estimators with the baseline ``"value"``.
 MODEL_CRITIC, BEST_CONSTANT, REFITTED_CRITIC, CONTROL_VARIATES = "model", "constant", "refit", "control-variates"
-#: The model's own settings.
+#: Key of the model's own settings.
 OWN = "own"
-#: Targets: the undiscounted-state-distribution gradient (Nota & Thomas 2020), which is not the gradient of any objective, and
-#: that of the discounted objective. They are the same without a discount.
+#: Targets: the undiscounted-state-distribution gradient (Nota & Thomas 2020), which is not the gradient of any objective,
+#: and the gradient of the discounted objective. Without discounting they are the same.
 UNDISCOUNTED, DISCOUNTED = "undiscounted", "discounted"
 
 
 class NamedEstimator(NamedTuple):
     """
-    An estimator and where its values come from.
+    An estimator and the source of its values.
 
-    :param key: Its name on the command line.
-    :param label: Its name in the report.
+    :param key: Name on the command line.
+    :param label: Name in the report.
     :param settings: The estimator.
     :param critic: Source of the values of ``baseline="value"``: the model's own critic, the constant with the smallest
-        variance, a refitted critic, or one with control variates. The last three are cross-fitted: the value of an episode
-        comes from other episodes.
+        variance, a refitted critic, or a refitted critic with control variates. The last three are cross-fitted: the value of
+        an episode comes from other episodes.
     """
 
     key: str
@@ -55,17 +55,17 @@ class NamedEstimator(NamedTuple):
 
     @property
     def is_crossfitted(self) -> bool:
-        """Whether its baseline is fitted here: what is subtracted from an episode was fitted on other episodes."""
+        """Whether the laboratory fits its baseline: the values subtracted from an episode are fitted on other episodes."""
         return self.settings.baseline.is_fitted and self.key != OWN
 
     @property
     def keeps_scale(self) -> bool:
-        """Whether its expected length can be compared with that of others, and not only its direction."""
+        """Whether its expected gradient is comparable with others in length, and not only in direction."""
         return not self.settings.normalize_advantage and self.settings.loss_reduction == "episode"
 
     @property
     def target(self) -> str:
-        """Whose gradient it estimates, exactly or up to its bias: ``UNDISCOUNTED`` or ``DISCOUNTED``."""
+        """Which gradient it estimates, up to its bias if it has one: ``UNDISCOUNTED`` or ``DISCOUNTED``."""
         settings = self.settings
         is_weighted = settings.discounted_weighting or settings.return_type == "episode"
         return DISCOUNTED if settings.gamma < 1.0 and is_weighted else UNDISCOUNTED
@@ -77,10 +77,10 @@ class NamedEstimator(NamedTuple):
         return self.keeps_scale and settings.baseline.is_unbiased and settings.gae_lambda == 1.0 and self.key != OWN
 
 
-#: Where a baseline needs common starts, and the model has none.
+#: Used if a baseline needs common starts and the model has none.
 EPISODES_PER_START = 4
 
-#: In the order of the report; ``all`` adds what is not in here.
+#: Keys of the group ``lecture`` in the order of the report; the group ``all`` adds the other estimators.
 LECTURE = (
     *("whole", "whole-loo", "to-go", "to-go-mean", "to-go-loo", "to-go-time-step", "to-go-normalized"),
     *("to-go-critic", "to-go-constant", "to-go-refit", OWN),
@@ -91,7 +91,7 @@ _SHARED: dict[str, Any] = {"baseline": NoBaseline(), "loss_reduction": "episode"
 _LOO: dict[str, Any] = {"baseline": LeaveOneOutBaseline()}
 _VALUE: dict[str, Any] = {"baseline": ValueBaseline()}
 _MEAN: dict[str, Any] = {"baseline": MeanBaseline()}
-#: Key, label, arguments of ``Estimator`` and source of the values.
+#: Key, label, arguments of ``Estimator``, and source of the values.
 _ESTIMATORS: tuple[tuple[str, str, dict[str, Any], str | None], ...] = (
     ("whole", "whole return", _WHOLE, None),
     ("whole-mean", "whole return - batch mean (biased)", _WHOLE | _MEAN, None),
@@ -121,9 +121,9 @@ def make_estimators(
     model: OnPolicyAlgorithm, gamma: float, baselines: Sequence[Baseline | str] = ()
 ) -> dict[str, NamedEstimator]:
     """
-    Make all estimators that the laboratory knows, by key, in the order of the report; then reward-to-go with other baselines.
+    Make all the laboratory's estimators by key, in the order of the report, followed by reward-to-go with other baselines.
 
-    All have the same discount factor, the model's own settings too: gradients of different objectives cannot be compared.
+    All have the same discount factor, the model's own settings included: gradients of different objectives are not comparable.
     """
     known = [
         NamedEstimator(key, label, Estimator(**{"gamma": gamma, **_SHARED, **arguments}), critic)
@@ -139,12 +139,12 @@ def make_estimators(
 
 
 def key_of(baseline: Baseline | str) -> str:
-    """Return the key of the estimator that subtracts a baseline: its name or class path."""
+    """Return the key of the estimator that subtracts a baseline: the baseline's name or class path."""
     return name_of(make_baseline(baseline)).strip("'")
 
 
 def choose_episodes_per_start(model: OnPolicyAlgorithm, estimators: Sequence[NamedEstimator]) -> int | None:
-    """Choose how many of the episodes have a common start: those of the model, 4 if it has none; None if nobody asks."""
+    """Choose the episodes per start: the model's number, or 4 if it has none; None if no estimator needs common starts."""
     own = getattr(model, "episodes_per_start", None)
     baselines = [one.settings.baseline for one in estimators]
     if any(baseline.needs_common_starts for baseline in baselines):
@@ -155,7 +155,7 @@ def choose_episodes_per_start(model: OnPolicyAlgorithm, estimators: Sequence[Nam
 
 
 def own_settings(model: OnPolicyAlgorithm) -> Estimator:
-    """Return the estimator that a model learns with; of SB3's algorithms on whole episodes, which they would cut."""
+    """Return the estimator that a model trains with; for SB3's algorithms, as applied to whole episodes, which they cut."""
     if isinstance(model, REINFORCE):
         return model.estimator
     return Estimator(
@@ -166,7 +166,7 @@ def own_settings(model: OnPolicyAlgorithm) -> Estimator:
 
 
 def has_critic(model: OnPolicyAlgorithm) -> bool:
-    """Tell whether a model has a learned baseline."""
+    """Check whether a model has a learned baseline."""
     return not isinstance(model, REINFORCE) or model.estimator.baseline.needs_critic
 
 
@@ -174,12 +174,12 @@ def choose_estimators(
     estimators: Mapping[str, NamedEstimator], names: Sequence[str], model: OnPolicyAlgorithm
 ) -> list[NamedEstimator]:
     """
-    Choose estimators by ``lecture``, ``all`` or their keys, in the order of the report.
+    Select estimators by ``lecture``, ``all`` or their keys, in the order of the report.
 
-    The two groups leave out what the model has no critic for, and control variates where actions depend on each other (gSDE)
-    or the distribution is not one of SB3.
+    The two groups omit estimators that need a critic that the model does not have. They omit control variates if actions
+    depend on each other (gSDE) or the distribution is not one of SB3's.
 
-    :raises ValueError: If there is no such estimator, or one that was asked for is left out of the groups.
+    :raises ValueError: If an estimator does not exist, or a requested estimator is one that the groups would omit.
     """
     groups = {"lecture": LECTURE, "all": tuple(estimators)}
     chosen: set[str] = set()

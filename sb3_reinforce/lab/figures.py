@@ -1,4 +1,4 @@
-"""The figure of a report of the laboratory, and its four panels one by one."""
+"""The figure of a laboratory report, and its four panels separately."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from sb3_reinforce.lab.measurement import FEATURED, Measurement
 from sb3_reinforce.lab.statistics import invert
 
 BLUE, ORANGE, GREEN, PINK = plots.COLOURS[:4]
-#: From the first model of a training to the last: from light to dark, so that prints in grey show the order too.
+#: Colours from the first model of a training run to the last, light to dark, so that greyscale prints show the order too.
 STAGES = ("#a6cee3", "#5aa2d0", "#0b5394", "#000000")
-#: Colours and names of what the panels B, C and D show.
+#: Colours and names of the estimators in panels B, C and D.
 SHOWN = {
     "whole": ("#777777", "whole return"),
     "to-go": (PINK, "reward-to-go alone"),
@@ -26,14 +26,14 @@ SHOWN = {
     "to-go-constant": (BLUE, "- best constant"),
     "to-go-refit": (GREEN, "- refitted critic"),
 }
-#: Noise scales beyond this many times the episodes that were collected are not resolved.
+#: Noise scales above this multiple of the number of collected episodes are not resolved.
 FARTHEST = 5
 MAX_CLOUDS = 3
 TITLE: Any = {"fontsize": 10, "fontweight": "bold", "loc": "left"}
 
 
 def focus_of(measurements: Sequence[Measurement]) -> Measurement:
-    """Choose the model that the panels B, C and D show: the one half-way."""
+    """Choose the model that panels B, C and D show: the middle one."""
     return measurements[len(measurements) // 2]
 
 
@@ -63,7 +63,7 @@ def needed_figure(measurements: Sequence[Measurement], width: float) -> Figure:
 
 
 def panels(measurement: Measurement, is_narrow: bool) -> list[Figure]:
-    """Draw the panels B, C and D of a model, each as a figure of its own."""
+    """Draw panels B, C and D of a model, each as a separate figure."""
     n_clouds = max(1, len(cloud_keys(measurement)))
     size = (plots.NARROW, 2.4 * n_clouds + 0.8) if is_narrow else (2.6 * n_clouds + 0.6, 3.4)
     figures = [Figure(figsize=size, layout="constrained")]
@@ -116,7 +116,7 @@ def draw_needed(figure: Figure | SubFigure, measurements: Sequence[Measurement],
 
 
 def cloud_keys(measurement: Measurement) -> list[str]:
-    """Choose at most three estimators whose updates are shown."""
+    """Choose at most three estimators whose updates panel B shows."""
     keys = [key for key in FEATURED if key in measurement.results]
     return [key for key in keys if key != "to-go-constant" or len(keys) <= MAX_CLOUDS]
 
@@ -165,7 +165,7 @@ def draw_cosines(axes: Axes, measurement: Measurement) -> None:
 
 
 def draw_subsamples(axes: Axes, measurement: Measurement) -> None:
-    """Panel D: what fewer episodes would have said."""
+    """Panel D: the estimates from fewer episodes."""
     n, edge = len(measurement.returns), FARTHEST * len(measurement.returns)
     for key, (colour, name) in SHOWN.items():
         result = measurement.results.get(key)

@@ -1,4 +1,4 @@
-"""What a measurement says, in sentences that claim no more than its intervals."""
+"""The findings of a measurement, in sentences that claim no more than its intervals."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ TOO_FEW = "too few informative episodes"
 
 
 def write_number(value: float) -> str:
-    """Write a number with two or three significant digits, such as ``4.5``, ``71`` or ``1,078``."""
+    """Format a number with two or three significant digits, such as ``4.5``, ``71`` or ``1,078``."""
     if not math.isfinite(value):
         return "unbounded" if value > 0.0 else "unknown"
     digits = 0 if abs(value) >= 10 else 1 if abs(value) >= 1 else 2
@@ -21,7 +21,7 @@ def write_number(value: float) -> str:
 
 
 def write_episodes(episodes: Interval) -> str:
-    """Write a gradient noise scale with its interval, or why there is none."""
+    """Format a gradient noise scale with its interval, or say why there is none."""
     if not episodes.is_bounded:
         return TOO_FEW
     if not math.isfinite(episodes.value):
@@ -30,7 +30,7 @@ def write_episodes(episodes: Interval) -> str:
 
 
 def write_bias(bias: Interval) -> str:
-    """Write the distance from the unbiased gradient, given as a relative square, in per cent of its length."""
+    """Format the distance from the unbiased gradient, given as a relative square, in per cent of that gradient's length."""
     if math.isnan(bias.value):
         return "the reference"
     value, low, high = (f"{100 * math.sqrt(max(square, 0.0)):.0f} %" if square < math.inf else "unbounded" for square in bias)
@@ -40,12 +40,12 @@ def write_bias(bias: Interval) -> str:
 
 
 def needs_fewer(first: Result, second: Result) -> bool:
-    """Tell whether the interval of one noise scale is below the other's; they share episodes, so this is cautious."""
+    """Check whether the first noise scale's interval is below the second's; this is cautious, since they share episodes."""
     return first.estimator.target == second.estimator.target and first.episodes.high < second.episodes.low
 
 
 def best_estimators(measurement: Measurement) -> tuple[set[str], set[str]]:
-    """Find, for each target on its own, the resolved estimator that needs the fewest episodes, and those that may, as keys."""
+    """For each target, find the keys of the resolved estimator that needs the fewest episodes, and of those that may."""
     best, tied = set(), set()
     for target in {result.estimator.target for result in measurement.results.values()}:
         same = {key: one for key, one in measurement.results.items() if one.estimator.target == target}
@@ -58,13 +58,13 @@ def best_estimators(measurement: Measurement) -> tuple[set[str], set[str]]:
 
 
 def findings(measurements: Sequence[Measurement], focus: Measurement) -> list[str]:
-    """Say at most five things about the models, most of them about the one that the figure shows."""
+    """Return at most five findings about the models, most of them about the one that the figure shows."""
     others = [one for one in (measurements[0], measurements[-1]) if one is not focus]
     return [*describe(focus), *(describe(one)[0] for one in {one.label: one for one in others}.values())]
 
 
 def notes(measurements: Sequence[Measurement]) -> list[str]:
-    """Say where the episodes are too few to tell anything."""
+    """Say where there are too few episodes to conclude anything."""
     few = [one for one in measurements if not all(result.ratio.is_bounded for result in one.results.values())]
     return [
         f"{one.label}: too few informative episodes. For some estimators fewer than {MIN_INFORMATIVE} of the "
@@ -75,7 +75,7 @@ def notes(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def describe(measurement: Measurement) -> list[str]:
-    """Say what the episodes of a model say, one claim in each sentence, the first about its batch."""
+    """Describe what a model's episodes show, one claim per sentence, starting with the batch size."""
     results = measurement.results
     own = results.get(OWN) or results.get("to-go-critic") or next(iter(results.values()))
     what = "the model's own estimator" if own.estimator.key == OWN else f"'{own.estimator.label}'"

@@ -1,4 +1,4 @@
-"""Gradients of single episodes and of small batches, those of many estimators in one pass over a policy."""
+"""Gradients of single episodes and small batches, for many estimators in one pass over a policy."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from sb3_reinforce.update.evaluator import PolicyEvaluator
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-#: Longer gradients are compressed to so many numbers, which leaves inner products right but for about one per cent.
+#: Longer gradients are compressed to this many numbers, which changes inner products by about one per cent.
 MAX_COORDINATES = 16_384
-#: Steps that are differentiated at once: more are no faster, and need more memory.
+#: Steps that are differentiated at once: more steps are no faster and take more memory.
 MICRO_BATCH_SIZE = 1_024
 
 
@@ -37,16 +37,16 @@ def take_episodes(batch: EpisodeBatch, episodes: Sequence[int] | IntArray) -> Ep
         "starts": None if batch.starts is None else batch.starts[np.asarray(episodes)],
         "greedy_rewards": batch.greedy_rewards,
     }
-    # Whatever else a batch has, it has for each step
+    # Every other field has one entry per step
     rest = {name: value for name, value in batch._asdict().items() if name not in own and value is not None}
     return batch._replace(**own, **{name: select_steps(value, index) for name, value in rest.items()})
 
 
 class ScoreGradients:
     """
-    Differentiates weighted sums of log-probabilities: the sums over steps that all estimators of the policy gradient are.
+    Differentiate weighted sums of log-probabilities over steps, the form of every policy gradient estimator.
 
-    The ``.grad`` of the policy's parameters stays as it is, and the micro-batches of the evaluator bound the memory.
+    The ``.grad`` of the policy's parameters is unchanged, and the evaluator's micro-batches bound memory use.
     """
 
     def __init__(self, evaluator: PolicyEvaluator) -> None:
@@ -55,7 +55,7 @@ class ScoreGradients:
         self._parameters: list[th.nn.Parameter] | None = None
 
     def parameters(self, batch: EpisodeBatch) -> list[th.nn.Parameter]:
-        """Return the parameters of the actor: those that a log-probability depends on."""
+        """Return the parameters of the actor: the ones on which a log-probability depends."""
         if self._parameters is None:
             candidates = [parameter for parameter in self.evaluator.policy.parameters() if parameter.requires_grad]
             log_prob, _ = self.evaluator.log_prob_and_entropy(
@@ -69,8 +69,8 @@ class ScoreGradients:
         """
         Compute the gradients of ``sum_t weights[k, t] log pi(a_t | s_t) + entropy_weights[k] H(pi(. | s_t))``.
 
-        One forward pass serves all rows (PyTorch's ``is_grads_batched``). Where a policy has an operation that PyTorch cannot
-        batch, the rows are differentiated one after another. ``weights`` has shape ``(n_rows, n_steps)``, the result
+        One forward pass serves all rows (PyTorch's ``is_grads_batched``). If a policy has an operation that PyTorch cannot
+        batch, the rows are differentiated one by one. ``weights`` has shape ``(n_rows, n_steps)``, and the result
         ``(n_rows, n_parameters)``, in the direction of ascent.
         """
         parameters = self.parameters(batch)
@@ -92,7 +92,7 @@ class ScoreGradients:
         if self.is_batched and n_rows > 1:
             try:
                 with warnings.catch_warnings():
-                    # PyTorch loops over an operation without a batching rule: slower, and as right
+                    # PyTorch loops over an operation without a batching rule: slower, but just as correct
                     warnings.filterwarnings("ignore", message=".*batching rule")
                     gradients = th.autograd.grad(outputs, parameters, seeds, retain_graph=True, is_grads_batched=True)
                 return th.cat([gradient.reshape(n_rows, -1) for gradient in gradients], dim=1)
@@ -111,11 +111,11 @@ def _rows(values: Any, like: th.Tensor) -> th.Tensor:
 
 def compression(n_parameters: int, rng: np.random.Generator) -> Callable[[FloatArray], FloatArray]:
     """
-    Make the function that shortens the gradients of large networks, so that those of hundreds of episodes fit into memory.
+    Make a function that compresses the gradients of large networks, so that gradients of hundreds of episodes fit in memory.
 
-    Every parameter is added to a random one of ``MAX_COORDINATES`` sums with a random sign, which leaves all inner products
-    right in expectation (Charikar et al. 2002; as feature hashing, Weinberger et al. 2009, lemma 2); the relative error of a
-    squared norm is about ``sqrt(2 / MAX_COORDINATES)``. The function takes and returns rows; small networks keep theirs.
+    Every parameter is added with a random sign to a random one of ``MAX_COORDINATES`` sums, which preserves all inner products
+    in expectation (Charikar et al. 2002; as feature hashing, Weinberger et al. 2009, lemma 2). The relative error of a squared
+    norm is about ``sqrt(2 / MAX_COORDINATES)``. The function takes and returns rows; for small networks it is the identity.
     """
     if n_parameters <= MAX_COORDINATES:
         return lambda gradients: gradients

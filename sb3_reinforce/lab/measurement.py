@@ -1,4 +1,4 @@
-"""What the gradient of each estimator is worth, measured on the same episodes."""
+"""Measure the signal and the noise of each estimator's gradient on the same episodes."""
 
 import copy
 import itertools
@@ -43,25 +43,25 @@ from sb3_reinforce.rollout.common_starts import CommonStarts
 from sb3_reinforce.update.advantages import evaluate_rollout
 from sb3_reinforce.update.policy_step import Divergence, clipped_norm, clone_tensors, compute_gradient
 
-#: How often the episodes are dealt into batches: at the user's batch size, of which most is said, and at all others.
+#: Number of random splits into batches: at the user's batch size, which most results describe, and at every other size.
 N_DEALS_AT_BATCH_SIZE = 8
 N_DEALS = 2
-#: Batches whose step is tried out.
+#: Number of batches whose step is tried.
 N_STEPS_TRIED = 8
 N_CLOUD_DOTS = 200
-#: Sizes of the subsamples that show what fewer episodes would have said, and how many are drawn of each.
+#: Sizes of the subsamples that show the estimates from fewer episodes, and the number of subsamples of each size.
 FEWER_EPISODES = (50, 100, 200, 500)
 N_SUBSAMPLES = 60
-#: Estimators whose updates and subsamples the figure shows.
+#: Estimators whose updates and subsamples appear in the figure.
 FEATURED = ("to-go", "to-go-critic", "to-go-constant", "to-go-refit")
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 class PreparedEstimator(NamedTuple):
     """
-    An estimator with the episodes that it makes its weights of, and the coefficient of the entropy bonus of its loss.
+    An estimator with the episodes from which it computes its weights, and the entropy coefficient of its loss.
 
-    ``subtracted`` is what a baseline subtracts that was fitted on other episodes; None to ask the baseline.
+    ``subtracted`` holds the values of a baseline that was fitted on other episodes; None to call the baseline.
     """
 
     estimator: NamedEstimator
@@ -70,27 +70,27 @@ class PreparedEstimator(NamedTuple):
     subtracted: Array | None = None
 
     def targets(self, group: Sequence[int] | IntArray) -> PolicyGradientTargets:
-        """Compute the weights of the steps of a batch of episodes, of which the indices are given."""
+        """Compute the weights of the steps of a batch of episodes, given their indices."""
         subtracted = None if self.subtracted is None else self.subtracted[steps_of(self.episodes.lengths, group)]
         return self.estimator.settings(baseline_module.select_episodes(self.episodes, group), subtracted)
 
 
 class Result(NamedTuple):
     """
-    What the gradient of an estimator is worth.
+    The signal and the noise of an estimator's gradient.
 
     :param estimator: The estimator.
-    :param signal: Estimate of the squared norm of its expected gradient. Below zero: not distinguishable from zero.
-    :param noise: Trace of the covariance of its gradient from one episode. Of an estimator that sees its batch: of a batch of
-        ``batch_size`` episodes, times that number.
+    :param signal: Estimate of the squared norm of its expected gradient. Below zero: indistinguishable from zero.
+    :param noise: Trace of the covariance of its gradient from one episode. For an estimator that sees its batch: from a batch
+        of ``batch_size`` episodes, times that number.
     :param ratio: Signal-to-noise ratio of one episode.
     :param cosines: Mean cosine of two disjoint batches by batch size.
-    :param bias: Squared distance of its expected gradient from that of ``reference``, relative to the latter's squared norm;
-        after the best scaling where it has a scale of its own. NaN for the reference itself.
-    :param reference: Key of the unbiased estimator of the same target that it is compared with.
+    :param bias: Squared distance of its expected gradient from the one of ``reference``, relative to the squared norm of the
+        latter; after the best rescaling if the lengths are not comparable. NaN for the reference itself.
+    :param reference: Key of the unbiased estimator of the same target to which it is compared.
     :param backwards: Share of updates with ``batch_size`` episodes that point against the mean gradient of other episodes.
-    :param kl: Mean KL divergence that one step of the model makes with this gradient, in nats.
-    :param fewer: What fewer episodes would have said about the ratio: quantiles of subsamples by their number.
+    :param kl: Mean KL divergence of one step of the model with this gradient, in nats.
+    :param fewer: The ratio estimated from fewer episodes: quantiles over subsamples, by number of episodes.
     :param cloud: Updates along the mean gradient of other episodes and along the strongest noise, in units of the gradient's
         length, shape ``(n_dots, 2)``.
     """
@@ -109,7 +109,7 @@ class Result(NamedTuple):
 
     @property
     def episodes(self) -> Interval:
-        """Episodes until the signal equals the noise: the gradient noise scale."""
+        """The gradient noise scale: the number of episodes at which the signal equals the noise."""
         return statistics.invert(self.ratio)
 
     @property
@@ -120,20 +120,20 @@ class Result(NamedTuple):
 
 class Measurement(NamedTuple):
     """
-    The results of a model.
+    The results for a model.
 
     :param label: Name of the model, such as a stage of its training.
-    :param model_class: Its algorithm.
-    :param returns: Of the episodes, undiscounted, shape ``(n_episodes,)``.
-    :param n_steps: Steps of all episodes.
+    :param model_class: Algorithm of the model.
+    :param returns: Undiscounted returns of the episodes, shape ``(n_episodes,)``.
+    :param n_steps: Total number of steps of the episodes.
     :param gamma: Discount factor.
-    :param batch_size: Episodes of an update.
-    :param batch_note: Where that number comes from.
-    :param n_parameters: Of the actor.
+    :param batch_size: Episodes per update.
+    :param batch_note: Source of the batch size.
+    :param n_parameters: Number of parameters of the actor.
     :param is_compressed: Whether gradients were compressed because of their length.
-    :param results: By key of the estimator, in the order of the report.
-    :param target_cosine: Cosine of the undiscounted-state-distribution gradient (Nota & Thomas 2020) and the gradient of the
-        discounted objective; NaN with ``gamma=1``, where they are the same.
+    :param results: Results by key of the estimator, in the order of the report.
+    :param target_cosine: Cosine between the undiscounted-state-distribution gradient (Nota & Thomas 2020) and the gradient of
+        the discounted objective; NaN with ``gamma=1``, where they are the same.
     """
 
     label: str
@@ -162,25 +162,25 @@ def measure(
     baselines: Sequence[Baseline | str] = (),
 ) -> Measurement:
     """
-    Collect episodes once, and measure what the gradient of each estimator is worth on them.
+    Collect episodes once, and measure the signal and the noise of each estimator's gradient on them.
 
-    The model is left as it is: its parameters, their gradients, its generators, its environment, its statistics.
+    The model is left unchanged: its parameters, their gradients, its generators, its environment and its statistics.
 
     :param model: A model of REINFORCE, A2C or PPO, which acts with sampled actions.
-    :param env: An environment that is not the model's own, wrapped in the same way. It is seeded and reset.
-    :param n_episodes: Episodes to collect, at least 20. 200 to 500 tell estimators with a baseline apart.
-    :param batch_size: Episodes of an update, at most half of ``n_episodes``; None for those of the model's own updates.
-    :param estimators: ``["lecture"]``, ``["all"]``, or names of the table in docs/laboratory.md.
-    :param gamma: Discount factor of the estimators; None for that of the model.
+    :param env: An environment separate from the model's, wrapped in the same way. It is seeded and reset.
+    :param n_episodes: Episodes to collect, at least 20. It takes 200 to 500 to tell estimators with a baseline apart.
+    :param batch_size: Episodes per update, at most half of ``n_episodes``; None for the number in the model's updates.
+    :param estimators: ``["lecture"]``, ``["all"]``, or names from the table in docs/laboratory.md.
+    :param gamma: Discount factor of the estimators; None for the model's.
     :param seed: Seed of the environment, the actions and the resampling.
     :param label: Name of the model in the report.
     :param progress_bar: Whether to show a progress bar (needs tqdm).
-    :param baselines: More estimators: reward-to-go minus each of these, as ``REINFORCE`` takes them. One that learns is fitted
-        here, on the other half of the episodes. If one needs common starts, so many episodes as the model's
-        ``episodes_per_start``, or 4, have one, and the episodes of a start are the unit of all statistics.
+    :param baselines: Baselines as ``REINFORCE`` takes them; each adds the estimator reward-to-go minus the baseline. A
+        baseline that learns is fitted here, on the other half of the episodes. If one needs common starts, the model's
+        ``episodes_per_start`` episodes, or 4, share a start, and the episodes of a start are the unit of all statistics.
     :return: The results.
-    :raises ValueError: If an argument is out of its range, the model has no actor or no critic that is needed, environment and
-        model do not fit, or an episode does not end.
+    :raises ValueError: If an argument is out of range, the model lacks an actor or a critic that is needed, environment and
+        model do not match, or an episode does not end.
     """
     check_model(model, n_episodes)
     known = make_estimators(model, model.gamma if gamma is None else gamma, baselines)
@@ -194,7 +194,7 @@ def measure(
 
 
 def check_batch_size(batch_size: int | None, n_episodes: int, episodes_per_start: int = 1) -> None:
-    """Raise ValueError if there are not two batches, or starts are divided among batches."""
+    """Raise ``ValueError`` if there are fewer than two batches, or batches would split the episodes of a start."""
     if n_episodes < 2 * episodes_per_start or (batch_size or 0) % episodes_per_start != 0:
         raise ValueError(
             f"batch_size={batch_size} and n_episodes={n_episodes}: {episodes_per_start} episodes have a common start, and a "
@@ -207,7 +207,7 @@ def check_batch_size(batch_size: int | None, n_episodes: int, episodes_per_start
 
 
 def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: EpisodeBatch) -> tuple[int, str]:
-    """Return the number of episodes of an update, and where that number comes from."""
+    """Return the number of episodes per update and the source of that number."""
     most = len(batch.episode_lengths) // 2
     if batch_size is not None:
         return batch_size, "as asked for"
@@ -229,10 +229,10 @@ def choose_batch_size(model: OnPolicyAlgorithm, batch_size: int | None, batch: E
 
 def expected_starts(episode_lengths: IntArray, n_steps: int) -> float:
     """
-    Return how many episodes an environment begins in ``n_steps`` on average, all of which ``REINFORCE`` finishes.
+    Return how many episodes an environment starts in ``n_steps`` on average; ``REINFORCE`` finishes all of them.
 
-    This is the expected number of renewals (Feller 1968, chapter XIII): the probability that an episode begins at step t is
-    the sum over the lengths of the episode before. ``episode_lengths`` are those of some episodes.
+    This is the expected number of renewals (Feller 1968, chapter XIII): the probability that an episode starts at step t is
+    a sum over the possible lengths of the episode before it. ``episode_lengths`` are the lengths of a sample of episodes.
     """
     probabilities = np.bincount(episode_lengths) / len(episode_lengths)
     begins = np.zeros(n_steps)
@@ -251,7 +251,7 @@ def measure_episodes(
     label: str = "model",
     progress_bar: bool = False,
 ) -> Measurement:
-    """Measure what the gradients of estimators are worth on collected episodes. See ``measure``."""
+    """Measure the signal and the noise of the estimators' gradients on collected episodes. See ``measure``."""
     n_episodes = len(episodes.batch.episode_lengths)
     size, note = choose_batch_size(episodes.model, batch_size, episodes.batch)
     laboratory = _Laboratory(episodes, estimators, size, np.random.default_rng(seed))
@@ -287,9 +287,9 @@ def prepare(
     episodes: Episodes, estimators: Sequence[NamedEstimator], folds: list[IntArray], seed: int
 ) -> list[PreparedEstimator]:
     """
-    Compute the rewards and values that estimators need; the values of the best constant are zeros for now.
+    Compute the rewards and values that the estimators need; the best constant's values are zeros for now.
 
-    ``folds`` has the indices of the episodes of two folds, and ``seed`` is that of refitted critics.
+    ``folds`` holds the episode indices of two folds; ``seed`` is the seed of the refitted critics.
     """
     model, evaluator, batch, _ = episodes
     critics: dict[str | None, Array] = {BEST_CONSTANT: np.zeros(len(batch.rewards))}
@@ -309,7 +309,7 @@ def prepare(
         baseline = one.settings.baseline
         ent_coef_in_return = ent_coef_in_loss = 0.0
         if one.key == OWN:
-            # As the model's own update does
+            # As in the model's own update
             entropy_in_return = getattr(model, "entropy_in_return", False)
             critic_is_fitted = not isinstance(model, REINFORCE) or model._n_updates > 0
             outputs = evaluate_rollout(evaluator, batch, baseline, critic_is_fitted, entropy_in_return)
@@ -324,7 +324,7 @@ def prepare(
 
 
 def crossfit(settings: Estimator, episodes: baseline_module.Episodes, folds: list[IntArray]) -> Array:
-    """Compute what a baseline subtracts from each step that is fitted on the episodes of the other fold."""
+    """Compute the values of a baseline at every step, each fold's with the baseline fitted on the other fold."""
     subtracted = np.empty(len(episodes.rewards))
     for fold, others in itertools.permutations(folds, 2):
         fitted = copy.deepcopy(settings.baseline)
@@ -338,9 +338,9 @@ def estimator_gradients(
     scores: ScoreGradients, batch: EpisodeBatch, episodes: Sequence[int] | IntArray, prepared: Sequence[PreparedEstimator]
 ) -> FloatArray:
     """
-    Compute the gradients of estimators from some episodes of a batch, as a batch of their own.
+    Compute the gradients of estimators from some episodes of a batch, treated as a separate batch.
 
-    Shape ``(len(prepared) + 1, n_parameters)``; the last row is the sum of all scores, averaged over episodes.
+    The shape is ``(len(prepared) + 1, n_parameters)``; the last row is the sum of all scores, averaged over episodes.
     """
     own = take_episodes(batch, episodes)
     targets = [one.targets(episodes) for one in prepared]
@@ -350,21 +350,21 @@ def estimator_gradients(
 
 
 def n_unusual_returns(batch: EpisodeBatch, gamma: float) -> int:
-    """Count the episodes whose discounted return is not the most common one: with rare rewards those that say something."""
+    """Count the episodes whose discounted return is not the most common one: with rare rewards, the informative episodes."""
     to_go = returns.rewards_to_go(batch.rewards, batch.episode_lengths, gamma)
     _, counts = np.unique(to_go[first_steps(batch.episode_lengths)], return_counts=True)
     return len(batch.episode_lengths) - int(counts.max())
 
 
 def units_of(batch: EpisodeBatch) -> IntArray:
-    """Return the episodes of each start, of which there are equally many, shape ``(n_units, episodes_per_start)``."""
+    """Return the episodes of each start, all starts having equally many, shape ``(n_units, episodes_per_start)``."""
     if batch.starts is None:
         return np.arange(len(batch.episode_lengths))[:, None]
     return np.argsort(batch.starts, kind="stable").reshape(int(batch.starts.max()) + 1, -1)
 
 
 class _Laboratory:
-    """Holds the gradients of single episodes, and what batches of them say."""
+    """Hold the gradients of single episodes and the results from batches of them."""
 
     def __init__(
         self, episodes: Episodes, estimators: Sequence[NamedEstimator], batch_size: int, rng: np.random.Generator
@@ -373,14 +373,14 @@ class _Laboratory:
         self.episodes = episodes
         self.batch_size = batch_size
         self.rng = rng
-        #: The episodes of each start, or single ones: what is independent of the rest. Shape ``(n_units, episodes_per_start)``
+        #: Independent units: the episodes of each start, or single episodes; shape ``(n_units, episodes_per_start)``
         self.units = units_of(batch)
         self.n = len(self.units)
         self.folds = [np.sort(fold) for fold in np.array_split(rng.permutation(self.n), 2)]
 
         gamma = estimators[0].settings.gamma
         known = make_estimators(episodes.model, gamma)
-        # Others are compared with these in any case
+        # Other estimators are always compared with these
         needed = {one.key: one for one in (*estimators, known["to-go"], known["to-go-constant"])}
         if any(one.target == DISCOUNTED for one in estimators):
             critic = "weighted-critic" if has_critic(episodes.model) else "weighted"
@@ -404,24 +404,24 @@ class _Laboratory:
         self.references = {target: self._choose_reference(target) for target in targets}
         self.cosines: dict[str, dict[int, list[float]]] = {key: {} for key in self.prepared}
         self.backwards: dict[str, list[float]] = {key: [] for key in self.prepared}
-        #: Of estimators that see their batch: estimates and intervals from each deal
+        #: For estimators that see their batch: the estimates and intervals from each split into batches
         self.dealt: dict[str, list[tuple[float, float, Interval, Interval]]] = {one.estimator.key: [] for one in self.seeing}
 
     def _gradients(self, prepared: Sequence[PreparedEstimator], groups: IntArray) -> FloatArray:
-        """Compute the gradients of groups of units, and in the last row the mean sums of their scores."""
+        """Compute the gradients of groups of units; the last row holds the mean sums of their scores."""
         batch = self.episodes.batch
         groups_of_episodes = [self.units[group].ravel() for group in groups]
         rows = [self.compress(estimator_gradients(self.scores, batch, group, prepared)) for group in groups_of_episodes]
         return np.stack(rows, axis=1)
 
     def _episode_gradients(self, prepared: Sequence[PreparedEstimator]) -> dict[str, FloatArray]:
-        """Compute the gradient of every unit for the estimators that do not see their batch."""
+        """Compute every unit's gradient for the estimators that do not see their batch."""
         *gradients, scores = self._gradients(prepared, np.arange(self.n)[:, None])
         by_key = {one.estimator.key: own for one, own in zip(prepared, gradients, strict=True)}
         own, one = by_key["to-go-constant"], self.prepared["to-go-constant"]
         constants = self._best_constants(own, scores)
         own -= constants[:, None].astype(own.dtype) * scores
-        # For the step that is tried out with it
+        # For the step that is tried with it
         of_episodes = np.empty(self.units.size)
         of_episodes[self.units.ravel()] = np.repeat(constants, self.units.shape[1])
         values = np.repeat(of_episodes, self.episodes.batch.episode_lengths)
@@ -429,7 +429,7 @@ class _Laboratory:
         return by_key
 
     def _best_constants(self, gradients: FloatArray, scores: FloatArray) -> Array:
-        """Find the constant baseline with the smallest variance (Greensmith et al. 2004, section 4), of other episodes."""
+        """Find the constant baseline with the smallest variance (Greensmith et al. 2004, section 4), from other episodes."""
         constants = np.empty(self.n)
         for fold, others in itertools.permutations(self.folds, 2):
             norm = float(np.sum(scores[others].astype(np.float64) ** 2))
@@ -451,13 +451,13 @@ class _Laboratory:
         return self.rng.permutation(self.n)[: self.n // n_units * n_units].reshape(-1, n_units)
 
     def deal(self, size: int) -> None:
-        """Deal the episodes into batches, and note what the gradients of the batches say."""
+        """Split the episodes at random into batches, and record the results from the gradients of the batches."""
         groups = self._deal_units(size)
-        # In the order of the deal even if a batch is one episode: others are compared with it
+        # In the order of the split even if a batch is one episode: others are compared with it
         batches = {
             key: np.stack([gradients[group].mean(axis=0) for group in groups]) for key, gradients in self.gradients.items()
         }
-        # Of a single episode there is nothing to see but itself
+        # A batch of one episode has no other episodes to see
         if self.seeing and (size > 1 or size == self.batch_size):
             *seen, _ = self._gradients(self.seeing, groups)
             batches |= {one.estimator.key: gradients for one, gradients in zip(self.seeing, seen, strict=True)}
@@ -467,12 +467,12 @@ class _Laboratory:
             self._note_batches(groups, batches)
 
     def _note_batches(self, groups: IntArray, batches: dict[str, FloatArray]) -> None:
-        """Note what batches of the user's size say beside their cosines."""
+        """Record the results besides cosines from batches of the user's size."""
         half = len(groups) // 2
         for key, gradients in batches.items():
             estimator = self.prepared[key].estimator
             reference = self.references[estimator.target]
-            # The direction comes from other episodes than the updates that are compared with it
+            # The direction comes from episodes that are not in the updates compared with it
             for updates in (np.arange(half), np.arange(half, len(groups))):
                 others = np.setdiff1d(np.arange(self.n), groups[updates])
                 direction = self.gradients[reference][others].mean(axis=0)
@@ -484,10 +484,10 @@ class _Laboratory:
                 self.dealt[key].append((*statistics.signal_and_noise(products), ratio, bias))
 
     def _bias(self, estimator: NamedEstimator, gradients: FloatArray, reference: FloatArray) -> Interval:
-        """Compare the gradients of an estimator with those of an unbiased one from the same episodes."""
+        """Compare the gradients of an estimator with an unbiased estimator's from the same episodes."""
         scale = 1.0
         if not estimator.keeps_scale:
-            # What brings it closest to the other, as far as that can be told
+            # The scale that brings it closest to the reference, as far as it can be estimated
             cross = statistics.mean_over_pairs(statistics.inner_products(gradients, reference))
             norm = statistics.mean_over_pairs(statistics.inner_products(gradients))
             scale = cross / norm if norm > 0.0 else np.nan
@@ -495,7 +495,7 @@ class _Laboratory:
         return statistics.relative(difference, statistics.inner_products(reference))
 
     def result(self, estimator: NamedEstimator) -> Result:
-        """Sum up the measurements of an estimator."""
+        """Summarise the measurements of an estimator."""
         key, reference = estimator.key, self.references[estimator.target]
         fewer: dict[int, Interval] = {}
         if estimator.sees_batch:
@@ -541,13 +541,13 @@ class _Laboratory:
         return found
 
     def _cloud(self, key: str, reference: str) -> FloatArray:
-        """Draw updates from one half of the episodes, relative to the mean gradient of the other half."""
+        """Sample updates from one half of the episodes, relative to the mean gradient of the other half."""
         mine, other = np.array_split(self.rng.permutation(self.n), 2)
         direction = self.gradients[reference][other].mean(axis=0).astype(np.float64)
-        # Without any reward there is no direction
+        # Without rewards there is no direction
         length = np.linalg.norm(direction) or 1.0
         signal = self.moments[reference][0]
-        # The mean of half of the episodes is longer than what it estimates
+        # The mean over half of the episodes is longer than the gradient that it estimates
         unit, scale = direction / length, np.sqrt(signal) if signal > 0.0 else length
 
         noisiest = self.gradients["to-go"][other].astype(np.float64)
@@ -562,7 +562,7 @@ class _Laboratory:
         return np.stack([updates @ unit, updates @ noise_direction], axis=1) / scale
 
     def _divergence(self, prepared: PreparedEstimator) -> float:
-        """Try out the step that the model would take with this gradient."""
+        """Try the step that the model would take with this gradient; return the mean KL divergence."""
         divergences = []
         for units in self._deal_units(self.batch_size)[:N_STEPS_TRIED]:
             group = self.units[units].ravel()
@@ -571,7 +571,7 @@ class _Laboratory:
         return float(np.mean(divergences))
 
     def target_cosine(self) -> Interval:
-        """Compare the undiscounted-state-distribution gradient with that of the discounted objective."""
+        """Compare the undiscounted-state-distribution gradient with the gradient of the discounted objective."""
         if DISCOUNTED not in self.references:
             return UNKNOWN
         undiscounted, discounted = self.references[UNDISCOUNTED], self.references[DISCOUNTED]
@@ -582,9 +582,9 @@ class _Laboratory:
 
 def divergence_of_step(episodes: Episodes, batch: EpisodeBatch, targets: PolicyGradientTargets, ent_coef: float) -> float:
     """
-    Let the copy of the model take its step with a gradient, measure how far its policy moves, and take the step back.
+    Let the copy of the model take a step with a gradient, measure how far its policy moves, and undo the step.
 
-    Settings, optimizer and step size are those at this point of the training. The result is the mean KL divergence from the
+    Settings, optimizer and step size are the model's at this point of training. The result is the mean KL divergence from the
     old to the new policy over the steps of the batch, in nats.
     """
     model, evaluator = episodes.model, episodes.evaluator

@@ -1,4 +1,4 @@
-"""What the figures of all reports share: style, grids, legends, intervals, and labels that neither touch nor stick out."""
+"""Shared parts of all report figures: style, grids, legends, intervals, and labels that neither touch nor stick out."""
 
 import io
 import itertools
@@ -19,27 +19,27 @@ from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogLocator, Max
 
 from sb3_reinforce.lab.document import write_file
 
-#: Widths in inches: of a page of 1,280 pixels, of half of it, and of a telephone.
+#: Widths in inches of a page of 1,280 pixels, half such a page, and a phone screen.
 WIDE, HALF, NARROW = 12.6, 6.2, 4.0
-#: Okabe and Ito's colours, which colour-blind readers can tell apart, and a second sign for prints in grey.
+#: Okabe and Ito's colours, which colour-blind readers can tell apart, and a second cue for greyscale prints.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)))
 MARKERS = "osD^vP*X"
-#: Text becomes paths, so that it is as wide in every browser as it was here; equal figures are equal files.
+#: Text becomes paths, so it is equally wide in every browser; equal figures give equal files.
 STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "sb3-reinforce", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
-#: Pixels between the labels of two ticks, about a digit.
+#: Minimum gap between two tick labels in pixels, about one digit.
 LABEL_GAP = 6.0
 PLAIN_NUMBERS: Formatter = FuncFormatter(lambda value, _: f"{value:,g}")
 
 
 def style() -> AbstractContextManager[None]:
-    """Draw in the style of the reports, whatever the user's own is (seaborn's for one, which RL Zoo's plots set)."""
+    """Draw in the style of the reports, whatever the user's style is (such as seaborn's, which RL Zoo's plots set)."""
     context: AbstractContextManager[None] = matplotlib.style.context(["default", STYLE])
     return context
 
 
 class Style(NamedTuple):
-    """Colour, line and marker of an algorithm, the same in all figures of a report."""
+    """Colour, line and marker of an algorithm, consistent across the figures of a report."""
 
     colour: str
     line: Any
@@ -47,13 +47,13 @@ class Style(NamedTuple):
 
 
 def make_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Give every name a style, by its place."""
+    """Assign a style to every name, by position."""
     cycle = zip(itertools.cycle(COLOURS), itertools.cycle(LINES), itertools.cycle(MARKERS), strict=False)
     return {name: Style(*signs) for name, signs in zip(names, cycle, strict=False)}
 
 
 def make_grid(n: int, width: float, height: float, n_columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Make a figure of ``n`` charts, each ``height`` inches high."""
+    """Make a figure with ``n`` charts, each ``height`` inches high."""
     n_columns = min(n, n_columns)
     n_rows = -(-n // n_columns)
     figure = Figure(figsize=(width, height * n_rows), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08))
@@ -69,7 +69,7 @@ def wrap(text: str, width: float, size: float = 10) -> str:
 
 
 def legend_below(figure: Figure | SubFigure, handles: Sequence[Line2D], width: float) -> None:
-    """Put one legend below all charts of a figure, in as many columns as fit, and make the figure higher by its rows."""
+    """Put one legend below all charts of a figure, in as many columns as fit, and extend the figure by its rows."""
     if handles:
         longest = 0.55 + 0.085 * max(len(str(handle.get_label())) for handle in handles)
         n_columns = max(1, min(len(handles), int(width / longest)))
@@ -79,12 +79,12 @@ def legend_below(figure: Figure | SubFigure, handles: Sequence[Line2D], width: f
 
 
 def name_handles(styles: Mapping[str, Style]) -> list[Line2D]:
-    """Make the entries of a legend of lines."""
+    """Make legend entries for lines."""
     return [Line2D([], [], color=style.colour, label=name, linestyle=style.line) for name, style in styles.items()]
 
 
 def draw_interval(axes: Axes, row: float, interval: tuple[float, float, float], style: Style, **settings: Any) -> None:
-    """Draw a value, as a marker, and its interval, unless that is NaN, as a line."""
+    """Draw a value as a marker, and its interval as a line unless it is NaN."""
     value, low, high = interval
     if not np.isnan(low):
         axes.plot([low, high], [row, row], color=style.colour, **{"linewidth": 2.2, "alpha": 0.8, **settings})
@@ -92,19 +92,19 @@ def draw_interval(axes: Axes, row: float, interval: tuple[float, float, float], 
 
 
 def rows_height(names: Sequence[str], width: float) -> float:
-    """Return how many inches the rows of ``name_rows`` need."""
+    """Return the height in inches that the rows of ``name_rows`` need."""
     return len(names) * (0.14 + 0.17 * max(wrap(name, 0.4 * width).count("\n") + 1 for name in names))
 
 
 def name_rows(axes: Axes, names: Sequence[str], width: float) -> None:
-    """Name the rows of a chart, the first one at the top, in less than half of ``width`` inches."""
+    """Label the rows of a chart, the first at the top, in less than half of ``width`` inches."""
     axes.set_yticks(range(len(names)), [wrap(name, 0.4 * width) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
 
 
 def space_ticks(figure: Figure) -> None:
-    """Take fewer ticks until no two labels below a chart touch, whatever the scores are, and leave the layout at that."""
+    """Reduce the ticks until no two labels below a chart touch, whatever the scores are, then freeze the layout."""
     further: dict[Axes, list[Locator]] = {}
     for axes in figure.axes:
         further[axes] = [MaxNLocator(n_ticks, steps=[1, 2, 2.5, 5, 10]) for n_ticks in (6, 5, 4, 3, 2)]
@@ -122,26 +122,26 @@ def space_ticks(figure: Figure) -> None:
 
 
 def has_crowded_ticks(axes: Axes) -> bool:
-    """Tell whether labels below a drawn chart touch, or there are not two of them."""
+    """Check whether labels below a drawn chart touch, or there are fewer than two."""
     low, high = sorted(axes.get_xlim())
     ticks = [tick for tick in axes.xaxis.get_major_ticks() if tick.label1.get_visible()]
     boxes = [tick.label1.get_window_extent() for tick in ticks if low <= tick.get_loc() <= high]
     gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(sorted(boxes, key=lambda box: box.x0))]
-    # The inner charts of a grid may have no labels at all
+    # Inner charts of a grid may have no labels
     return bool(ticks) and (not gaps or min(gaps) < LABEL_GAP)
 
 
 def render(figure: Figure, suffix: str) -> bytes:
-    """Draw a figure as ``"png"`` or ``"svg"``, without dates and versions."""
+    """Render a figure as ``"png"`` or ``"svg"``, without dates and versions."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}[suffix]
     with style():
         figure.savefig(buffer := io.BytesIO(), format=suffix, dpi=150, metadata=metadata)
-    # A hundredth of a point is enough for the points of paths, and halves the file
+    # Paths need only a hundredth of a point, which halves the file
     return re.sub(rb' d="[^"]*"', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), buffer.getvalue())
 
 
 def save(figure: Figure, path: Path) -> bytes:
-    """Save a figure as PNG and SVG under a path without suffix, and return the SVG."""
+    """Save a figure as PNG and SVG to a path without suffix, and return the SVG."""
     for suffix in ("png", "svg"):
         content = render(figure, suffix)
         write_file(path.with_name(f"{path.name}.{suffix}"), content)

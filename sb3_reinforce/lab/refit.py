@@ -1,11 +1,11 @@
 """
-What is fitted to the collected episodes: a critic, as what a well-fitted baseline could be worth, and control variates.
+Models fitted to the collected episodes: a critic, which shows what a well-fitted baseline could achieve, and control variates.
 
-With a control variate the baseline of a step also has what the later actions were worth:
-``b_t = V(s_t, t) + sum_{k > t} gamma^(k - t) g(s_k, k) u_k``. Here ``u_k`` is the score of the parameters of the distribution
-that the action was drawn from. Its mean is zero given all that happened before, so the gradient stays unbiased for every g.
-It has less noise if ``g(s, t) u`` is near what the action is worth. These are the trajectory-wise control variates of Cheng et
-al. (2020, arXiv:1908.03263) with an action value that is linear in u.
+With a control variate, the baseline of a step also accounts for the later actions:
+``b_t = V(s_t, t) + sum_{k > t} gamma^(k - t) g(s_k, k) u_k``. Here ``u_k`` is the score with respect to the parameters of the
+distribution that the action was drawn from. Given everything before it, its mean is zero, so the gradient stays unbiased for
+every g. The noise is lower if ``g(s, t) u`` is close to what the action is worth. These are the trajectory-wise control
+variates of Cheng et al. (2020, arXiv:1908.03263) with an action value that is linear in u.
 """
 
 import itertools
@@ -30,11 +30,11 @@ def crossfitted_values(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, folds: list[IntArray], seed: int
 ) -> Array:
     """
-    Fit V(s, t) to the returns of some episodes and evaluate it on the others, so that no return is part of its own baseline.
+    Fit V(s, t) to the returns of some episodes and evaluate it on the others, so that no return affects its own baseline.
 
-    ``folds`` has the indices of the episodes of two folds. The inputs are the policy's features (of a flat observation the
-    observation itself) and the time, as far as the longest episode: with a time limit the value of a state depends on how
-    much is left. Targets and result have shape ``(n_steps,)``.
+    ``folds`` holds the episode indices of two folds. The inputs are the policy's features (for a flat observation, the
+    observation itself) and the time, up to the longest episode: with a time limit, the value of a state depends on the time
+    left. Targets and result have shape ``(n_steps,)``.
     """
     return _crossfit(evaluator, batch, targets, np.zeros((len(targets), 0)), folds, seed)[:, 0]
 
@@ -43,9 +43,9 @@ def crossfitted_control_variates(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, gamma: float, folds: list[IntArray], seed: int
 ) -> Array:
     """
-    Fit V and g of a control variate to the returns of some episodes, and evaluate the baseline of the others.
+    Fit V and g of a control variate to the returns of some episodes, and evaluate the baseline on the others.
 
-    Arguments and result are those of ``crossfitted_values``; ``gamma`` is the discount factor of the returns.
+    Arguments and result are as in ``crossfitted_values``; ``gamma`` is the discount factor of the returns.
     """
     scores = distribution_scores(evaluator.distributions(batch), batch.actions.cpu())
     fitted = _crossfit(evaluator, batch, targets, scores, folds, seed)
@@ -55,10 +55,10 @@ def crossfitted_control_variates(
 
 def distribution_scores(distribution: Any, actions: th.Tensor) -> Array:
     """
-    The gradient of each action's log-probability with respect to the logits, or to the mean in units of the deviation.
+    Compute the gradient of each action's log-probability with respect to the logits, or to the mean in standard deviations.
 
-    ``distribution`` is that of ``PolicyEvaluator.distributions``, ``actions`` has shape ``(n_steps, *action_shape)`` and the
-    result ``(n_steps, n_scores)``.
+    ``distribution`` comes from ``PolicyEvaluator.distributions``, ``actions`` has shape ``(n_steps, *action_shape)``, and the
+    result has shape ``(n_steps, n_scores)``.
     """
     parts = distribution if isinstance(distribution, list) else [distribution]
     actions = actions.reshape(len(actions), -1)
@@ -75,7 +75,7 @@ def distribution_scores(distribution: Any, actions: th.Tensor) -> Array:
 def _crossfit(
     evaluator: PolicyEvaluator, batch: EpisodeBatch, targets: Array, scores: Array, folds: list[IntArray], seed: int
 ) -> Array:
-    """Fit V and g for each fold on the other; shape ``(n_steps, 1 + n_scores)``."""
+    """Fit V and g for each fold on the other fold; return shape ``(n_steps, 1 + n_scores)``."""
     inputs = critic_inputs(evaluator, batch)
     fitted = np.empty((len(targets), 1 + scores.shape[1]))
     for fold, (episodes, others) in enumerate(itertools.permutations(folds, 2)):
@@ -96,10 +96,10 @@ def critic_inputs(evaluator: PolicyEvaluator, batch: EpisodeBatch) -> th.Tensor:
 
 
 def fit(inputs: th.Tensor, targets: Array, scores: Array, new_inputs: th.Tensor, seed: int) -> Array:
-    """Fit ``V + g u`` of a small network by mean squared error, and evaluate V and g on new inputs."""
+    """Fit a small network's ``V + g u`` by mean squared error, and evaluate V and g on new inputs."""
     mean, deviation = float(targets.mean()), float(targets.std()) or 1.0
     scaled = th.as_tensor((targets - mean) / deviation, dtype=th.float32)
-    # V is not multiplied by anything
+    # V has the factor 1
     factors = th.as_tensor(np.column_stack([np.ones(len(targets)), scores]), dtype=th.float32)
     n_outputs = factors.shape[1]
     centre, spread = inputs.mean(dim=0), inputs.std(dim=0) + 1e-6
@@ -118,7 +118,7 @@ def fit(inputs: th.Tensor, targets: Array, scores: Array, new_inputs: th.Tensor,
             optimizer.step()
             schedule.step()
         with th.no_grad():
-            # In parts: the hidden layers of all steps at once would need ten times the memory
+            # In chunks: the hidden layers of all steps at once would need ten times the memory
             outputs: Array = th.cat([network(part) for part in th.split(new_inputs, BATCH_SIZE)]).double().numpy()
     outputs *= deviation
     outputs[:, 0] += mean

@@ -1,4 +1,4 @@
-"""Writes the report of the laboratory: one HTML file that needs no other, Markdown, a table, the figure."""
+"""Write the laboratory's report: one self-contained HTML file, Markdown, a table, the figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ def write_report(
     """
     Write ``gradients.html``, ``.md``, ``.csv``, ``.png`` and ``.svg`` (needs the extra "zoo").
 
-    :param folder: Folder of these files; it is made if need be.
+    :param folder: Folder for these files; created if needed.
     :param environment: Name of the environment.
-    :param measurements: Of at least one model, in the order of the training.
-    :param origin: Names and values that say how to make the report again.
-    :return: The findings, one a line.
+    :param measurements: Measurements of at least one model, in the order of training.
+    :param origin: Names and values that say how to reproduce the report.
+    :return: The findings, one per line.
     """
     from sb3_reinforce.lab import figures, plots
 
@@ -91,7 +91,7 @@ def write_report(
 
 
 def to_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
-    """Put all numbers into one table, with a row for each model and estimator; docs/laboratory.md explains the columns."""
+    """Put all numbers into one table, with a row per model and estimator; docs/laboratory.md explains the columns."""
     rows = []
     for measurement in measurements:
         size = measurement.batch_size
@@ -118,7 +118,7 @@ def to_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
 
 
 def needed_table(measurements: Sequence[Measurement]) -> Table:
-    """Tabulate the noise scales, with a row for each estimator and a column for each model."""
+    """Tabulate the noise scales, with a row per estimator and a column per model."""
     labels = {key: result.estimator.label for one in measurements for key, result in one.results.items()}
     rows = [[label] for label in labels.values()]
     for measurement in measurements:
@@ -132,7 +132,7 @@ def needed_table(measurements: Sequence[Measurement]) -> Table:
 
 
 def cosine_table(measurement: Measurement, keys: Sequence[str]) -> Table:
-    """Tabulate the cosines of two disjoint batches."""
+    """Tabulate the cosines between two disjoint batches."""
     results = [measurement.results[key] for key in keys if key in measurement.results]
     sizes = sorted({size for result in results for size in result.cosines})
     rows = [[one.estimator.label, *(write_cosine(one.cosines.get(size)) for size in sizes)] for one in results]
@@ -166,7 +166,7 @@ def model_section(measurement: Measurement) -> Section:
 
 
 def result_row(result: Result, size: int) -> list[str]:
-    """Write the numbers of an estimator."""
+    """Format the numbers of an estimator."""
     value, low, high = (write_number(size * part) for part in result.ratio)
     ratio = f"{value} [{low}, {high}]" if result.is_resolved else "not distinguishable from zero"
     return [
@@ -182,5 +182,5 @@ def result_row(result: Result, size: int) -> list[str]:
 
 
 def write_cosine(cosine: float | None) -> str:
-    """Write a cosine, unless it was not measured."""
+    """Format a cosine; empty if it was not measured."""
     return "" if cosine is None else f"{cosine:.2f}"

@@ -1,10 +1,10 @@
 """
-What a gradient is worth: pure functions on inner products of the gradients of episodes, or of batches of episodes.
+Signal and noise of gradients: pure functions on inner products of the gradients of episodes, or of batches of episodes.
 
-All functions take the matrix of inner products ``g_i . g_j`` of shape ``(n, n)``, so that they do not depend on the number of
-parameters. Episodes are a sample, of which unbiased estimates are made. With ``probabilities``, of shape ``(n,)``, they are
-all that there are, and the results are exact. A squared norm whose estimate is negative cannot be told from zero; it is never
-clipped.
+All functions take the matrix of inner products ``g_i . g_j`` of shape ``(n, n)``, so they do not depend on the number of
+parameters. By default the episodes are a sample, and the estimates are unbiased. With ``probabilities``, of shape ``(n,)``,
+they are all possible episodes, and the results are exact. A squared norm with a negative estimate cannot be told from zero;
+it is never clipped.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ Gradients = npt.NDArray[np.floating[Any]]
 
 #: Nominal coverage of all intervals.
 COVERAGE = 0.9
-#: With fewer episodes that carry a gradient there is no interval: what was not seen yet could change everything.
+#: With fewer episodes that carry a gradient there is no interval: unseen episodes could change everything.
 MIN_INFORMATIVE = 8
 
 
 class Interval(NamedTuple):
     """
-    A number and its interval.
+    An estimate and its interval.
 
-    :param value: The number.
-    :param low: Lower end; NaN, as the upper one, where a single run says nothing about the spread.
-    :param high: Upper end; infinite where nothing bounds the number.
+    :param value: The estimate.
+    :param low: Lower end; NaN, like the upper end, if a single run says nothing about the spread.
+    :param high: Upper end; infinite if nothing bounds the number.
     """
 
     value: float
@@ -39,14 +39,14 @@ class Interval(NamedTuple):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether there is an interval: there is none where too few episodes carry the gradient, or of a single run."""
+        """Whether there is an interval: there is none if too few episodes carry the gradient, or for a single run."""
         return bool(np.isfinite(self.low) or np.isfinite(self.high))
 
 
 def inner_products(first: Gradients, second: Gradients | None = None) -> Array:
     """Return ``(first_i . second_j + second_i . first_j) / 2`` (``second`` is ``first`` if None), in double precision."""
     products = np.zeros((len(first), len(first)))
-    # In parts, since a copy in double precision of everything would be larger than all gradients
+    # In chunks, since a double-precision copy of everything would be larger than all gradients
     for start in range(0, first.shape[1], 1024):
         columns = slice(start, start + 1024)
         left = first[:, columns].astype(np.float64)
@@ -55,7 +55,7 @@ def inner_products(first: Gradients, second: Gradients | None = None) -> Array:
 
 
 def mean_over_pairs(products: Array, probabilities: Array | None = None) -> float:
-    """Return the mean over pairs of different episodes: an unbiased estimate (U-statistic) of the product of the means."""
+    """Return the mean over pairs of distinct episodes: an unbiased estimate (U-statistic) of the product of the means."""
     if probabilities is not None:
         return float(probabilities @ products @ probabilities)
     n = len(products)
@@ -70,7 +70,7 @@ def signal_and_noise(products: Array, probabilities: Array | None = None) -> tup
 
 
 def noise_scale(signal: float, noise: float, batch_size: int = 1) -> float:
-    """Return the gradient noise scale (McCandlish et al. 2018, eq. 2.8) from the noise of a batch, infinite without signal."""
+    """Return the gradient noise scale (McCandlish et al. 2018, eq. 2.8) from a batch's noise; infinite without signal."""
     return batch_size * noise / signal if signal > 0.0 else np.inf
 
 
@@ -81,7 +81,7 @@ def n_informative(products: Array) -> float:
 
 
 def leave_out(products: Array) -> list[Array]:
-    """Compute ``mean_over_pairs`` of all episodes, without each one, and without each two: ``()``, ``(n,)``, ``(n, n)``."""
+    """Compute ``mean_over_pairs`` of all episodes, of all but one, and of all but two: shapes ``()``, ``(n,)``, ``(n, n)``."""
     n = len(products)
     sums = products.sum(axis=1) - np.diag(products)
     total = sums.sum()
@@ -96,13 +96,13 @@ def leave_out(products: Array) -> list[Array]:
 
 def interval(statistic: Sequence[Array], informative: float) -> Interval:
     """
-    Make an interval by the jackknife, from the statistic of all episodes, without each one, and without each two.
+    Compute a jackknife interval from the statistic of all episodes, of all but one, and of all but two.
 
-    The jackknife's variance counts the part of a statistic that is quadratic in the episodes twice, which would make
-    intervals of weak signals too wide by the square root of two. Efron & Stein (1981) find that part by leaving out two
+    The jackknife variance counts the part of a statistic that is quadratic in the episodes twice, which would make intervals
+    of weak signals too wide by a factor of the square root of two. Efron & Stein (1981) estimate that part by leaving out two
     episodes at a time. The quantile is Student's for as many episodes as carry the gradient. The interval is unbounded with
-    fewer than four episodes (or batches), where fewer than ``MIN_INFORMATIVE`` and a quarter of them are informative, and
-    where the statistic cannot be computed.
+    fewer than four episodes (or batches), if fewer than ``MIN_INFORMATIVE`` and a quarter of them are informative, and if the
+    statistic cannot be computed.
     """
     value, without_one, without_two = statistic
     n = len(without_one)
@@ -111,7 +111,7 @@ def interval(statistic: Sequence[Array], informative: float) -> Interval:
     second = second[~np.eye(n, dtype=bool)]
     if informative < min(MIN_INFORMATIVE, n / 4) or not np.isfinite(second).all():
         return unbounded(float(value))
-    # Half, since every pair is there twice
+    # Halved, since every pair occurs twice
     quadratic = np.var(second) / 2
     variance = max((n - 1) * np.var(without_one) - quadratic, quadratic)
     half_width = student_quantile(max(informative - 1.0, 1.0)) * np.sqrt(variance)
@@ -119,12 +119,12 @@ def interval(statistic: Sequence[Array], informative: float) -> Interval:
 
 
 def unbounded(value: float) -> Interval:
-    """Make the interval of a number of which the episodes say too little."""
+    """Make the unbounded interval of a number about which the episodes say too little."""
     return Interval(value, -np.inf, np.inf)
 
 
 def student_quantile(degrees: float) -> float:
-    """Return Student's quantile for ``COVERAGE``, within 1 % from 3 degrees on (Abramowitz & Stegun 1964, eq. 26.7.5)."""
+    """Return Student's quantile for ``COVERAGE``, within 1 % from 3 degrees up (Abramowitz & Stegun 1964, eq. 26.7.5)."""
     z = NormalDist().inv_cdf((1 + COVERAGE) / 2)
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return float(z + sum(term / degrees**power for power, term in enumerate(terms, start=1)))
@@ -140,7 +140,7 @@ def signal_to_noise(products: Array, batch_size: int = 1) -> Interval:
 
 
 def invert(ratio: Interval) -> Interval:
-    """Turn the signal-to-noise ratio of one episode into the noise scale, infinite where the ratio is not above zero."""
+    """Convert the signal-to-noise ratio of one episode to the noise scale, infinite where the ratio is not above zero."""
     value, low, high = (1 / part if part > 0.0 else np.inf for part in ratio)
     return Interval(value, high, low) if ratio.is_bounded else unbounded(value)
 
@@ -165,7 +165,7 @@ def relative(difference: Array, reference: Array) -> Interval:
 
 
 def cosine(cross: Array, first: Array, second: Array) -> Interval:
-    """Return the cosine of two expected gradients from cross products and own products, NaN where one may be zero."""
+    """Return the cosine of two expected gradients from inner products across and within both; NaN if one may be zero."""
     parts = zip(*(leave_out(products) for products in (cross, first, second)), strict=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = [dot / (np.sqrt(one) * np.sqrt(other)) for dot, one, other in parts]
@@ -173,7 +173,7 @@ def cosine(cross: Array, first: Array, second: Array) -> Interval:
 
 
 def mean_interval(value: float, intervals: Sequence[Interval]) -> Interval:
-    """Average the intervals from several deals of the same episodes; as wide as one deal's, since no data are added."""
+    """Average the intervals from several splits of the same episodes; as wide as one split's, since no data are added."""
     bounded = [one for one in intervals if one.is_bounded]
     if 2 * len(bounded) < len(intervals):
         return unbounded(value)

@@ -1,4 +1,4 @@
-"""The exact bias and variance of a baseline: every rollout of environments that are small enough to list them all."""
+"""Compute the exact bias and variance of a baseline from every rollout of environments small enough to list them all."""
 
 import copy
 import dataclasses
@@ -29,9 +29,9 @@ from sb3_reinforce.update import make_evaluator
 from sb3_reinforce.update.advantages import evaluate_rollout
 
 GAMMA = 0.9
-#: Of AliasedGridworld: enough to find the money.
+#: Time limit of AliasedGridworld: enough to find the money.
 TIME_LIMIT = 2
-#: Takes P(action | observation), gives for everything that an environment may draw its probability and the paths then.
+#: Maps P(action | observation) to a list of the environment's possible draws: the probability of each, and its paths.
 Enumeration = Callable[[Array], list[tuple[float, list[Path]]]]
 
 
@@ -45,9 +45,9 @@ def _enumerate_gridworld(probabilities: Array) -> list[tuple[float, list[Path]]]
     return [(1 / len(cells), aliased_gridworld.enumerate_paths(probabilities, TIME_LIMIT, (cell,))) for cell in cells]
 
 
-#: Environments of which all paths can be listed: the observations in which the agent acts, a row for each row of the
-#: probabilities; which actions are allowed there, None for all; what lists the paths. In the gridworld nobody walks into
-#: walls: masks are part of what is checked.
+#: Environments whose paths can all be listed: the observations in which the agent acts, one per row of the probabilities;
+#: the actions that are valid there, None for all; the function that lists the paths. In the gridworld, masks exclude steps
+#: into walls, so that masks are checked too.
 ENVIRONMENTS: dict[str, tuple[Any, Any, Enumeration]] = {
     "sb3_reinforce/DiamondHill-v0": (diamond_hill.DECISION_STATES, None, _enumerate_diamond_hill),
     "sb3_reinforce/AliasedGridworld-v0": (
@@ -60,14 +60,14 @@ ENVIRONMENTS: dict[str, tuple[Any, Any, Enumeration]] = {
 
 class EnumeratedGradient(NamedTuple):
     """
-    What the gradient is with a baseline: the mean over episodes of the sums over their steps, of the discounted objective.
+    The gradient of the discounted objective with a baseline: the sum over steps, averaged over episodes.
 
-    :param environment: Where.
-    :param return_type: That of ``REINFORCE``.
-    :param baseline: Its name.
+    :param environment: Id of the environment.
+    :param return_type: As in ``REINFORCE``.
+    :param baseline: Name of the baseline.
     :param expected: The expected gradient, shape ``(n_parameters,)``.
     :param exact: The gradient of the objective, shape ``(n_parameters,)``.
-    :param variance: Trace of the covariance of the gradient of a rollout.
+    :param variance: Trace of the covariance of a rollout's gradient.
     """
 
     environment: str
@@ -79,16 +79,16 @@ class EnumeratedGradient(NamedTuple):
 
     @property
     def bias(self) -> float:
-        """Distance of the expected gradient from the exact one, in units of the length of the latter."""
+        """Distance of the expected gradient from the exact gradient, relative to the length of the exact gradient."""
         return float(np.linalg.norm(self.expected - self.exact) / np.linalg.norm(self.exact))
 
 
 class BaselineCheck(NamedTuple):
     """
-    What was found of a baseline, and of others beside it.
+    The exact bias and variance of a baseline, and of others for comparison.
 
-    :param baseline: Its name.
-    :param results: First its own, for each environment and return type, then those of the others.
+    :param baseline: Name of the baseline.
+    :param results: First the baseline's results for each environment and return type, then the results of the others.
     """
 
     baseline: str
@@ -101,10 +101,10 @@ class BaselineCheck(NamedTuple):
 
     def assert_unbiased(self, tolerance: float = 1e-6) -> None:
         """
-        Fail unless the baseline is unbiased in all environments, with both return types.
+        Assert that the baseline is unbiased in all environments, with both return types.
 
-        :param tolerance: Largest bias that is taken for rounding.
-        :raises AssertionError: Says where it is biased, and how far.
+        :param tolerance: Largest bias that counts as rounding.
+        :raises AssertionError: If the baseline is biased; the message says where and by how much.
         """
         biased = [one for one in self.own if not one.bias <= tolerance]
         if biased:
@@ -115,7 +115,7 @@ class BaselineCheck(NamedTuple):
             )
 
     def __str__(self) -> str:
-        """A table: bias and variance, the latter in units of that without a baseline."""
+        """Format a table of bias and variance; the variance is relative to the variance without a baseline."""
         lines = [f"{'environment':34} {'return_type':13} {'baseline':20} {'bias':>9} {'variance':>9}"]
         plain = {(one.environment, one.return_type): one.variance for one in self.results if one.baseline == "None"}
         for one in self.results:
@@ -129,16 +129,16 @@ def check_unbiased(
     baseline: Baseline | str | None, n_episodes: int = 2, compared: Sequence[str | None] | None = None
 ) -> BaselineCheck:
     """
-    Compute the exact bias and variance of the gradient with a baseline, by listing all rollouts of two small environments.
+    Compute the exact bias and variance of the gradient with a baseline by listing all rollouts of two small environments.
 
-    A fitted baseline is fitted once, on one episode along every path, and then used as it is: how it learns is not checked.
-    Episodes with common starts are all from one start.
+    A fitted baseline is fitted once, on one episode per path, and then kept fixed: how it learns is not checked. If it needs
+    common starts, all episodes of a rollout share one start.
 
-    :param baseline: As ``REINFORCE`` takes it. Copies are used.
-    :param n_episodes: Of a rollout, at least 2; the number of rollouts grows exponentially with it.
-    :param compared: Names of those that are shown beside it; all by default.
-    :return: What was found.
-    :raises ValueError: If there is no such baseline, it gives numbers that cannot be subtracted, or episodes are too few.
+    :param baseline: The baseline, as ``REINFORCE`` takes it. It is copied.
+    :param n_episodes: Episodes per rollout, at least 2; the number of rollouts grows exponentially with it.
+    :param compared: Names of baselines to show for comparison; all by default.
+    :return: Bias and variance of each baseline.
+    :raises ValueError: If there is no such baseline, its values cannot be subtracted, or ``n_episodes`` is too small.
     """
     if n_episodes < 2:
         raise ValueError(f"n_episodes must be at least 2, since baselines compare episodes, not {n_episodes}")
@@ -153,7 +153,7 @@ def check_unbiased(
 
 
 def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, n_episodes: int) -> EnumeratedGradient:
-    """Compute expectation and variance of the gradient with copies of a baseline in one of ``ENVIRONMENTS``."""
+    """Compute the mean and variance of the gradient with copies of a baseline in one of ``ENVIRONMENTS``."""
     baseline = copy.deepcopy(baseline)
     estimator = Estimator(GAMMA, 1.0, return_type, True, baseline, loss_reduction="episode")
     draws, episodes, scores = _list_paths(environment, estimator)
@@ -171,7 +171,7 @@ def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, 
             starts = np.zeros(len(episodes.lengths), dtype=np.int64)
             rollout = episodes.replace(starts=starts, greedy_rewards=rewards, greedy_lengths=np.array([len(rewards)]))
         if vars(baseline):
-            # What it notes while it is asked must not pass from one rollout to the next
+            # State that a call leaves in the baseline must not pass from one rollout to the next
             estimator = dataclasses.replace(estimator, baseline=copy.deepcopy(baseline))
         gradient = _gradient(estimator, rollout, scores, indices)
         mean += probability * gradient
@@ -180,7 +180,7 @@ def enumerate_gradients(environment: str, return_type: str, baseline: Baseline, 
 
 
 class _Draw(NamedTuple):
-    """What an environment may draw: its probability, the paths then by index with their probabilities, and the greedy one."""
+    """A possible draw of an environment: its probability, its paths as pairs of index and probability, and the greedy path."""
 
     probability: float
     paths: list[tuple[int, float]]
@@ -188,7 +188,7 @@ class _Draw(NamedTuple):
 
 
 def _list_paths(environment: str, estimator: Estimator) -> tuple[list[_Draw], Episodes, Array]:
-    """All paths as episodes, and the score of each of their steps, with a random linear policy."""
+    """List all paths as episodes, with the score of each of their steps, for a random linear policy."""
     observations, masks, enumerate_paths = ENVIRONMENTS[environment]
     model = REINFORCE(
         "MlpPolicy",
@@ -237,7 +237,7 @@ def _list_paths(environment: str, estimator: Estimator) -> tuple[list[_Draw], Ep
         listed += possible
     batch = batch_of(listed)
     batch = batch._replace(outputs=evaluate_rollout(evaluator, batch, estimator.baseline, False, False))
-    # Of a linear softmax policy, in double precision: the derivative of the log-probability by the logits, times the inputs
+    # Scores of a linear softmax policy in double precision: d log-probability / d logits, times the inputs
     rows = [row for path in listed for row in rows_of(path)]
     by_logits = np.eye(probabilities.shape[1])[np.concatenate([path.actions for path in listed])] - probabilities[rows]
     inputs = np.column_stack([observations[rows].astype(np.float64), np.ones(len(rows))])
@@ -246,7 +246,7 @@ def _list_paths(environment: str, estimator: Estimator) -> tuple[list[_Draw], Ep
 
 
 def _list_rollouts(draws: list[_Draw], n_episodes: int, has_common_start: bool) -> Iterator[tuple[float, IntArray, int]]:
-    """The probability of each rollout, its paths, and the path of the deterministic policy if they have a common start."""
+    """Yield each rollout's probability, its paths, and the deterministic policy's path if the episodes share a start."""
     if not has_common_start:
         everything = [(index, draw.probability * p) for draw in draws for index, p in draw.paths]
         draws = [_Draw(1.0, everything, 0)]
