@@ -1,13 +1,13 @@
 """
 REINFORCE in RL Zoo: registration, checked hyperparameters, search space, command line.
 
-Importing this package imports nothing of RL Zoo; its functions do.
+Importing this package does not import RL Zoo; calling its functions does.
 """
 
 from pathlib import Path
 
 ALGORITHM = "reinforce"
-#: The same class with hyperparameters of its own, whose policies are recurrent.
+#: The same class with recurrent policies and separate hyperparameters.
 RECURRENT_ALGORITHM = "reinforce_lstm"
 ALGORITHMS = (ALGORITHM, RECURRENT_ALGORITHM)
 
@@ -16,9 +16,9 @@ __all__ = ["ALGORITHM", "ALGORITHMS", "RECURRENT_ALGORITHM", "hyperparams_path",
 
 def register() -> None:
     """
-    Make ``reinforce`` and ``reinforce_lstm`` algorithms of RL Zoo in this process, with their search spaces.
+    Register ``reinforce`` and ``reinforce_lstm`` with RL Zoo in this process, with their search spaces.
 
-    To be called before RL Zoo parses a command line or an ``ExperimentManager`` is made. May be called again.
+    Call this before RL Zoo parses a command line or an ``ExperimentManager`` is created. It may be called more than once.
 
     :raises ModuleNotFoundError: If RL Zoo is not installed.
     """
@@ -37,10 +37,10 @@ def register() -> None:
 
 def hyperparams_path(algorithm: str = ALGORITHM) -> Path:
     """
-    Find the hyperparameters of REINFORCE, to be given to RL Zoo as ``config``.
+    Return the path of REINFORCE's hyperparameters, for RL Zoo's ``config``.
 
     :param algorithm: One of ``ALGORITHMS``.
-    :return: Path of its file, such as ``reinforce.yml``.
+    :return: Path of the file, such as ``reinforce.yml``.
     :raises FileNotFoundError: If the installation is incomplete.
     """
     return find_resource(f"hyperparams/{algorithm}.yml")
@@ -48,10 +48,10 @@ def hyperparams_path(algorithm: str = ALGORITHM) -> Path:
 
 def shipped_configurations(algorithm: str) -> dict[str, Path]:
     """
-    List the other hyperparameters of an algorithm that come with this package.
+    List an algorithm's other hyperparameter files in this package.
 
-    :param algorithm: The algorithm.
-    :return: Paths by the short name that ``--conf-file`` takes: ``adam`` is ``reinforce_adam.yml``.
+    :param algorithm: One of RL Zoo's algorithms.
+    :return: Paths by the short name that ``--conf-file`` accepts: ``adam`` is ``reinforce_adam.yml``.
     :raises FileNotFoundError: If the installation is incomplete.
     """
     prefix = f"{algorithm}_"
@@ -61,7 +61,7 @@ def shipped_configurations(algorithm: str) -> dict[str, Path]:
 
 def find_resource(name: str) -> Path:
     """
-    Find a file that lies at the root of the repository, and beside this module in a wheel.
+    Find a file at the root of the repository or, in a wheel, beside this module.
 
     :param name: Path relative to the root of the repository.
     :return: Path of the file.

@@ -13,13 +13,13 @@ PROGRAM = "sb3-reinforce"
 
 
 class Command(NamedTuple):
-    """An entry of the table of commands."""
+    """An entry in the table of commands."""
 
     #: One line for the list of commands.
     summary: str
-    #: What differs from RL Zoo, for the command's own help.
+    #: Differences from RL Zoo, for the command's own help.
     note: str = ""
-    #: ``module:function``, imported when the command is called; by default the command's namesake in ``zoo.commands``.
+    #: ``module:function``, imported when the command is called; by default the function of that name in ``zoo.commands``.
     entry_point: str = ""
 
 
@@ -60,7 +60,7 @@ COMMANDS = {
     "list": Command("list the environments with hyperparameters", entry_point="sb3_reinforce.zoo.commands:list_environments"),
 }
 
-#: What this package and RL Zoo raise to tell the user something.
+#: Errors by which this package and RL Zoo inform the user.
 EXPLAINED = (AssertionError, FileNotFoundError, ModuleNotFoundError, ValueError)
 
 
@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     Run a command.
 
-    :param argv: Command line without the program, by default that of the process.
-    :return: Exit status: 0 if all went well, 1 for an error, 2 for a command line that cannot be read.
-    :raises SystemExit: From the command's own parser.
+    :param argv: Command line without the program; by default the command line of the process.
+    :return: Exit status: 0 for success, 1 for an error, 2 for a command line that cannot be parsed.
+    :raises SystemExit: If the command's own parser exits.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -98,8 +98,8 @@ def run_command(name: str, args: list[str]) -> None:
         hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(COMMANDS)}"
         raise UsageError(f"unknown command {name!r}, {hint}")
     command = COMMANDS[name]
-    # Behind all that is installed, which a file of the current folder must not replace: there RL Zoo looks for custom_envs.
-    # `python -m` puts it in front, and does without where the user asked for that
+    # RL Zoo looks for custom_envs in the current folder. It comes last, so that its files cannot shadow installed packages.
+    # `python -m` puts it first, unless the user asked for a safe path
     if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     if "-h" in args or "--help" in args:
@@ -110,7 +110,7 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Turn an error into one line, unless it needs its traceback: it is a bug, or comes from code of the user."""
+    """Turn an error into one line; None if it needs its traceback, as a bug or an error in the user's code does."""
     from gymnasium.error import DependencyNotInstalled
 
     from sb3_reinforce.distributed.process_group import ProcessError
@@ -123,16 +123,16 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ImportError | DependencyNotInstalled) and "pip install" in message:
         return message
     if isinstance(error, ProcessError):
-        # What failed on this rank may be a bug, of which the tracebacks of the others tell nothing
+        # The failure on this rank may be a bug, about which the other ranks' tracebacks say nothing
         return message if error.__cause__ is None or explain(error.__cause__) else None
     if not isinstance(error, EXPLAINED) or not is_about_request(error, ["importlib"]):
         return None
-    # All that the user names is imported elsewhere
+    # Modules that the user names are imported elsewhere
     return f'{message}: pip install "sb3-reinforce[zoo]"' if isinstance(error, ModuleNotFoundError) else message
 
 
 def describe_commands() -> str:
-    """Write the help of the program."""
+    """Return the help text of the program."""
     width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         (

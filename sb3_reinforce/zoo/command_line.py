@@ -1,4 +1,4 @@
-"""What the commands share: types of options, and checks of the modules, environments and files that they name."""
+"""Shared parts of the commands: option types, and checks of the modules, environments and files that options name."""
 
 import argparse
 import ast
@@ -17,7 +17,7 @@ from sb3_reinforce.zoo.errors import UserError, is_about_request
 
 
 def positive_float(text: str) -> float:
-    """Read a finite number above 0."""
+    """Parse a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -28,7 +28,7 @@ def positive_float(text: str) -> float:
 
 
 def positive_int(text: str) -> int:
-    """Read an integer above 0, such as ``20000`` or ``2e4``."""
+    """Parse an integer above 0, such as ``20000`` or ``2e4``."""
     try:
         value = float(text)
     except ValueError:
@@ -39,7 +39,7 @@ def positive_int(text: str) -> int:
 
 
 def key_and_value(text: str) -> tuple[str, Any]:
-    """Read ``KEY:VALUE``, where the value is a Python literal, or text with or without quotes."""
+    """Parse ``KEY:VALUE``, where the value is a Python literal, or text with or without quotes."""
     key, _, value = text.partition(":")
     if not (key and value):
         raise argparse.ArgumentTypeError(f"must be like KEY:VALUE, not {text!r}")
@@ -50,7 +50,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
 
 
 def add_environment_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for environments of the user, as RL Zoo's ``train`` has them."""
+    """Add the options for the user's environments, as in RL Zoo's ``train``."""
     parser.add_argument(
         "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import, which register environments"
     )
@@ -60,7 +60,7 @@ def add_environment_options(parser: argparse.ArgumentParser) -> None:
 
 
 def import_gym_packages(modules: Sequence[str]) -> None:
-    """Import modules that register environments; one that is there and lacks another raises what it raises."""
+    """Import modules that register environments; errors from inside an existing module propagate."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -71,14 +71,14 @@ def import_gym_packages(modules: Sequence[str]) -> None:
 
 
 def check_environment(env_id: str) -> None:
-    """Say what must be installed for an Atari environment."""
+    """Raise an error that says what to install if an Atari environment needs it."""
     is_atari = re.fullmatch(r"ALE/.+|.+(NoFrameskip|Deterministic)-v\d+", env_id) is not None
     if is_atari and env_id not in gym.registry and importlib.util.find_spec("ale_py") is None:
         raise UserError(f'{env_id} is an Atari environment, which needs two more packages: pip install "sb3-reinforce[atari]"')
 
 
 def check_agent(path: Path, algorithm: str, option: str) -> None:
-    """Check that a file holds a model, and one of REINFORCE if and only if that is the algorithm."""
+    """Check that a file holds a model, and that it is a REINFORCE model if and only if that is the algorithm."""
     from sb3_reinforce.checkpoints import is_reinforce, read_attributes
 
     try:

@@ -1,4 +1,4 @@
-"""The commands that are RL Zoo's own: each sets up what RL Zoo needs, and lets it work on the command line."""
+"""The commands that wrap RL Zoo's: each sets up what RL Zoo needs and passes the command line on."""
 
 import argparse
 import contextlib
@@ -51,7 +51,7 @@ def train(args: list[str], name: str = "train") -> None:
     if own.distributed and not asks_for_help(args):
         ranks, args = distributed.join_ranks(options, args)
         manager_class = functools.partial(distributed.DistributedExperimentManager, ranks=ranks)
-    # RL Zoo has no other way in
+    # RL Zoo has no other hook
     rl_zoo3.train.ExperimentManager = functools.partial(  # type: ignore[assignment, attr-defined]
         manager_class,
         max_episode_steps=own.max_episode_steps,
@@ -82,7 +82,7 @@ def record_video(args: list[str]) -> None:
     """Record a trained agent with ``rl_zoo3.record_video``."""
     register()
     if not has_display():
-        # MuJoCo chooses windows by default, even if it cannot open one
+        # By default MuJoCo renders with windows, even if it cannot open one
         os.environ.setdefault("MUJOCO_GL", "egl")
     run_module("record-video", "rl_zoo3.record_video", [*default_folder(read_options(args)), *args])
 
@@ -106,7 +106,7 @@ def all_plots(args: list[str]) -> None:
 
 
 def plot_from_file(args: list[str]) -> None:
-    """Plot what ``all-plots`` wrote with ``rl_zoo3.plots.plot_from_file``."""
+    """Plot the output of ``all-plots`` with ``rl_zoo3.plots.plot_from_file``."""
     if not asks_for_help(args):
         parser = argparse.ArgumentParser("sb3-reinforce plot-from-file", add_help=False)
         parser.add_argument("-i", "--input", required=True)
@@ -115,13 +115,13 @@ def plot_from_file(args: list[str]) -> None:
 
 
 def list_environments(args: list[str]) -> None:
-    """Print the environments with hyperparameters for REINFORCE, and the scores that were measured with them."""
+    """Print the environments with hyperparameters for REINFORCE, and the scores measured with them."""
     argparse.ArgumentParser("sb3-reinforce list").parse_args(args)
     entries = yaml.safe_load(hyperparams_path().read_text(encoding="utf-8"))
     scores = pd.DataFrame()
     with contextlib.suppress(FileNotFoundError):
         runs = pd.read_csv(find_resource("benchmarks/results/zoo_table.csv"))
-        # Where the best policy is a random one, actions were sampled
+        # If the best policy is stochastic, the score is from sampled actions
         runs["score"] = runs["score"].fillna(runs["sampled_score"])
         scores = runs[runs["algorithm"] == ALGORITHM].groupby(["env", "budget"])["score"].agg(["mean", "std", "count"])
     print(f"{'environment':<28}{'steps':>12}" + ("" if scores.empty else f"{'score':>24}{'seeds':>8}"))
@@ -130,10 +130,10 @@ def list_environments(args: list[str]) -> None:
             continue
         steps = int(entry["n_timesteps"])
         line = f"{env_id:<28}{steps:>12,}"
-        # An environment may also be there with fewer steps than its entry has
+        # The table may also have the environment with fewer steps than its entry
         if (env_id, f"{steps} steps") in scores.index:
             mean, deviation, n_seeds = scores.loc[(env_id, f"{steps} steps")]
-            # One seed has no standard deviation
+            # A single seed has no standard deviation
             spread = f" +/- {deviation:,.1f}" if n_seeds > 1 else ""
             line += f"{mean:,.1f}{spread}".rjust(24) + f"{n_seeds:>8.0f}"
         print(line)
@@ -141,7 +141,7 @@ def list_environments(args: list[str]) -> None:
 
 
 def run(name: str, function: Callable[[], Any], args: list[str]) -> None:
-    """Call a function of RL Zoo that reads the command line."""
+    """Call a function of RL Zoo that parses the command line."""
     from rl_zoo3.utils import StoreDict
 
     argv, sys.argv = sys.argv, [f"sb3-reinforce {name}", *args]
@@ -165,7 +165,7 @@ def run_module(name: str, module: str, args: list[str]) -> None:
 
 
 def plot(name: str, module: str, args: list[str]) -> None:
-    """Draw figures with RL Zoo, and save them where there is no display to show them on."""
+    """Draw figures with RL Zoo, and save them if there is no display to show them."""
     import matplotlib
     from matplotlib import pyplot as plt
 
@@ -190,7 +190,7 @@ def plot(name: str, module: str, args: list[str]) -> None:
 
 
 def check_runs(name: str, args: list[str], algo_flags: tuple[str, str], folder_flags: tuple[str, str]) -> None:
-    """Check that there is something to plot: RL Zoo makes empty figures otherwise."""
+    """Check that there is something to plot; otherwise RL Zoo would draw empty figures."""
     if asks_for_help(args):
         return
     parser = argparse.ArgumentParser(f"sb3-reinforce {name}", add_help=False)
@@ -209,7 +209,7 @@ def check_runs(name: str, args: list[str], algo_flags: tuple[str, str], folder_f
 
 
 def read_options(args: list[str]) -> argparse.Namespace:
-    """Read, and check, what this package needs to know of a command line that RL Zoo will parse."""
+    """Parse and check the options that this package needs from a command line that RL Zoo will parse."""
     parser = argparse.ArgumentParser("sb3-reinforce", add_help=False)
     parser.add_argument("--algo", default=ALGORITHM)
     parser.add_argument("--env", default="")
@@ -224,15 +224,15 @@ def read_options(args: list[str]) -> argparse.Namespace:
 
 
 def asks_for_help(args: list[str]) -> bool:
-    """Tell whether a command line only asks for help."""
+    """Check whether a command line only asks for help."""
     return "-h" in args or "--help" in args
 
 
 def default_folder(options: argparse.Namespace) -> list[str]:
-    """Look for agents of REINFORCE where ``train`` leaves them: RL Zoo's folder of agents from the Hub has none."""
+    """Return options that look for REINFORCE agents where ``train`` saves them: RL Zoo's folder of Hub agents has none."""
     return ["--algo", ALGORITHM, *(["--folder", "logs"] if options.algo in ALGORITHMS else [])]
 
 
 def has_display() -> bool:
-    """Tell whether windows can be opened: not on a Linux machine without a display server."""
+    """Check whether windows can be opened: not on a Linux machine without a display server."""
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""Checks a configuration before RL Zoo hands it on: it runs no code, and every key has a meaning."""
+"""Check a configuration before RL Zoo uses it: it must run no code, and every key must have a meaning."""
 
 import ast
 import difflib
@@ -32,13 +32,13 @@ SET_BY_FLAGS = {
     "device": "--device",
     "distributed": "--distributed",
 }
-#: What RL Zoo evaluates as Python if it is text.
+#: Keys whose values RL Zoo evaluates as Python if they are text.
 EXPRESSIONS = ("policy_kwargs", "normalize", "monitor_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
-#: What RL Zoo imports by its name and calls, and what it must derive from.
+#: Keys whose values RL Zoo imports by name and calls, with the required base class.
 IMPORTED = {"policy": BasePolicy, "env_wrapper": gym.Wrapper, "vec_env_wrapper": VecEnvWrapper, "callback": BaseCallback}
-#: What else RL Zoo takes out of an entry for itself.
+#: Other keys of an entry that RL Zoo uses itself.
 ZOO_KEYS = ("n_timesteps", "n_envs", "frame_stack", "env_kwargs", "normalize", "monitor_kwargs", *IMPORTED)
-#: Whose classes an expression may name: by the names that RL Zoo's own evaluation knows, and by full ones.
+#: Packages whose classes an expression may name, by the names that RL Zoo's evaluation knows or by full names.
 KNOWN_PACKAGES = ("torch.nn.", "torch.optim.", "stable_baselines3.", "sb3_contrib.", "sb3_reinforce.")
 NAMES = vars(rl_zoo3.exp_manager) | {
     package.__name__: package for package in (torch, stable_baselines3, sb3_contrib, sb3_reinforce)
@@ -73,7 +73,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Evaluate the expressions in an entry of any algorithm, and check the classes it names, so that RL Zoo runs no code."""
+    """Evaluate the expressions in any algorithm's entry, and check the classes it names, so that RL Zoo runs no code."""
     evaluated = dict(entry)
     for key, value in entry.items():
         try:
@@ -82,7 +82,7 @@ def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
             elif key in EXPRESSIONS and isinstance(value, str):
                 evaluated[key] = evaluate(value)
                 if isinstance(evaluated[key], str):
-                    # RL Zoo would evaluate it once more
+                    # RL Zoo would evaluate it again
                     raise UserError(f"{value!r} is text in text")
         except UserError as error:
             raise UserError(f"{source}, {key}: {error}") from error
@@ -90,7 +90,7 @@ def evaluate_entry(entry: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def evaluate(expression: str) -> Any:
-    """Evaluate an expression as RL Zoo would, such as ``dict(activation_fn=nn.ReLU)``, but without running any code."""
+    """Evaluate an expression such as ``dict(activation_fn=nn.ReLU)`` as RL Zoo would, but without running any code."""
     try:
         return _value_of(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
@@ -115,7 +115,7 @@ def _value_of(node: ast.expr) -> Any:
             if is_number(number := _value_of(operand)):
                 return -number
         case ast.BinOp(left=left, op=operation, right=right) if type(operation) in OPERATORS:
-            # Of numbers only: a list or a text may be repeated a billion times
+            # Numbers only: a list or a text could be repeated a billion times
             if all(map(is_number, numbers := [_value_of(left), _value_of(right)])):
                 return OPERATORS[type(operation)](*numbers)
         case ast.Name() | ast.Attribute():
@@ -140,7 +140,7 @@ def find_class(path: str) -> type | None:
 
 
 def check_classes(key: str, value: Any) -> None:
-    """Check what RL Zoo would import and call: a name, a mapping from it to arguments, a list of these, a policy's alias."""
+    """Check what RL Zoo would import and call: a name, a mapping of a name to arguments, a list of these, a policy alias."""
     items = [] if value is None and key != "policy" else value if isinstance(value, list) else [value]
     for path in [name for item in items for name in (item if isinstance(item, dict) else [item])]:
         found, base, hint = path, IMPORTED[key], ""
@@ -164,7 +164,7 @@ def check_classes(key: str, value: Any) -> None:
 
 
 def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
-    """Check the keys of an entry of REINFORCE, and the constructor's arguments by the constructor's own checks."""
+    """Check the keys of a REINFORCE entry, and its constructor arguments with the constructor's own checks."""
     known = (*DEFAULTS, *ZOO_KEYS)
     problems = [f"{key}: missing" for key in ("policy", "n_timesteps") if key not in entry]
     problems += [
@@ -189,7 +189,7 @@ def check_hyperparameters(entry: Mapping[str, Any], source: str) -> None:
 
 
 def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Find why arguments of REINFORCE change nothing beside the others, but for those that the constructor warns of."""
+    """Explain which arguments of REINFORCE have no effect given the others, except those about which the constructor warns."""
     values = {**DEFAULTS, **entry}
     idle: dict[str, str] = {}
     has_critic = make_baseline(values["baseline"]).needs_critic
@@ -212,6 +212,6 @@ def find_idle(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """Ask for the name that was meant, behind a message; empty without any guess."""
+    """Return a "did you mean" hint to append to a message; empty if no known name is similar."""
     similar = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {similar[0]}?" if similar else ""

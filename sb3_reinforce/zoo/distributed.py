@@ -1,4 +1,4 @@
-"""RL Zoo's training in several processes that torchrun started: rank 0 keeps the run folder, the others only train."""
+"""RL Zoo's training in several processes started by torchrun: rank 0 keeps the run folder, the others only train."""
 
 import argparse
 import atexit
@@ -21,7 +21,7 @@ FLAG = "--distributed"
 
 
 class DistributedExperimentManager(ExperimentManager):
-    """The experiment manager of one rank. Evaluations and checkpoints are as far apart as without, in steps of all ranks."""
+    """Experiment manager of one rank. Evaluations and checkpoints keep their usual spacing, in steps of all ranks."""
 
     def __init__(self, *args: Any, ranks: ProcessGroup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,12 +39,12 @@ class DistributedExperimentManager(ExperimentManager):
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
     ) -> dict[str, Any]:
-        # The last that RL Zoo does to the arguments of the algorithm. They are saved without this one
+        # RL Zoo's last change to the algorithm's arguments. The saved arguments do not include this one
         return {**super()._preprocess_action_noise(hyperparams, saved_hyperparams, env), "distributed": True}
 
 
 def join_ranks(options: argparse.Namespace, args: list[str]) -> tuple[ProcessGroup, list[str]]:
-    """Meet the other ranks: only rank 0 prints, tracks and keeps its run folder, and all get the same seed."""
+    """Join the other ranks: only rank 0 prints, tracks and keeps its run folder, and all ranks get the same seed."""
     if options.algo not in ALGORITHMS:
         raise UsageError(f"{FLAG}: only {' and '.join(ALGORITHMS)} train in several processes, not {options.algo}")
     if not {"-optimize", "--optimize-hyperparameters"}.isdisjoint(args):
@@ -55,7 +55,7 @@ def join_ranks(options: argparse.Namespace, args: list[str]) -> tuple[ProcessGro
         message = str(error).replace("distributed=True", FLAG).replace("train.py", f"-m sb3_reinforce train ... {FLAG}")
         raise UsageError(message) from error
     if options.seed < 0:
-        # RL Zoo would draw one on each rank
+        # RL Zoo would draw a different seed on each rank
         args = [*args, "--seed", str(ranks.broadcast(int(np.random.randint(2**32 - 1, dtype=np.int64))))]
     if ranks.rank > 0:
         folder = tempfile.mkdtemp()

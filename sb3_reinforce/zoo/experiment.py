@@ -1,4 +1,4 @@
-"""RL Zoo's experiment manager, with what its command line needs for REINFORCE."""
+"""RL Zoo's experiment manager, extended for REINFORCE's command line."""
 
 import copy
 import functools
@@ -38,9 +38,9 @@ from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
 
 #: Steps after which an evaluation episode ends in an environment without a time limit.
 MAX_EPISODE_STEPS = 10_000
-#: Arguments that bound an episode: those of gymnasium and of the Arcade Learning Environment.
+#: Arguments that limit an episode: gymnasium's and the Arcade Learning Environment's.
 TIME_LIMITS = ("max_episode_steps", "max_num_frames_per_episode")
-#: What a configuration, environments, wrappers and algorithms raise if they are given what they do not have or cannot use.
+#: Errors that configurations, environments, wrappers and algorithms raise for arguments that they lack or cannot use.
 CONFIGURATION_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(gym.error.Error, yaml.YAMLError),
@@ -51,17 +51,17 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     """
     RL Zoo's experiment manager, which finds and checks the hyperparameters of REINFORCE.
 
-    In addition, for all algorithms: runs that start at the same time have different folders; a search writes its best trial as
-    a configuration file; and where an environment has no time limit, evaluations have one.
+    In addition, for all algorithms: runs that start at the same time get different folders, a search writes its best trial as
+    a configuration file, and evaluations have a time limit even if the environment has none.
 
     :param args: As in RL Zoo.
     :param max_episode_steps: Steps after which an evaluation episode ends in an environment without a time limit, by default
-        ``MAX_EPISODE_STEPS``. Must not be given for one that has its own.
-    :param seeds_per_trial: Trainings of each trial of a search, whose mean is its value. The first has the seed ``seed``, the
-        next one more, and so on; a single one is not seeded apart from its environments, as in RL Zoo.
-    :param use_envpool: Whether the environments are EnvPool's.
-    :param kwargs: As in RL Zoo, but ``config`` is by default REINFORCE's own file, if that is the algorithm, and may be the
-        short name of another that comes with this package, such as ``"adam"``.
+        ``MAX_EPISODE_STEPS``. Must not be set for an environment with a time limit.
+    :param seeds_per_trial: Training runs per trial of a search; the trial's value is their mean. The seeds are ``seed``,
+        ``seed + 1`` and so on. With a single run only the environments are seeded, as in RL Zoo.
+    :param use_envpool: Whether to use EnvPool's environments.
+    :param kwargs: As in RL Zoo, but for REINFORCE ``config`` defaults to REINFORCE's own file. It may be the short name of
+        another file in this package, such as ``"adam"``.
     """
 
     def __init__(
@@ -81,24 +81,24 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self.config = str(hyperparams_path(self.algo))
         elif config in (shipped := shipped_configurations(self.algo)):
             self.config = str(shipped[config])
-        # What is saved with the run, where enjoy looks for the first
+        # Saved with the run, where enjoy looks for the first
         self.args.__dict__.setdefault("env_kwargs", None)
         if use_envpool:
             self.args.vec_env = "envpool"
         self._made_folder = False
-        #: The limit, once it has ended an episode; copies of the manager share the list.
+        #: Holds the limit once it has ended an episode; copies of the manager share the list.
         self._noted: list[int] = []
         self._study: optuna.Study | None = None
-        #: Why the last trial failed, if it did.
+        #: The error of the last trial if it failed.
         self._trial_error: BaseException | None = None
-        #: What the trials of a search are trained on, in words.
+        #: Description of the task of a search's trials.
         self._task = ""
         self._entry: dict[str, Any] = {}
         #: What the user should know about the overrides.
         self.notes: list[str] = []
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """Make environments and model; if that fails, no folder is left that ``enjoy`` would take for the latest agent."""
+        """Create environments and model; a failure leaves no folder that ``enjoy`` would mistake for the latest agent."""
         if self.max_episode_steps is not None and not lacks_time_limit(self.env_name.gym_id, self.eval_env_kwargs):
             raise UserError(
                 f"--max-episode-steps: {self.env_name.gym_id} has a time limit of its own; another one for evaluations is "
@@ -121,7 +121,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """Train; a training that fails before it learned or saved anything leaves no folder."""
+        """Train the model; a failure before anything is learned or saved leaves no folder."""
         n_updates = model._n_updates
         try:
             super().learn(model)
@@ -131,7 +131,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the entry of the environment, evaluate its expressions, and if the algorithm is REINFORCE, check it whole."""
+        """Read the entry of the environment and evaluate its expressions; for REINFORCE, check the whole entry."""
         env_id = self.env_name.gym_id
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         overrides = self.custom_hyperparams or {}
@@ -154,7 +154,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return hyperparams, saved_hyperparams
 
     def create_log_folder(self) -> None:
-        """Make a folder that no other run has, and name a search such that ``enjoy`` does not take it for a run."""
+        """Create a folder that no other run has; a search's name keeps ``enjoy`` from mistaking it for a run."""
         stem, number, folder = str(self.env_name), get_latest_run_id(self.log_path, self.env_name), self.save_path
         if self.optimize_hyperparameters:
             stem, number = f"{stem}_optimize", 1
@@ -170,15 +170,15 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().create_log_folder()  # type: ignore[no-untyped-call]
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """Create the environments, in EnvPool if that was chosen, and with a time limit if they are for evaluation."""
+        """Create the environments, in EnvPool if chosen; evaluation environments always have a time limit."""
         name = "eval_env_kwargs" if eval_env else "env_kwargs"
         env_kwargs = getattr(self, name)
-        # Changed for these environments alone
+        # Changed for these environments only
         manager = copy.copy(self)
         # ARS trains by evaluating its candidates
         is_limited = (eval_env or self.algo == "ars") and self._lacks_time_limit(env_kwargs)
         if is_limited:
-            # Never in EnvPool, where some environments take a limit, and go on
+            # Never in EnvPool, where some environments accept a limit but ignore it
             setattr(manager, name, {**env_kwargs, "max_episode_steps": self.max_episode_steps or MAX_EPISODE_STEPS})
         elif self.use_envpool:
             if self.env_wrapper is not None:
@@ -196,7 +196,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return env
 
     def _note_cut_episodes(self, env: VecEnv) -> None:
-        """Let environments say when the time limit ends an episode, the first time: most episodes end by themselves."""
+        """Print a note the first time that the added time limit ends an episode: most episodes end by themselves."""
         step_wait, limit = env.step_wait, self.max_episode_steps or MAX_EPISODE_STEPS
 
         def step_and_note() -> VecEnvStepReturn:
@@ -216,7 +216,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             return True
         from sb3_reinforce.vec_env.envpool_vec_env import import_envpool
 
-        # EnvPool has limits of its own, and the largest integer where it has none
+        # EnvPool has its own time limits; the largest integer means none
         return bool(import_envpool(env_id).make_spec(env_id).config.max_episode_steps == np.iinfo(np.int32).max)
 
     def _make_envpool(
@@ -226,19 +226,19 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
         venv = make_envpool_vec_env(self.env_name.gym_id, len(env_fns), self.seed, **env_kwargs)
         with warnings.catch_warnings():
-            # It is for the monitor file only: the statistics are there already
+            # It only writes the monitor file: the statistics already exist
             warnings.filterwarnings("ignore", message="The environment is already wrapped with a `Monitor`")
             return VecMonitor(venv, monitor_file, info_keywords=tuple(self.monitor_kwargs.get("info_keywords", ())))
 
     def objective(self, trial: optuna.Trial) -> float:
-        """Train and evaluate a trial, with one seed after the other."""
+        """Train and evaluate a trial, one seed after another."""
         self._study = trial.study
         trial.set_user_attr("task", self._task)
         self._check_trials(before=trial.number)
         try:
             return super().objective(trial) if self.seeds_per_trial == 1 else self._average_over_seeds(trial)
         except optuna.TrialPruned as pruned:
-            # RL Zoo prunes what raises an AssertionError or a ValueError, too
+            # RL Zoo also prunes trials that raise an AssertionError or a ValueError
             self._trial_error = pruned.__cause__
             raise
 
@@ -247,7 +247,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         values: list[float] = []
         for seed in self.seeds:
             set_random_seed(seed)
-            # Of its own, since trials may run in threads
+            # A separate manager, since trials may run in threads
             manager = copy.copy(self)
             manager.seed = seed
             if self.optimization_log_path is not None:
@@ -255,7 +255,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             seed_trial = SeedTrial(trial, values, self.n_evaluations)
             values.append(super(ExperimentManager, manager).objective(seed_trial))  # type: ignore[arg-type]
             trial.set_user_attr("values", values)
-            # Models and environments are in cycles, which Optuna has collected only after the last seed
+            # Models and environments form reference cycles, which Optuna collects only after the last seed
             gc.collect()
         return float(np.mean(values))
 
@@ -265,7 +265,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return [(self.seed + index) % 2**32 for index in range(self.seeds_per_trial)]
 
     def _load_study(self) -> optuna.Study | None:
-        """Find the study that is to be continued."""
+        """Load the study to continue, if it exists."""
         if self.storage is None:
             return None
         storage = open_storage(self.storage)
@@ -274,7 +274,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return optuna.load_study(study_name=self.study_name, storage=storage)
 
     def _check_trials(self, before: int = 0) -> None:
-        """Refuse a study with finished trials, or earlier ones that still run, whose values say nothing about this search."""
+        """Reject a study with finished trials, or earlier running ones, whose values are not comparable with this search's."""
         if self._study is None:
             return
         for other in self._study.get_trials(
@@ -294,7 +294,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise UserError(f"--study-name {self._study.study_name}: {problem}. Choose another --study-name")
 
     def hyperparameters_optimization(self) -> None:
-        """Search, and write the best trial; if all failed in code of the user, raise what the last one raised."""
+        """Search and write the best trial; if all trials failed in the user's code, raise the last error."""
         if self.seeds_per_trial > 1:
             print(f"Every trial is trained with the seeds {', '.join(map(str, self.seeds))}, and its value is the mean")
         try:
@@ -310,7 +310,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def _write_best_trial(self) -> None:
         assert self._study is not None
-        # Another search may have begun on the same new study at the same moment
+        # Another search may have started on the same new study at the same time
         self._check_trials()
         env_id = self.env_name.gym_id
         path = os.path.join(self.save_path, f"{self.algo}.yml")
@@ -325,7 +325,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         print(f"Train with it: {shlex.join(command)}")
 
     def _task_options(self) -> list[str]:
-        """Write the options without which the same command would train or evaluate on something else."""
+        """Return the options without which the same command would train or evaluate on a different task."""
         arguments = vars(self.args)
         options = {"--gym-packages": arguments.get("gym_packages") or []}
         for name in ("env_kwargs", "eval_env_kwargs"):
@@ -337,7 +337,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
 
 def open_storage(name: str) -> BaseStorage:
-    """Open a storage; of several processes that create a database at the same time, Optuna lets all but one fail."""
+    """Open a storage; when several processes create a database at the same time, all but one fail in Optuna."""
     pauses = [0.5, 1.0, 2.0]
     while True:
         try:
@@ -355,15 +355,15 @@ def open_storage(name: str) -> BaseStorage:
 
 
 def lacks_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether neither the registration of an environment nor its arguments bound an episode: it may end by itself."""
+    """Check that neither the registration of an environment nor its arguments limit episodes, which may end by themselves."""
     spec = gym.spec(env_id)
     arguments = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs, **env_kwargs}
-    # -1 is gymnasium's word for no limit
+    # -1 means no limit in gymnasium
     return all((arguments.get(name) or -1) < 0 for name in TIME_LIMITS)
 
 
 def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
-    """Say that evaluations have a time limit that the environment does not have."""
+    """Return a note that evaluations have a time limit although the environment has none."""
     return (
         f"{env_id} is registered without a time limit: evaluation episodes end after {max_episode_steps:,} steps at the "
         "latest (--max-episode-steps)"
@@ -371,17 +371,17 @@ def describe_time_limit(env_id: str, max_episode_steps: int) -> str:
 
 
 def describe_task(algo: str, env_id: str, env_kwargs: Mapping[str, Any], eval_env_kwargs: Mapping[str, Any]) -> str:
-    """Say what the trials of a search are trained on, so that trials with other words cannot be compared."""
+    """Describe the task of a search's trials; trials with different descriptions are not comparable."""
     text = f"{algo} on {env_id}"
     for words, kwargs in (("with", env_kwargs), ("evaluated with", eval_env_kwargs if eval_env_kwargs != env_kwargs else {})):
         if kwargs:
             text += f" {words} {', '.join(f'{name}={value!r}' for name, value in sorted(kwargs.items()))}"
-    # Without the addresses of objects
+    # Remove the addresses of objects
     return re.sub(" at 0x[0-9a-f]+", "", text)
 
 
 class SeedTrial:
-    """A trial as RL Zoo sees it while it trains one of its seeds: what is reported is the mean over the seeds so far."""
+    """A trial as RL Zoo sees it while training one of its seeds: reports are means over the seeds so far."""
 
     def __init__(self, trial: optuna.Trial, earlier: Sequence[float], n_evaluations: int) -> None:
         self._trial = trial
@@ -392,17 +392,17 @@ class SeedTrial:
         return getattr(self._trial, name)
 
     def report(self, value: float, step: int) -> None:
-        """Report an evaluation of this seed, counted from 1: each is a step of its own, where the pruner compares trials."""
-        # Whole episodes overshoot the budget, and may bring one more, whose step is the first of the next seed
+        """Report an evaluation of this seed, counted from 1; each is a separate step at which the pruner compares trials."""
+        # Whole episodes overshoot the budget and may add one evaluation, whose step belongs to the next seed
         if step <= self._n_evaluations:
             self._trial.report(float(np.mean([*self._earlier, value])), len(self._earlier) * self._n_evaluations + step)
 
 
 def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
-    """Put the result of a search into an entry, as RL Zoo combined them during the search."""
+    """Merge the result of a search into an entry, as RL Zoo combined them during the search."""
     merged = {**entry, **sampled}
     if merged.get("noise_type", "") is None:
-        # RL Zoo reads a missing type as no noise, but hands null on to the constructor
+        # RL Zoo treats a missing type as no noise, but passes null to the constructor
         del merged["noise_type"], merged["noise_std"]
     if isinstance(merged.get("policy_kwargs"), dict):
         merged["policy_kwargs"] = to_source(merged["policy_kwargs"])
@@ -410,7 +410,7 @@ def merge_trial(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any
 
 
 def to_source(value: Any) -> str:
-    """Write dicts with names as keys, PyTorch's modules, and what ``repr`` can write, as RL Zoo evaluates it."""
+    """Convert dicts with names as keys, PyTorch's modules, and anything with a suitable ``repr`` to RL Zoo expressions."""
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={to_source(item)}' for key, item in value.items())})"
     if isinstance(value, type) and issubclass(value, nn.Module):

@@ -36,7 +36,7 @@ RUN_STATISTICS = "vecnormalize.pkl"
 
 
 class Stage(NamedTuple):
-    """A model to be measured, and an environment wrapped as in its training."""
+    """A model to measure, and an environment wrapped as in its training."""
 
     label: str
     model: OnPolicyAlgorithm
@@ -44,7 +44,7 @@ class Stage(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure what the gradients of a model are worth, and write a report."""
+    """Measure the signal and the noise of a model's gradients, and write a report."""
     register()
     options = make_parser().parse_args(arguments)
     if options.gamma is not None and not 0.0 <= options.gamma <= 1.0:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
         estimators = (options.episodes, options.batch, options.estimators, options.gamma, options.seed)
         measurements.append(measure(model, env, *estimators, label, progress_bar=True, baselines=options.baselines))
         env.close()
-    # Once the gradients are out of memory
+    # Imported once the gradients are out of memory
     from sb3_reinforce.lab.report import write_report
 
     system, _ = get_system_info(print_info=False)
@@ -115,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_stages(options: argparse.Namespace) -> list[Stage]:
-    """Load or make the models that are asked for, in the order of the report."""
+    """Load or create the requested models, in the order of the report."""
     paths = list(options.model)
     statistics: list[Path | None] = list(options.vec_normalize) or [None] * len(paths)
     if len(statistics) != len(paths):
@@ -130,25 +130,25 @@ def make_stages(options: argparse.Namespace) -> list[Stage]:
         paths.append(Path(path))
         statistics.append(None)
     stages = [make_untrained(options)] if options.untrained else []
-    # A shell puts rl_model_100000_steps.zip before rl_model_20000_steps.zip
+    # A shell lists rl_model_100000_steps.zip before rl_model_20000_steps.zip
     loaded = [load_stage(*files, options) for files in zip(paths, statistics, strict=True)]
     return stages + sorted(loaded, key=lambda stage: stage.model.num_timesteps)
 
 
 def load_stage(path: Path, statistics: Path | None, options: argparse.Namespace) -> Stage:
-    """Load a model, and make an environment as that of its training."""
+    """Load a model, and create an environment like the one of its training."""
     if not path.is_file():
         raise UserError(f"--model {path}: there is no such file")
     check_agent(path, options.algo, "--model")
     model = ALGOS[options.algo].load(path, device="cpu")
-    # What SB3 itself adds to the environments of a model, and RL Zoo to those of images in training only
+    # The wrappers that SB3 adds for every model, and RL Zoo for image observations in training only
     env = model._wrap_env(create_env(path, statistics, options))
     label = f"{model.num_timesteps:,} steps" if model.num_timesteps else UNTRAINED
     return Stage(label, model, env)  # type: ignore[arg-type]
 
 
 def create_env(path: Path, statistics: Path | None, options: argparse.Namespace) -> VecEnv:
-    """Make an environment as RL Zoo does for an agent, but with rewards as in the training, which its critic was fitted on."""
+    """Create an environment as RL Zoo does for an agent, but with the rewards of training, to which its critic was fitted."""
     folder = path.parent / options.env.replace("/", "-")
     hyperparams, _ = get_saved_hyperparams(str(folder))
     args_file = folder / "args.yml"
@@ -180,8 +180,8 @@ def create_env(path: Path, statistics: Path | None, options: argparse.Namespace)
 
 
 def find_statistics(path: Path, run_statistics: Path | None) -> Path | None:
-    """Find the statistics that were saved with a model, or with a warning those of the end of its run, if it had any."""
-    # As SB3's CheckpointCallback names them, and ``sb3-reinforce compare`` for its best checkpoint
+    """Find the statistics saved with a model; otherwise warn and use those from the end of its run, if it had any."""
+    # Named as by SB3's CheckpointCallback, and by ``sb3-reinforce compare`` for its best checkpoint
     checkpoint = re.fullmatch(r"(.*)_(\d+)_steps", path.stem)
     name = "{}_vecnormalize_{}_steps.pkl".format(*checkpoint.groups()) if checkpoint else f"{path.stem}_{RUN_STATISTICS}"
     saved = path.with_name(name)
@@ -196,8 +196,8 @@ def find_statistics(path: Path, run_statistics: Path | None) -> Path | None:
 
 
 def make_untrained(options: argparse.Namespace) -> Stage:
-    """Make a model with RL Zoo's hyperparameters, or this package's for REINFORCE."""
-    # It brings Optuna into memory, which no trained model needs
+    """Create a model with RL Zoo's hyperparameters, or with this package's for REINFORCE."""
+    # This imports Optuna, which no trained model needs
     from sb3_reinforce.zoo.compare.plan import make_manager
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

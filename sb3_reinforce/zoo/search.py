@@ -1,4 +1,4 @@
-"""What RL Zoo's hyperparameter search tries for REINFORCE."""
+"""The search space of RL Zoo's hyperparameter search for REINFORCE."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 from sb3_reinforce.arguments import make_schedule
 
 NET_ARCHS: dict[str, list[int]] = {"small": [64], "medium": [64, 64], "large": [256, 256]}
-#: Which LSTM the critic of a recurrent policy has. Not the actor's: that needs a shared feature extractor.
+#: The LSTM of a recurrent policy's critic. It cannot use the actor's, which needs a shared feature extractor.
 CRITIC_LSTMS: dict[str, dict[str, bool]] = {"own": {}, "none": {"enable_critic_lstm": False}}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -17,13 +17,13 @@ def sample_reinforce_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Choose the constructor arguments of a trial, in the form that RL Zoo's search asks for.
+    Sample the constructor arguments of a trial, in the form that RL Zoo's search expects.
 
-    Everything is Monte Carlo. Names and ranges are the same in every trial of a study, as samplers and machines that share it
-    need it: what concerns the critic is chosen even where the baseline does without one. Whether the step is a natural one is
-    not searched: the entry that the study began with, which RL Zoo keeps in the study, says so.
+    All candidates are Monte Carlo. Names and ranges are the same in every trial of a study, as samplers and machines that
+    share it require: the critic's arguments are sampled even if the baseline needs no critic. ``natural_gradient`` is not
+    searched: it comes from the entry with which the study began, which RL Zoo keeps in the study.
     """
-    # Written by RL Zoo as text
+    # RL Zoo stores it as text
     if trial.study.user_attrs.get("natural_gradient") == "True":
         trial.suggest_float("target_kl", 2e-3, 5e-2, log=True)
         trial.suggest_float("cg_damping", 1e-2, 1.0, log=True)
@@ -49,20 +49,20 @@ def sample_reinforce_params(
 
     kwargs = convert_reinforce_params(trial.params)
     if "learning_rate" in kwargs:
-        # RL Zoo makes functions of the schedules in a file, but not of those in a trial
+        # RL Zoo turns schedules in a file into functions, but not schedules in a trial
         kwargs["learning_rate"] = make_schedule(kwargs["learning_rate"], "learning_rate")
     return kwargs
 
 
 def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """Turn what Optuna stored of a trial into what stands in a configuration file."""
+    """Convert the parameters that Optuna stored for a trial to the entries of a configuration file."""
     kwargs = dict(sampled_params)
     policy_kwargs: dict[str, Any] = {
         "net_arch": {"pi": list(NET_ARCHS[kwargs.pop("net_arch")]), "vf": list(NET_ARCHS[kwargs.pop("critic_net_arch")])},
         "activation_fn": ACTIVATIONS[kwargs.pop("activation_fn")],
-        # Without it a policy does not start uniform, which some sparse rewards need
+        # Without it the initial policy is not uniform, as some tasks with sparse rewards require
         "ortho_init": kwargs.pop("ortho_init"),
-        # The critic leaves shared layers alone: on images it needs its own
+        # The critic does not train shared layers: on images it needs its own
         "share_features_extractor": False,
     }
     if "log_std_init" in kwargs:
@@ -76,7 +76,7 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "natural_gradient": "target_kl" in kwargs,
         "gamma": 1.0 - kwargs.pop("one_minus_gamma"),
         "gae_lambda": 1.0,
-        # Only one budget can be set, and that of the file may be this one
+        # Only one budget can be set, and the file may set this one
         "n_episodes": None,
         **{name.removesuffix("_pow"): 2**value if name.endswith("_pow") else value for name, value in kwargs.items()},
         "policy_kwargs": policy_kwargs,
@@ -86,7 +86,7 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
 def sample_reinforce_lstm_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Choose the constructor arguments of a trial for recurrent policies: those of ``sample_reinforce_params``, and LSTMs."""
+    """Sample a trial's constructor arguments for recurrent policies: as ``sample_reinforce_params``, plus the LSTMs."""
     trial.suggest_int("lstm_hidden_size_pow", 4, 8)
     trial.suggest_categorical("critic_lstm", list(CRITIC_LSTMS))
     return sample_reinforce_params(trial, n_actions, n_envs, additional_args)
