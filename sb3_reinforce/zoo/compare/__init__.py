@@ -1,1 +1,1 @@
-"""The command ``sb3-reinforce compare``: REINFORCE beside other algorithms of RL Zoo, in one report."""
+"""The command ``sb3-reinforce compare``: compare REINFORCE with other algorithms of RL Zoo in one report."""

@@ -28,10 +28,10 @@ DEFAULT_ALGORITHMS = ["reinforce", "a2c", "ppo"]
 
 def main(arguments: Sequence[str]) -> None:
     """
-    Train the algorithms side by side, and write the report.
+    Train the algorithms side by side and write the report.
 
-    :raises UserError: If something is wrong with the command line, before anything is trained; or if runs failed, after the
-        others are done and the report is written.
+    :raises UserError: If the command line is wrong, before anything is trained; or if runs failed, after the other runs are
+        done and the report is written.
     """
     register()
     options = make_parser().parse_args(arguments)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_settings(options: argparse.Namespace) -> Settings:
-    """Read the hyperparameters of all that is compared, and check them."""
+    """Read and check the hyperparameters of everything in the comparison."""
     variants = [parse_variant(variant) for variant in options.variant]
     algorithms = plan.make_algorithms(options.algos, parse_pairs(options.conf_file, "--conf-file"), variants)
     if options.env_kwargs:
@@ -96,7 +96,7 @@ def make_settings(options: argparse.Namespace) -> Settings:
 
 
 def train(folder: Path, settings: Settings, pool: Pool) -> dict[str, str]:
-    """Do the runs that are not done, and return why runs failed, by name. They are done again by the next call."""
+    """Run the unfinished runs, and return the reasons for failures by name. The next call repeats the failed runs."""
     tasks = plan.list_tasks(settings)
     device = "cpu" if pool.gpus_per_run is None else "cuda"
     command = ("-m", "sb3_reinforce.zoo.compare.run")
@@ -160,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def gpu_share(text: str) -> float:
-    """Read a part of a GPU."""
+    """Parse a fraction of a GPU."""
     value = positive_float(text)
     if value > 1.0:
         raise argparse.ArgumentTypeError(f"must be at most 1, since a run trains on one GPU, not {text}")
@@ -168,7 +168,7 @@ def gpu_share(text: str) -> float:
 
 
 def parse_variant(words: Sequence[str]) -> Algorithm:
-    """Read a variant, its hyperparameters in the notation of RL Zoo's ``-params``, where text needs no quotes."""
+    """Parse a variant with hyperparameters in the notation of RL Zoo's ``-params``, where text needs no quotes."""
     name, *pairs = words
     try:
         overrides = dict(map(key_and_value, pairs))
@@ -181,14 +181,14 @@ def parse_variant(words: Sequence[str]) -> Algorithm:
 
 
 def parse_pairs(words: Sequence[str], flag: str) -> dict[str, str]:
-    """Read values of ``NAME=VALUE`` by name."""
+    """Parse ``NAME=VALUE`` pairs into values by name."""
     if wrong := [word for word in words if "=" not in word]:
         raise UsageError(f"{flag} {wrong[0]}: must be like NAME=VALUE")
     return dict(word.split("=", 1) for word in words)
 
 
 def choose_thresholds(env_ids: Sequence[str], chosen: dict[str, str]) -> dict[str, float]:
-    """Find the score to reach by environment: that of the command line, or that of the registration, if it has one."""
+    """Return the threshold score by environment, from the command line or else from the registration, if it has one."""
     thresholds = {
         env_id: float(threshold) for env_id in env_ids if (threshold := gym.spec(env_id).reward_threshold) is not None
     }

@@ -1,4 +1,4 @@
-"""The figures of a comparison: each for wide and for narrow screens."""
+"""The figures of a comparison, each for wide and narrow screens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from sb3_reinforce.zoo.compare import statistics
 from sb3_reinforce.zoo.compare.results import Results
 from sb3_reinforce.zoo.compare.statistics import FloatArray, Overall
 
-#: With fewer seeds a learning curve shows each of them instead of an interval.
+#: With fewer seeds, learning curves show every run instead of an interval.
 MIN_SEEDS_OF_BANDS = 5
 Styles = Mapping[str, plots.Style]
 
 
 def draw_all(results: Results, overall: Overall | None) -> Iterator[tuple[str, str, Figure, Figure]]:
-    """Draw all figures of a report: the name and the description of each, and it for wide and for narrow screens."""
+    """Draw all figures of a report: yield name, description, and the versions for wide and narrow screens."""
     styles = plots.make_styles(results.settings.algorithms)
     for axis, what in (("steps", "environment steps"), ("seconds", "seconds of training")):
         yield axis, f"Learning curves against {what}", *draw_twice(learning_curves, plots.WIDE, results, styles, axis)
@@ -38,7 +38,7 @@ def draw_all(results: Results, overall: Overall | None) -> Iterator[tuple[str, s
 
 
 def draw_twice(draw: Callable[..., Figure], width: float, *arguments: Any) -> tuple[Figure, Figure]:
-    """Draw a figure for wide and for narrow screens, with labels that do not touch."""
+    """Draw a figure for wide and narrow screens, with labels that do not touch."""
     wide, narrow = draw(*arguments, width), draw(*arguments, plots.NARROW)
     plots.space_ticks(wide)
     plots.space_ticks(narrow)
@@ -46,7 +46,7 @@ def draw_twice(draw: Callable[..., Figure], width: float, *arguments: Any) -> tu
 
 
 def environment_grid(results: Results, width: float, height: float) -> tuple[Figure, list[Axes], float]:
-    """Make a figure with a chart for each environment, and say how wide a chart is."""
+    """Make a figure with a chart per environment, and return the width of a chart too."""
     n = len(results.environments)
     n_columns = 1 if width == plots.NARROW else min(n, 3 if n != 4 else 2)
     chart_width = width if width == plots.NARROW else max(width / 3, plots.HALF if n_columns < 3 else 0.0)
@@ -57,7 +57,7 @@ def environment_grid(results: Results, width: float, height: float) -> tuple[Fig
 
 
 def learning_curves(results: Results, styles: Styles, axis: str, width: float) -> Figure:
-    """Draw the learning curves, with intervals or, of few seeds, with each run as a thin line."""
+    """Draw the learning curves with intervals or, for few seeds, with each run as a thin line."""
     figure, all_axes, width = environment_grid(results, width, 3.0)
     for axes, env_id in zip(all_axes, results.environments, strict=True):
         runs = {name: run_curves(results, env_id, name, axis) for name in results.algorithms}
@@ -86,17 +86,17 @@ def learning_curves(results: Results, styles: Styles, axis: str, width: float) -
 
 
 def run_curves(results: Results, env_id: str, name: str, axis: str) -> list[tuple[FloatArray, FloatArray]]:
-    """Return positions and scores of the evaluations of each run."""
+    """Return the positions and scores of each run's evaluations."""
     rows = results.curves[(results.curves["env"] == env_id) & (results.curves["algorithm"] == name)]
     return [(run[axis].to_numpy(dtype=float), run["score"].to_numpy(dtype=float)) for _, run in rows.groupby("seed")]
 
 
 def robust_limits(scores: Sequence[Sequence[FloatArray]]) -> tuple[float, float]:
     """
-    Find limits of a chart that a single exploding run does not stretch, from the scores of the runs of each algorithm.
+    Find chart limits that a single diverging run does not stretch, from the scores of each algorithm's runs.
 
-    A run counts with its lowest and highest score, an algorithm with the median run, or of two runs the inner one. Other
-    runs are shown as far as half of the range beyond, the runs of a much worse algorithm as far as twice this range.
+    A run counts with its lowest and highest score, and an algorithm with its median run, or with the inner one of two. Other
+    runs are shown up to half of the range beyond, and runs of a much worse algorithm up to twice the range.
     """
     lows = [np.sort([own.min() for own in runs])[len(runs) // 2] for runs in scores]
     highs = [np.sort([own.max() for own in runs])[(len(runs) - 1) // 2] for runs in scores]
@@ -108,7 +108,7 @@ def robust_limits(scores: Sequence[Sequence[FloatArray]]) -> tuple[float, float]
 
 
 def note_outside(axes: Axes, scores: Sequence[Sequence[FloatArray]]) -> tuple[float, float]:
-    """Find robust limits, and say in a chart how many runs leave them."""
+    """Return robust limits, and note in the chart how many runs exceed them."""
     low, high = robust_limits(scores)
     if n_outside := sum(own.min() < low or own.max() > high for runs in scores for own in runs):
         note = f"{n_outside} {'run leaves' if n_outside == 1 else 'runs leave'} the chart"
@@ -117,7 +117,7 @@ def note_outside(axes: Axes, scores: Sequence[Sequence[FloatArray]]) -> tuple[fl
 
 
 def final_scores(results: Results, styles: Styles, width: float) -> Figure:
-    """Draw the final scores: each run, mean and interval."""
+    """Draw the final scores: every run, the mean and its interval."""
     figure, all_axes, _ = environment_grid(results, width, 0.9 + plots.rows_height(results.algorithms, plots.NARROW))
     for axes, env_id in zip(all_axes, results.environments, strict=True):
         present = results.by_algorithm("score", env_id)
@@ -138,7 +138,7 @@ def final_scores(results: Results, styles: Styles, width: float) -> Figure:
 
 
 def forest(aggregates: Mapping[str, Mapping[str, Interval]], styles: Styles, width: float) -> Figure:
-    """Draw aggregates over environments with their intervals, one chart for each."""
+    """Draw aggregates over environments with their intervals, one chart per aggregate."""
     n_columns = len(aggregates) if width == plots.WIDE else 1
     names = list(next(iter(aggregates.values())))
     chart_width = width / n_columns
@@ -165,7 +165,7 @@ def profile(overall: Overall, styles: Styles, width: float) -> Figure:
 
 
 def improvement(overall: Overall, width: float) -> Figure:
-    """Draw the probability of improvement of all pairs."""
+    """Draw the probability of improvement for all pairs."""
     names = [f"{first} over {second}" for first, second in overall.improvement]
     figure, (axes,) = plots.make_grid(1, width, 0.9 + plots.rows_height(names, width))
     for row, estimate in enumerate(overall.improvement.values()):

@@ -1,4 +1,4 @@
-"""What is compared: algorithms, environments, seeds and budget, checked before anything is trained."""
+"""The plan of a comparison: algorithms, environments, seeds and budget, checked before anything is trained."""
 
 import argparse
 import contextlib
@@ -22,44 +22,44 @@ from sb3_reinforce.zoo.config import suggest
 from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
 from sb3_reinforce.zoo.experiment import MAX_EPISODE_STEPS, ExperimentManager, lacks_time_limit
 
-#: Actions at random: the zero of normalised scores.
+#: Random actions: the zero of normalised scores.
 RANDOM = "random"
 SETTINGS_FILE = "comparison.json"
 
 
 class CannotAct(UserError):
-    """An algorithm has no such action space."""
+    """The algorithm does not support the action space."""
 
 
 class Algorithm(NamedTuple):
-    """What is trained: an algorithm of RL Zoo, or a variant of one."""
+    """An algorithm of RL Zoo, or a variant of one, to train."""
 
-    #: As the report calls it.
+    #: Name in the report.
     name: str
-    #: Algorithm of RL Zoo.
+    #: RL Zoo's name of the algorithm.
     algo: str
-    #: File with its hyperparameters, or the short name of one of this package's, None for the default of the algorithm.
+    #: File with the hyperparameters, or the short name of one in this package; None for the algorithm's default file.
     conf_file: str | None = None
-    #: Hyperparameters instead of those in the file.
+    #: Hyperparameters that replace the file's.
     overrides: Mapping[str, Any] = {}
 
 
 class Settings(NamedTuple):
     """
-    What must be equal for runs to belong to the same comparison.
+    Settings that must be equal for runs to belong to the same comparison.
 
     :param seeds: Seeds of the training.
-    :param n_timesteps: Budget in environment steps, None for that of each entry.
+    :param n_timesteps: Budget in environment steps; None for the budget of each entry.
     :param seconds: Budget in seconds of training instead of steps; evaluations do not count.
-    :param n_evaluations: Evaluations during a run, evenly spaced over its budget, beside one before it.
-    :param eval_episodes: Episodes of each of them.
+    :param n_evaluations: Evaluations during a run, evenly spaced over its budget, besides one before it.
+    :param eval_episodes: Episodes per evaluation during a run.
     :param final_episodes: Episodes of the evaluations of the final policy and of the best checkpoint.
-    :param entries: Hyperparameters by environment and name, in the order of the charts, without algorithms that cannot act
-        there.
-    :param algorithms: Algorithm of RL Zoo by name.
-    :param time_limits: Steps after which an evaluation episode ends, by environment, of those that have no limit of their own.
-    :param untuned: Names of those that train with the entry ``default``, by environment, each with other versions of the
-        environment that its file has entries for.
+    :param entries: Hyperparameters by environment and name, in the order of the charts, without algorithms that do not support
+        the environment's actions.
+    :param algorithms: RL Zoo's algorithm by name.
+    :param time_limits: Steps after which an evaluation episode ends, for each environment without a time limit.
+    :param untuned: Algorithms that train with the entry ``default``, by environment; each with the other versions of the
+        environment for which its file has entries.
     :param gym_packages: Modules that register the environments.
     """
 
@@ -77,7 +77,7 @@ class Settings(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One run: of an algorithm or ``RANDOM``."""
+    """One run of an algorithm or of ``RANDOM``."""
 
     env_id: str
     algorithm: str
@@ -85,8 +85,8 @@ class Task(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept, relative to the folder of the comparison."""
-        # No id has the plus sign that is put for its slash, so no two environments share a folder
+        """Folder of the run, relative to the folder of the comparison."""
+        # No id contains the plus sign that replaces the slash, so no two environments share a folder
         return Path("runs", self.env_id.replace("/", "+"), self.algorithm, f"seed{self.seed}")
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class Task(NamedTuple):
 
 
 def make_algorithms(names: Sequence[str], conf_files: Mapping[str, str], variants: Sequence[Algorithm]) -> list[Algorithm]:
-    """List what is trained in the order of the charts: algorithms, then variants, each with the file of its algorithm."""
+    """List what to train in the order of the charts: algorithms, then variants, each with the file of its algorithm."""
     algorithms = []
     for name, asked_for, _, overrides in [*(Algorithm(name, name) for name in names), *variants]:
         algo, conf_file = split_name(asked_for) or (asked_for, conf_files.get(asked_for))
@@ -116,13 +116,13 @@ def make_algorithms(names: Sequence[str], conf_files: Mapping[str, str], variant
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Find algorithm and short name of another file of this package in a name such as ``reinforce-adam``."""
+    """Split a name such as ``reinforce-adam`` into the algorithm and the short name of another file in this package."""
     algo, _, short_name = name.partition("-")
     return (algo, short_name) if short_name in shipped_configurations(algo) else None
 
 
 def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Read the entries of ``Settings`` and make every algorithm for every environment, or raise with all problems at once."""
+    """Read the entries of ``Settings``, creating each algorithm on each environment; raise one error with all problems."""
     for env_id in env_ids:
         check_environment(env_id)
     known = [*ALGOS, *(f"{algo}-{short_name}" for algo in ALGOS for short_name in shipped_configurations(algo))]
@@ -164,7 +164,7 @@ def read_entries(env_ids: Sequence[str], algorithms: Sequence[Algorithm]) -> dic
 
 
 def find_untuned(entries: Mapping[str, Mapping[str, Any]], algorithms: Sequence[Algorithm]) -> dict[str, dict[str, list[str]]]:
-    """Find who trains with the entry ``default``, by environment, and other versions of the environment in its file."""
+    """Find the algorithms that train with the entry ``default``, and other versions of the environment in their files."""
     untuned: dict[str, dict[str, list[str]]] = {}
     for env_id, env_entries in entries.items():
         for algorithm in (algorithm for algorithm in algorithms if algorithm.name in env_entries):
@@ -178,8 +178,8 @@ def find_untuned(entries: Mapping[str, Mapping[str, Any]], algorithms: Sequence[
 
 
 def limit_episodes(entries: Mapping[str, Mapping[str, Mapping[str, Any]]], max_episode_steps: int | None) -> dict[str, int]:
-    """Find the time limits of evaluations by environment, of those that have none of their own."""
-    # The algorithms on an environment have the same arguments for it
+    """Find the time limits of evaluations for each environment without its own time limit."""
+    # All algorithms on an environment create it with the same arguments
     env_kwargs = {env_id: next(iter(env_entries.values())).get("env_kwargs") for env_id, env_entries in entries.items()}
     unlimited = [env_id for env_id, kwargs in env_kwargs.items() if lacks_time_limit(env_id, kwargs or {})]
     if max_episode_steps is not None and not unlimited:
@@ -188,9 +188,9 @@ def limit_episodes(entries: Mapping[str, Mapping[str, Mapping[str, Any]]], max_e
 
 
 def read_entry(env_id: str, algorithm: Algorithm) -> dict[str, Any]:
-    """Read the hyperparameters of an algorithm, overrides included, and make it, without networks and buffers."""
+    """Read an algorithm's hyperparameters, overrides included, and create it without networks and buffers."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # Such as that batches do not fit to the single environment that is made here
+        # Such as warnings that batches do not fit the single environment created here
         warnings.simplefilter("ignore")
         manager = make_manager(env_id, algorithm.algo, algorithm.conf_file, seed=0, overrides=dict(algorithm.overrides))
         if not manager.config.endswith((".yml", ".yaml")):
@@ -212,7 +212,7 @@ def read_entry(env_id: str, algorithm: Algorithm) -> dict[str, Any]:
 
 
 def preprocess(manager: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Let a manager read its hyperparameters, so that it can make environments: arguments of the algorithm, and the entry."""
+    """Let a manager read its hyperparameters before it creates environments; return algorithm arguments and entry."""
     hyperparameters, entry = manager.read_hyperparameters()
     kwargs, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparameters)
     return kwargs, entry
@@ -228,7 +228,7 @@ def make_manager(
     overrides: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
 ) -> ExperimentManager:
-    """Make RL Zoo's experiment manager for one run, without evaluations of its own."""
+    """Create RL Zoo's experiment manager for one run, without its evaluations."""
     return ExperimentManager(
         argparse.Namespace(algo=algo, env=env_id, seed=seed),
         algo,
@@ -247,14 +247,14 @@ def make_manager(
 
 
 def list_tasks(settings: Settings) -> list[Task]:
-    """List the runs by seed, environment and algorithm: what is compared trains close in time, on an equally busy machine."""
+    """List the runs by seed, environment and algorithm: compared runs train close in time, on an equally busy machine."""
     return [Task(env_id, RANDOM, 0) for env_id in settings.entries] + [
         Task(env_id, name, seed) for seed in settings.seeds for env_id, entries in settings.entries.items() for name in entries
     ]
 
 
 def claim_folder(folder: Path, settings: Settings) -> None:
-    """Write the settings of a comparison into its folder, or check that they are those of the comparison that is there."""
+    """Write the settings of a comparison to its folder, or check that they match the comparison already there."""
     path = folder / SETTINGS_FILE
     wanted = json.loads(json.dumps(settings._asdict()))
     if not path.exists():

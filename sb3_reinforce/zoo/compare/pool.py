@@ -1,7 +1,7 @@
 """
-Runs side by side, each in a process of its own, by Dask: on the cores of this machine, or on a cluster.
+Parallel runs by Dask, each in a separate process, on the cores of this machine or on a cluster.
 
-A worker starts one child process per run, and sends back what it leaves, so that no folder has to be shared.
+A worker starts one child process per run and sends the output folder back, so no shared folder is needed.
 """
 
 import asyncio
@@ -34,21 +34,21 @@ from tqdm import tqdm
 from sb3_reinforce.zoo.compare.run_files import LOG_FILE, RESULT_FILE, explain_failure, installed_versions
 from sb3_reinforce.zoo.errors import UserError
 
-#: The resource that workers with a GPU declare, as ``dask cuda worker`` and Dask's own documentation call it.
+#: The resource that workers with a GPU declare, named as in ``dask cuda worker`` and Dask's documentation.
 GPU = "GPU"
 #: Seconds to wait for a scheduler.
 CONNECT_SECONDS = 10
-#: Seconds between two looks at whether a run is still wanted.
+#: Seconds between two checks of whether a run is still wanted.
 POLL_SECONDS = 0.2
 
 
 class Job(NamedTuple):
     """
-    One run: a process that leaves ``RESULT_FILE`` if it succeeds.
+    One run: a process that writes ``RESULT_FILE`` if it succeeds.
 
-    :param command: Arguments of the Python interpreter; the folder that the process may write into is appended.
-    :param instructions: The first line of its standard input. The process ends when that is closed.
-    :param folder: Where what it leaves is kept, also if it fails. What is there is replaced.
+    :param command: Arguments of the Python interpreter; the process's output folder is appended.
+    :param instructions: The first line of its standard input. The process ends when standard input is closed.
+    :param folder: Folder that receives the output, even if the run fails. Existing contents are replaced.
     """
 
     name: str
@@ -58,21 +58,21 @@ class Job(NamedTuple):
 
 
 class RunKilled(Exception):
-    """A run that was ended from outside, and may well succeed the next time."""
+    """The run was killed from outside and may well succeed next time."""
 
 
 class OtherVersions(Exception):
-    """A worker whose results would not be comparable."""
+    """The results of a worker would not be comparable."""
 
 
 class Pool(NamedTuple):
     """
-    Where runs are done.
+    The machine or cluster on which runs are executed.
 
-    :param jobs: Runs at a time on this machine, if there is no scheduler.
-    :param scheduler: Address of the scheduler of a cluster, whose workers do as many runs at a time as they have threads.
-    :param gpus_per_run: Part of a GPU that each run takes; None for runs without one.
-    :param retries: How often a run is done again that was killed. A run that fails by itself is not: it would fail again.
+    :param jobs: Concurrent runs on this machine if there is no scheduler.
+    :param scheduler: Address of a cluster's scheduler; its workers execute as many concurrent runs as they have threads.
+    :param gpus_per_run: Fraction of a GPU per run; None for runs without a GPU.
+    :param retries: Number of retries of a killed run. A run that fails by itself is not retried: it would fail again.
     """
 
     jobs: int = 1
@@ -82,10 +82,10 @@ class Pool(NamedTuple):
 
     def run(self, jobs: Sequence[Job], n_finished: int, on_end: Callable[[Job, str | None], None]) -> None:
         """
-        Do runs in order, with a progress bar. If the user interrupts, or anything fails, the running processes are ended.
+        Execute runs in order, with a progress bar. An interrupt or an error here ends the running processes.
 
-        :param n_finished: Number of runs that need not be done, for the progress.
-        :param on_end: Called when a run has ended and its folder is there, with why it failed, None if it succeeded.
+        :param n_finished: Number of runs already finished, for the progress bar.
+        :param on_end: Called once a run has ended and its folder exists, with the reason for its failure, or None for success.
         """
         if not jobs:
             return
@@ -101,11 +101,11 @@ class Pool(NamedTuple):
                     job._replace(folder=Path()),
                     installed_versions(),
                     gpus,
-                    # One group of tasks, of which Dask hands out what can start soon
+                    # One group of tasks: Dask assigns those that can start soon
                     key=(group, index),
                     pure=False,
                     retries=self.retries,
-                    # Dask's own order is not that of submission
+                    # By default Dask does not follow the order of submission
                     priority=-index,
                     resources=None if self.gpus_per_run is None else {GPU: self.gpus_per_run},
                 ): job
@@ -114,7 +114,7 @@ class Pool(NamedTuple):
             for future in as_completed(futures, loop=client.loop):
                 job = futures.pop(future)
                 failure = self._collect(future, job)
-                # Else a worker that is lost later would have it done again
+                # Otherwise Dask would repeat the run if its worker is lost later
                 future.release()
                 progress.update()
                 if failure is not None:
@@ -122,7 +122,7 @@ class Pool(NamedTuple):
                 on_end(job, failure)
 
     def _collect(self, future: Future[tuple[bytes, str | None]], job: Job) -> str | None:
-        """Fetch what a run left, and say why it failed, if it did."""
+        """Fetch the output of a run, and return the reason for its failure, if it failed."""
         try:
             archive, failure = future.result()
         except CancelledError as error:
@@ -130,7 +130,7 @@ class Pool(NamedTuple):
         except OtherVersions as error:
             raise UserError(f"--scheduler {self.scheduler}: {error}") from error
         except Exception as error:
-            # What an earlier attempt printed does not explain this one
+            # The log of an earlier attempt does not explain this failure
             shutil.rmtree(job.folder, ignore_errors=True)
             return " ".join(str(error).split())
         try:
@@ -141,13 +141,13 @@ class Pool(NamedTuple):
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[tuple[Client, Sequence[str]]]:
-        """Provide a client, and the GPUs of the workers by their name, where workers do not know their own."""
+        """Yield a client, and the GPUs by worker name if workers do not know their own."""
         with contextlib.ExitStack() as stack:
             if self.scheduler is None:
                 gpus = [] if self.gpus_per_run is None else list_gpus()[: self.jobs]
                 n_workers = max(1, len(gpus))
-                # Watching what threads do is for those who compute in them, and a machine that was suspended is not a worker
-                # that was lost
+                # Profiling the threads is useful only for computations in them, and a machine that was suspended is not a lost
+                # worker
                 settings = {"distributed.worker.profile.enabled": False, "distributed.scheduler.worker-ttl": None}
                 stack.enter_context(dask.config.set(settings))
                 cluster = LocalCluster(
@@ -157,18 +157,18 @@ class Pool(NamedTuple):
                     memory_limit=0,
                     resources={GPU: 1} if gpus else {},
                     silence_logs=logging.CRITICAL + 1,
-                    # Dask always serves a page about its health: to this machine only
+                    # Dask always serves a health page: restrict it to this machine
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                     worker_dashboard_address="127.0.0.1:0",
                 )
                 yield stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False)), gpus
                 return
             try:
-                # A client that could not be made leaves its event loop behind
+                # Check first: a client that fails to connect leaves its event loop behind
                 asyncio.run(reach(self.scheduler))
             except (OSError, ValueError, TypeError, RuntimeError) as error:
                 raise UserError(f"--scheduler {self.scheduler}: {' '.join(str(error).split())}") from error
-            # Dask logs how a scheduler was lost, in many lines
+            # Dask logs many lines when a scheduler is lost
             stack.enter_context(silence_logging_cmgr(logging.CRITICAL + 1))
             client = stack.enter_context(Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False))
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -180,14 +180,14 @@ class Pool(NamedTuple):
 
 
 async def reach(address: str) -> None:
-    """Check that there is a scheduler, which lets this process in."""
+    """Check that a scheduler exists and accepts this process."""
     comm = await connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
     await comm.close()
 
 
 @contextlib.contextmanager
 def interrupted_by_termination() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C: a stopped service must end its runs too."""
+    """Treat SIGTERM like Ctrl-C: a stopped service must end its runs too."""
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -197,11 +197,11 @@ def interrupted_by_termination() -> Iterator[None]:
 
 def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> tuple[bytes, str | None]:
     """
-    Do one run, in a thread of a worker of Dask, which may have joined late and must have the same versions.
+    Execute one run in a thread of a Dask worker, which may have joined late and must have the same versions.
 
-    :param gpus: GPUs of the workers by their name, none where a worker's own environment says what it may use.
-    :return: What the run left, as tar, and why it failed, None if it succeeded: Dask repeats what raises, as if the run was
-        killed.
+    :param gpus: GPUs by worker name; empty if the workers' own environments determine their GPUs.
+    :return: The run's output folder as a tar archive, and the reason for its failure, or None for success. A failure is not
+        raised: Dask would retry the run as if it had been killed.
     """
     worker, found = get_worker(), installed_versions()
     if differences := [
@@ -224,15 +224,15 @@ def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> tuple[b
                 stderr=log,
                 text=True,
                 env=environment,
-                # Ctrl-C is for the command only: RL Zoo would save the unfinished model as if nothing had happened
+                # Ctrl-C must reach the command only: RL Zoo would save the unfinished model as if it were finished
                 start_new_session=True,
             ) as child,
         ):
             try:
                 assert child.stdin is not None
-                # A child that did not live to hear it says why on its own
+                # A child that died before reading its instructions logs the reason itself
                 with contextlib.suppress(BrokenPipeError):
-                    # Standard input stays open: the child ends when this process is gone
+                    # Standard input stays open: the child ends when this process ends
                     child.stdin.write(f"{job.instructions}\n")
                     child.stdin.flush()
                 wait(child, worker, worker.get_current_task())
@@ -247,7 +247,7 @@ def guard(job: Job, versions: Mapping[str, str], gpus: Sequence[str]) -> tuple[b
 
 
 def wait(child: "subprocess.Popen[str]", worker: Worker, key: Key) -> None:
-    """Wait for the end of a child process, and end it when nobody wants its result: Dask cannot stop its threads."""
+    """Wait for a child process, and kill it once its result is no longer wanted: Dask cannot stop its threads."""
     while True:
         try:
             child.wait(POLL_SECONDS)
@@ -260,14 +260,14 @@ def wait(child: "subprocess.Popen[str]", worker: Worker, key: Key) -> None:
 
 
 def pack(folder: Path) -> bytes:
-    """Put a folder into a tar archive, uncompressed, since models are compressed already."""
+    """Pack a folder into an uncompressed tar archive, since models are already compressed."""
     with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w") as archive:
         archive.add(folder, ".")
     return buffer.getvalue()
 
 
 def unpack(archive: bytes, folder: Path) -> None:
-    """Write a folder that is never seen half-written, in place of what an earlier attempt left there."""
+    """Write a folder so that it is never seen half-written, replacing the output of an earlier attempt."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -278,7 +278,7 @@ def unpack(archive: bytes, folder: Path) -> None:
 
 
 def list_gpus() -> list[str]:
-    """List what ``CUDA_VISIBLE_DEVICES`` may be for each GPU of this machine."""
+    """List a value of ``CUDA_VISIBLE_DEVICES`` for each GPU of this machine."""
     count = th.cuda.device_count()
     if count == 0:
         raise UserError("--gpus-per-run: PyTorch finds no GPU on this machine")

@@ -1,4 +1,4 @@
-"""Writes the report of a comparison: one HTML file that needs no other, Markdown, tables, figures."""
+"""Write the report of a comparison: one self-contained HTML file, Markdown, tables, figures."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ MAX_ROWS = 12
 
 
 def write_report(folder: Path, results: Results, arguments: Sequence[str], failures: dict[str, str]) -> None:
-    """Write all files of the report, with the ``arguments`` of the command and the reasons of the runs that failed by name."""
+    """Write all files of the report, with the ``arguments`` of the command and the reasons for failures by run name."""
     for name, table in (("results", results.runs), ("curves", results.curves)):
         write_file(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     scores = {} if results.runs.empty else results.normalised()
@@ -67,12 +67,12 @@ def draw_pictures(folder: Path, results: Results, overall: Overall | None) -> di
 
 
 def pick(pictures: Mapping[str, Picture], *names: str) -> list[Picture]:
-    """Choose the figures that were drawn."""
+    """Select the named figures that were drawn."""
     return [pictures[name] for name in names if name in pictures]
 
 
 def explain_missing(folder: Path, results: Results, failures: Mapping[str, str]) -> dict[str, str]:
-    """Say why runs have no result, now or earlier, with the path of what a run printed, relative to the folder."""
+    """Explain why runs have no result, now or earlier, with the path of the run's log relative to the folder."""
     reasons = {}
     for task in results.missing:
         log = task.folder / LOG_FILE
@@ -85,7 +85,7 @@ def explain_missing(folder: Path, results: Results, failures: Mapping[str, str])
 def make_sections(
     results: Results, overall: Overall | None, pictures: Mapping[str, Picture], missing: Mapping[str, str]
 ) -> list[Section]:
-    """Arrange everything below the findings."""
+    """Assemble everything below the findings."""
     sections = []
     if missing:
         text = "The same command does them. What a run printed is in its output.log."
@@ -153,7 +153,7 @@ def make_sections(
 
 
 def main_table(results: Results, overall: Overall | None, rankings: Mapping[str, summary.Ranking]) -> Table:
-    """Tabulate the final scores, with a row for each environment and a column for each algorithm and for random actions."""
+    """Tabulate the final scores, with a row per environment and a column per algorithm and for random actions."""
     names, rows = results.algorithms, []
     for env_id, ranking in rankings.items():
         digits = results.decimals(env_id)
@@ -166,7 +166,7 @@ def main_table(results: Results, overall: Overall | None, rankings: Mapping[str,
 
 
 def write_rank(ranking: summary.Ranking, name: str, digits: int) -> str:
-    """Write the estimate of an algorithm, if it has one: the highest of several in bold, one that may be as high with ≈."""
+    """Format an algorithm's estimate, if it has one: the highest of several in bold, one that may be as high with ≈."""
     estimates, leaders, _, level, untested = ranking
     if name not in estimates:
         return ""
@@ -175,7 +175,7 @@ def write_rank(ranking: summary.Ranking, name: str, digits: int) -> str:
 
 
 def other_scores_table(results: Results) -> Table:
-    """Tabulate what the final scores do not show, with a row for each environment and algorithm."""
+    """Tabulate what the final scores do not show, with a row per environment and algorithm."""
     rows = []
     for env_id in results.environments:
         digits = results.decimals(env_id)
@@ -209,8 +209,8 @@ def threshold_table(results: Results) -> Table:
 
 
 def write_median(values: statistics.FloatArray, digits: int) -> str:
-    """Write the median of numbers of which some may be infinite."""
-    # The upper one of two in the middle: the mean of a number and infinity would be none
+    """Format the median of numbers, some of which may be infinite."""
+    # The upper of the two middle values: their mean would be meaningless if one is infinite
     median = float(np.sort(values)[len(values) // 2])
     return f"{median:,.{digits}f}" if np.isfinite(median) else "not reached"
 
@@ -223,7 +223,7 @@ def speed_table(results: Results) -> Table:
 
 
 def describe_origin(results: Results, arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Say how to make the report again, as names and values."""
+    """Describe how to reproduce the report, as names and values."""
     settings = results.settings
     return [
         ("command", shlex.join(["sb3-reinforce", "compare", *arguments])),

@@ -13,22 +13,22 @@ from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, list_tasks
 from sb3_reinforce.zoo.compare.run_files import RESULT_FILE
 from sb3_reinforce.zoo.compare.statistics import FloatArray
 
-#: Columns that say which run it is; ``algo`` is the algorithm of RL Zoo.
+#: Columns that identify a run; ``algo`` is the algorithm of RL Zoo.
 KEY = ["env", "algorithm", "algo", "seed"]
-#: Columns of scores that the report shows: of the final policy, of its sampled actions, of the best checkpoint.
+#: Columns of scores in the report: the final policy, the final policy with sampled actions, and the best checkpoint.
 SCORES = ["score", "stochastic_score", "best_score"]
 
 
 class Results(NamedTuple):
     """
-    What a report is made of.
+    The data of a report.
 
     :param settings: The settings of the comparison.
-    :param runs: One row for each finished run; ``score`` is the mean of the final policy with deterministic actions.
-    :param curves: One row for each evaluation during a run.
+    :param runs: One row per finished run; ``score`` is the final policy's mean score with deterministic actions.
+    :param curves: One row per evaluation during a run.
     :param random_scores: Mean score of random actions by environment.
-    :param thresholds: Score to reach by environment, where there is one.
-    :param versions: Versions of the packages that made the runs, more than one if they changed in between.
+    :param thresholds: Score to reach by environment, if it has one.
+    :param versions: Versions of the packages that the runs used, more than one if they changed in between.
     :param missing: Runs without a result.
     :param longest_episodes: Steps of the longest evaluation episode by environment.
     """
@@ -55,26 +55,26 @@ class Results(NamedTuple):
         return [env_id for env_id in self.settings.entries if env_id in present]
 
     def values(self, column: str, env_id: str, algorithm: str) -> FloatArray:
-        """Look up one number of every run, in order of seeds."""
+        """Return one column for an environment and an algorithm, in the order of the seeds."""
         rows = self.runs[(self.runs["env"] == env_id) & (self.runs["algorithm"] == algorithm)]
         return np.asarray(rows.sort_values("seed")[column], dtype=float)
 
     def by_algorithm(self, column: str, env_id: str) -> dict[str, FloatArray]:
-        """Look up one number of every run in an environment, by algorithm, of those that have runs there."""
+        """Return one column for an environment by algorithm, for the algorithms with runs there."""
         values = {name: self.values(column, env_id, name) for name in self.algorithms}
         return {name: own for name, own in values.items() if len(own)}
 
     def speeds(self) -> pd.DataFrame:
-        """Tabulate steps per second of training, medians over seeds, by environment (rows) and algorithm."""
+        """Tabulate training steps per second, as medians over seeds, by environment (rows) and algorithm."""
         return self.runs.pivot_table(index="env", columns="algorithm", values="steps_per_second", aggfunc="median")
 
     def decimals(self, env_id: str) -> int:
-        """Find with how many digits behind the point the scores of an environment, which has a run, are to be written."""
+        """Return the number of decimals for the scores of an environment, which must have a run."""
         scores = self.runs.loc[self.runs["env"] == env_id, SCORES].to_numpy(dtype=float)
         return statistics.decimals([*scores.flat, self.random_scores.get(env_id, np.nan)])
 
     def counted(self, algorithm: str) -> list[str]:
-        """List where an algorithm counts in statistics: where it can act, and random actions were scored."""
+        """List the environments in which an algorithm counts in statistics: it can act, and random actions were scored."""
         return [
             env_id
             for env_id in self.environments
@@ -83,11 +83,11 @@ class Results(NamedTuple):
 
     def normalised(self) -> dict[str, FloatArray]:
         """
-        Arrange the final scores for statistics over environments.
+        Normalise the final scores for statistics over environments.
 
-        :return: By algorithm the normalised scores, of shape (seeds, environments), of the environments whose random actions
-            were scored, NaN where it cannot act, and of the seeds that are finished in all others; algorithms without such a
-            seed are left out.
+        :return: Normalised scores by algorithm, shape (seeds, environments), for the environments in which random actions were
+            scored; NaN where the algorithm cannot act. Only seeds that finished in all other environments count; algorithms
+            without such a seed are omitted.
         """
         env_ids = [env_id for env_id in self.environments if env_id in self.random_scores]
         if not env_ids:
@@ -101,7 +101,7 @@ class Results(NamedTuple):
 
 
 def read_results(folder: Path, settings: Settings, thresholds: dict[str, float]) -> Results:
-    """Read what the finished runs wrote into the folder of a comparison."""
+    """Read the results of the finished runs from the folder of a comparison."""
     runs, curves, missing = [], [], []
     random_scores: dict[str, float] = {}
     versions: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def read_results(folder: Path, settings: Settings, thresholds: dict[str, float])
 
 
 def describe_run(result: dict[str, Any]) -> dict[str, Any]:
-    """Sum up a run in columns of ``results.csv``."""
+    """Summarise a run as columns of ``results.csv``."""
     return {
         "steps": result["steps"],
         "seconds": result["seconds"],
@@ -148,7 +148,7 @@ def describe_run(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def reach_threshold(evaluations: list[dict[str, Any]], final: float, threshold: float | None) -> dict[str, float]:
-    """Find when a run reached the threshold: infinity if it did not, NaN if there is none."""
+    """Find when a run reached the threshold: infinity if it never did, NaN if there is no threshold."""
     if threshold is None:
         return {"steps_to_threshold": np.nan, "seconds_to_threshold": np.nan}
     scores = [*(evaluation["score"] for evaluation in evaluations), final]

@@ -1,7 +1,7 @@
 """
-One run of a comparison, in a process of its own: trains through RL Zoo, evaluates, and writes ``result.json`` at the end.
+One run of a comparison, in a separate process: train through RL Zoo, evaluate, and write ``result.json`` at the end.
 
-The process is told what to do by the first line of its standard input, and ends when that is closed.
+The process reads its instructions from the first line of its standard input, and ends when that is closed.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ from sb3_reinforce.zoo.compare.plan import RANDOM, Settings, Task, make_manager,
 from sb3_reinforce.zoo.compare.run_files import RESULT_FILE, installed_versions
 from sb3_reinforce.zoo.experiment import ExperimentManager
 
-#: Seeds of the evaluation environments, the same for all algorithms: of the first evaluation during a run, and of the scores
-#: that are reported. No two evaluations have the same episodes: the next ones confirm that a score is reached, and the maximum
-#: over those among which the best checkpoint is chosen would flatter it.
+#: Seeds of the evaluation environments for the first evaluation during a run and for the reported scores, the same for all
+#: algorithms. No two evaluations share episodes: later evaluations confirm that a score is reached, and the maximum over the
+#: evaluations that select the best checkpoint would overstate its score.
 SELECTION_SEED = 1_000_000
 REPORT_SEED = 2_000_000
 MAX_EVAL_ENVS = 10
 
 
 class BudgetSpent(Exception):
-    """The time for training is over."""
+    """The time budget of training is spent."""
 
 
 class Evaluator:
-    """Scores policies in environments that are not those of the training."""
+    """Score policies in environments separate from the training environments."""
 
     def __init__(self, env: VecEnv) -> None:
         self.env = env
@@ -54,13 +54,13 @@ class Evaluator:
         self.longest_episode = 0
 
     def score(self, model: BaseAlgorithm, n_episodes: int, seed: int, deterministic: bool = True) -> list[float]:
-        """Run episodes, with the statistics of VecNormalize of the model's environment, if it has one; return their scores."""
+        """Run episodes, with the VecNormalize statistics of the model's environment if it has them; return the scores."""
         train_env = model.get_env()
         if train_env is not None:
             sync_envs_normalization(train_env, self.env)
         self.env.seed(seed)
-        # The noise of gSDE stays what it is until it is drawn again, and predict() never draws. An evaluation during a
-        # rollout, which is deterministic, must leave alone what the rollout has drawn
+        # gSDE's noise stays the same until it is resampled, and predict() never resamples it. An evaluation during a
+        # rollout, which is deterministic, must not change the rollout's noise
         draws_noise = model.use_sde and not deterministic
         acting_policy: Any = getattr(model, "averaged_policy", model.policy) if draws_noise else None
 
@@ -78,12 +78,12 @@ class Evaluator:
 
     @property
     def statistics(self) -> Any:
-        """The statistics that scale observations, None if they are not scaled."""
+        """The statistics that normalise observations; None if observations are not normalised."""
         return getattr(self.vec_normalize, "obs_rms", None)
 
 
 class ComparisonCallback(BaseCallback):
-    """Evaluates at even parts of the budget, keeps the best checkpoint, and ends a run whose time is over."""
+    """Evaluate at even intervals of the budget, save the best checkpoint, and end a run whose time is over."""
 
     def __init__(self, settings: Settings, n_timesteps: int, evaluator: Evaluator, best_path: Path) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class ComparisonCallback(BaseCallback):
 
     @property
     def seconds(self) -> float:
-        """The time of training so far, without that of evaluations."""
+        """Training time so far, excluding evaluations."""
         return time.perf_counter() - self.start
 
     @property
     def spent(self) -> float:
-        """The part of the budget that is spent."""
+        """Fraction of the budget that is spent."""
         if self.settings.seconds is not None:
             return self.seconds / self.settings.seconds
         return self.model.num_timesteps / self.n_timesteps
@@ -110,8 +110,8 @@ class ComparisonCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self.start = time.perf_counter()
         if self.settings.seconds is not None:
-            # How many steps a run makes in its time is not known, so its schedules decay with time. An attribute of the
-            # model, because learn() passes a number of steps that is its own local variable
+            # The number of steps within the time is unknown, so schedules decay with time. This replaces a method of the
+            # model because the number of steps is a local variable of learn()
             def update_progress(num_timesteps: int, total_timesteps: int) -> None:
                 self.model._current_progress_remaining = max(0.0, 1.0 - self.spent)
 
@@ -122,15 +122,15 @@ class ComparisonCallback(BaseCallback):
         spent = self.spent
         if spent >= 1.0 and self.settings.seconds is not None:
             raise BudgetSpent
-        # The last evaluation is that of the final policy, after the training
+        # The last evaluation is of the final policy, after training
         if self.next_evaluation <= spent < 1.0:
             self.evaluate()
         return True
 
     def evaluate(self) -> None:
-        """Evaluate the policy as it is, and keep it if it is the best so far."""
+        """Evaluate the current policy, and save it if it is the best so far."""
         steps, seconds = self.model.num_timesteps, self.seconds
-        # Every environment has a seed of its own
+        # Every environment has a different seed
         seed = SELECTION_SEED + MAX_EVAL_ENVS * len(self.evaluations)
         scores = self.evaluator.score(self.model, self.settings.eval_episodes, seed)
         if all(np.mean(scores) > np.mean(earlier["scores"]) for earlier in self.evaluations):
@@ -138,7 +138,7 @@ class ComparisonCallback(BaseCallback):
             self.best_statistics = copy.deepcopy(self.evaluator.statistics)
             if self.evaluator.vec_normalize is not None:
                 self.evaluator.vec_normalize.save(f"{self.best_path}_vecnormalize.pkl")
-        # The clock of the training goes on from where it was
+        # The training clock resumes where it stopped
         self.start = time.perf_counter() - seconds
         self.evaluations.append({"steps": steps, "seconds": seconds, "scores": scores})
         n_evaluations = self.settings.n_evaluations
@@ -146,7 +146,7 @@ class ComparisonCallback(BaseCallback):
 
 
 def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train an algorithm, and evaluate its final policy and its best checkpoint."""
+    """Train an algorithm and evaluate its final policy and best checkpoint."""
     set_random_seed(task.seed)
     manager = restore_manager(settings, task, folder, device)
     experiment = manager.setup_experiment()
@@ -185,7 +185,7 @@ def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> 
 
 
 def restore_manager(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> ExperimentManager:
-    """Make RL Zoo's experiment manager with the hyperparameters that the comparison began with, which go into the folder."""
+    """Create RL Zoo's experiment manager with the hyperparameters with which the comparison began; save them in the folder."""
     register()
     config = folder / "hyperparameters.yml"
     write_file(config, yaml.safe_dump({task.env_id: settings.entries[task.env_id][task.algorithm]}, width=1000))
@@ -203,14 +203,14 @@ def restore_manager(settings: Settings, task: Task, folder: Path, device: str = 
 
 
 def create_eval_env(manager: ExperimentManager, settings: Settings) -> VecEnv:
-    """Make the evaluation environments; VecNormalize, if the entry has it, does not learn and leaves rewards alone."""
-    # RL Zoo passes arguments of the environment in the hyperparameters to the environments of the training only
+    """Create the evaluation environments; VecNormalize, if used, does not update and does not normalise rewards."""
+    # RL Zoo passes environment arguments in the hyperparameters to the training environments only
     manager.eval_env_kwargs = manager.env_kwargs
     return manager.create_envs(min(MAX_EVAL_ENVS, settings.final_episodes), eval_env=True)
 
 
 def report_scores(evaluator: Evaluator, model: BaseAlgorithm, settings: Settings) -> dict[str, list[float]]:
-    """Evaluate a policy for the report: scores of the episodes with deterministic actions, and with sampled ones."""
+    """Evaluate a policy for the report: episode scores with deterministic actions and with sampled actions."""
     set_random_seed(REPORT_SEED)
     return {
         "deterministic": evaluator.score(model, settings.final_episodes, REPORT_SEED),
@@ -219,7 +219,7 @@ def report_scores(evaluator: Evaluator, model: BaseAlgorithm, settings: Settings
 
 
 class RandomPolicy:
-    """Acts at random, uniformly; where the observation carries an action mask, among what is allowed."""
+    """Act uniformly at random; if the observation has an action mask, among the valid actions."""
 
     def __init__(self, env: VecEnv) -> None:
         self.n_envs = env.num_envs
@@ -227,7 +227,7 @@ class RandomPolicy:
         self.action_space.seed(REPORT_SEED)
 
     def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
-        """Choose one action for each environment, as SB3's models do."""
+        """Sample one action per environment, with the interface of SB3's models."""
         _, masks = split_observation(observation)
         if masks is not None:
             return sample_valid_actions(masks, self.action_space, self.action_space.np_random), None
@@ -235,7 +235,7 @@ class RandomPolicy:
 
 
 def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]:
-    """Evaluate random actions, in environments that are wrapped as those of the first algorithm."""
+    """Evaluate random actions in environments wrapped like the first algorithm's."""
     first = next(iter(settings.entries[task.env_id]))
     manager = restore_manager(settings, Task(task.env_id, first, task.seed), folder)
     preprocess(manager)
@@ -247,7 +247,7 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
 
 
 def describe_system(device: str = "cpu") -> dict[str, str]:
-    """Say what a run depends on beside its settings: versions, and the machine."""
+    """Describe what a run depends on besides its settings: the versions and the machine."""
     system, _ = get_system_info(print_info=False)
     cpu_info = Path("/proc/cpuinfo")
     lines: list[str] = cpu_info.read_text().splitlines() if cpu_info.exists() else []
@@ -258,19 +258,19 @@ def describe_system(device: str = "cpu") -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """End this process when its standard input is closed: a comparison that was killed must not train on unseen."""
-    # Not sys.stdin.read(), whose lock the interpreter needs at its own end
+    """End this process when its standard input is closed: after a comparison is killed, its runs must not go on training."""
+    # Not sys.stdin.read(), whose lock the interpreter needs at its exit
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
 def describe_job(settings: Settings, task: Task, device: str) -> dict[str, Any]:
-    """Tell the process of a run what it is to do."""
+    """Describe a run for the process that executes it."""
     return {"settings": settings._asdict(), "task": task._asdict(), "device": device}
 
 
 def main(arguments: list[str]) -> None:
-    """Do one run, in a folder."""
+    """Execute one run in a folder."""
     folder = Path(*arguments)
     instructions = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,15 +1,15 @@
-"""What is known of a run without RL Zoo: its files, the versions it depends on, and why it has no result."""
+"""Parts of a run that do not need RL Zoo: its files, the versions that it depends on, and why it has no result."""
 
 import contextlib
 from importlib import metadata
 
 LOG_FILE = "output.log"
-#: Is there only if the run succeeded.
+#: Exists only if the run succeeded.
 RESULT_FILE = "result.json"
-#: What the numbers of a run depend on.
+#: Packages on which the results of a run depend.
 PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3-contrib", "rl-zoo3", "torch", "numpy", "gymnasium", "mujoco", "box2d")
 TRACEBACK = "Traceback (most recent call last):"
-#: Python's note on what happens while it ends, which is never why it ends.
+#: Python's note on an exception during its exit, which is never the reason for the exit.
 IGNORED = "Exception ignored in"
 
 
@@ -23,7 +23,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def explain_failure(return_code: int, log: str) -> str:
-    """Say why a run ended without a result: by its exit status, negative for a signal, and what it printed."""
+    """Explain why a run ended without a result, from its exit status (negative for a signal) and its log."""
     if return_code < 0:
         return f"ended by signal {-return_code}"
     lines = log.strip().splitlines() or ["nothing printed"]
@@ -31,7 +31,7 @@ def explain_failure(return_code: int, log: str) -> str:
 
 
 def last_exception(log: str) -> str | None:
-    """Find the first line of the last exception of a Python program, behind which warnings and more may stand."""
+    """Find the first line of the last exception of a Python program; warnings and other output may follow it."""
     lines = log.splitlines()
     starts = [
         index

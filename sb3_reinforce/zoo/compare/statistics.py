@@ -1,4 +1,4 @@
-"""The statistics of a comparison: pure functions on arrays. Intervals are 95 % intervals, NaN where there is a single run."""
+"""Statistics of a comparison: pure functions on arrays. Intervals are 95 % intervals, NaN for a single run."""
 
 import itertools
 import math
@@ -25,11 +25,11 @@ AGGREGATES = {"IQM": True, "median": True, "optimality gap": False}
 
 
 def decimals(values: Sequence[float]) -> int:
-    """Return how many digits show a hundredth of the range, and a tenth of one below a range of 1,000."""
+    """Return the number of decimals that show a hundredth of the range, at least one below a range of 1,000."""
     finite = np.asarray(values)[np.isfinite(values)]
     if not finite.any():
         return 1
-    # Equal numbers have no range, but a size
+    # Equal numbers have no range, but a magnitude
     span = float(np.ptp(finite) or np.abs(finite).max())
     return max(2 - math.floor(math.log10(span)), 1 if span < 1000.0 else 0)
 
@@ -45,9 +45,9 @@ def mean_with_interval(values: Sequence[float] | FloatArray) -> Interval:
 
 def normalise(scores: FloatArray, low: float, high: float) -> FloatArray:
     """
-    Scale scores such that random actions, and all that is worse, have 0 and the best run has 1; all 0 if none is better.
+    Scale scores so that random actions, and anything worse, have 0 and the best run has 1; all are 0 if none is better.
 
-    Without a lower bound, an environment in which the best run is hardly better than random would outweigh all others.
+    Without a lower bound, an environment in which the best run is barely better than random would outweigh all others.
     """
     return np.maximum((scores - low) / (high - low), 0.0) if high > low else np.zeros_like(scores)
 
@@ -56,12 +56,12 @@ class Overall(NamedTuple):
     """
     Statistics over environments.
 
-    :param n_seeds: Runs by algorithm in every environment that suits its actions.
-    :param everywhere: The algorithms that suit all environments, whose aggregates can be compared.
-    :param aggregates: Numbers with intervals by aggregate and algorithm.
-    :param differences: p-values of the differences of the IQM, of all pairs of ``everywhere``.
-    :param improvement: Probability that a run of the first beats a run of the second on the same environment, by pair.
-    :param profiles: By algorithm the share of runs above each of ``PROFILE_SCORES``, and both ends of its interval.
+    :param n_seeds: Number of runs by algorithm in every environment in which it can act.
+    :param everywhere: Algorithms that can act in all environments, whose aggregates are comparable.
+    :param aggregates: Estimates with intervals by aggregate and algorithm.
+    :param differences: p-values of the differences in IQM for all pairs of ``everywhere``.
+    :param improvement: Probability that a run of the first beats a run of the second in the same environment, by pair.
+    :param profiles: Share of runs above each of ``PROFILE_SCORES`` by algorithm, with both ends of its interval.
     """
 
     n_seeds: dict[str, int]
@@ -77,8 +77,8 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
     Aggregate over runs and environments (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice,
     NeurIPS 2021).
 
-    ``scores`` are normalised, by algorithm, of shape (runs, environments), NaN where an algorithm does not suit the
-    environment: it is aggregated over the others, and a pair is compared over the environments of both.
+    ``scores`` holds normalised scores by algorithm, of shape (runs, environments), NaN where the algorithm cannot act. An
+    algorithm is aggregated over the other environments, and a pair is compared over the environments of both.
     """
     acts = {name: ~np.isnan(matrix).any(axis=0) for name, matrix in scores.items()}
     own = {name: matrix[:, acts[name]] for name, matrix in scores.items()}
@@ -100,12 +100,12 @@ def over_environments(scores: Mapping[str, FloatArray]) -> Overall:
 
 def compare_iqm(scores: Mapping[str, FloatArray]) -> PValues:
     """
-    Test the differences of the interquartile means of all pairs with several runs, corrected for their number (Holm 1979).
+    Test the differences in interquartile mean for all pairs with several runs, corrected for the number of pairs (Holm 1979).
 
-    A permutation test exchanges the runs of a pair within each environment: two algorithms whose scores have the same
-    distributions are told apart with no more than the stated probability, however few runs there are and whatever the
-    distributions. The statistic is the difference over its standard error, which keeps the probability near where equal
-    interquartile means come of other distributions (Janssen, Statistics & Probability Letters 36, 1997).
+    A permutation test exchanges the runs of a pair within each environment. If the scores of two algorithms have the same
+    distributions, it finds a difference with at most the stated probability, however few runs there are and whatever the
+    distributions. The statistic is the difference divided by its standard error, which keeps the probability near that level
+    if different distributions have equal interquartile means (Janssen, Statistics & Probability Letters 36, 1997).
     """
     pairs = itertools.combinations([name for name, matrix in scores.items() if len(matrix) > 1], 2)
     uncorrected = sorted((permutation_test(scores[first], scores[second]), first, second) for first, second in pairs)
@@ -115,20 +115,20 @@ def compare_iqm(scores: Mapping[str, FloatArray]) -> PValues:
 
 
 def permutation_test(first: FloatArray, second: FloatArray) -> float:
-    """Return the share of permutations, the given one among them, with at least as large a studentised difference."""
+    """Return the share of permutations, the observed one included, with at least as large a studentised difference."""
     rng = np.random.default_rng(0)
     runs, observed = np.concatenate([first, second]), studentised_difference(first, second)
     n_larger = 0
     for _ in range(PERMUTATIONS // 500):
         permuted = rng.permuted(np.tile(runs, (500, 1, 1)), axis=1)
         differences = studentised_difference(permuted[:, : len(first)], permuted[:, len(first) :])
-        # The same runs in another order may differ by rounding
+        # The same runs in a different order may differ by rounding
         n_larger += int(np.sum(differences >= observed * (1.0 - 1e-9)))
     return (n_larger + 1) / (PERMUTATIONS + 1)
 
 
 def studentised_difference(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Return absolute differences of interquartile means over their standard errors, infinite where runs do not scatter."""
+    """Return absolute differences of interquartile means over their standard errors, infinite if runs do not vary."""
     (mean, variance), (other_mean, other_variance) = iqm_and_variance(first), iqm_and_variance(second)
     difference = np.abs(mean - other_mean)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -136,7 +136,7 @@ def studentised_difference(first: FloatArray, second: FloatArray) -> FloatArray:
 
 
 def iqm_and_variance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return interquartile mean and its variance over seeds, from the winsorised scores (Tukey & McLaughlin 1963)."""
+    """Return the interquartile mean and its variance over seeds, from winsorised scores (Tukey & McLaughlin 1963)."""
     n_runs = scores.shape[-2]
     ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = ordered.shape[-1] // 4
@@ -147,17 +147,17 @@ def iqm_and_variance(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def compare_means(values: Mapping[str, FloatArray]) -> PValues:
     """
-    Test the differences of the mean scores in one environment of all pairs with several runs, corrected for their number.
+    Test the differences in mean score in one environment for all pairs with several runs, corrected for the number of pairs.
 
-    Games and Howell's test is right for scores that scatter like a normal distribution. Where runs either solve a task or
-    fail, all n runs of one algorithm may succeed and all m of another fail by chance, with a probability of at most
-    2^(1 - n - m): no p-value is below it, so that with three runs a difference is claimed in a single environment at most.
+    The Games-Howell test is right for normally distributed scores. If runs either solve a task or fail, all n runs of one
+    algorithm may succeed and all m of another fail by chance, with a probability of at most 2^(1 - n - m). No p-value is
+    below this floor, so with three runs a difference is claimed only if there is a single environment.
     """
     several = {name: own for name, own in values.items() if len(own) > 1}
     if len(several) < 2:
         return {}
     with np.errstate(divide="ignore", invalid="ignore"):
-        # NaN where the runs of two algorithms do not scatter at all
+        # NaN if the runs of two algorithms do not vary at all
         p_values = np.nan_to_num(scipy.stats.tukey_hsd(*several.values(), equal_var=False).pvalue)
     return {
         frozenset((first, second)): max(float(p_values[i, j]), 2.0 ** (1 - len(several[first]) - len(several[second])))
@@ -166,12 +166,12 @@ def compare_means(values: Mapping[str, FloatArray]) -> PValues:
 
 
 def seeds_to_claim(n_environments: int) -> int:
-    """Return the fewest seeds with which a difference in one of several environments can be claimed: see the floor above."""
+    """Return the fewest seeds that allow a claim of a difference in one of several environments; see the floor above."""
     return math.floor((1.0 - math.log2(LEVEL / n_environments)) / 2.0) + 1
 
 
 def aggregate_runs(scores: FloatArray) -> FloatArray:
-    """Return ``AGGREGATES`` and the shares of runs above ``PROFILE_SCORES`` (Agarwal et al. 2021), in the last axis."""
+    """Return ``AGGREGATES`` and the shares of runs above ``PROFILE_SCORES`` (Agarwal et al. 2021) along the last axis."""
     iqm = scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
     median = np.median(scores.mean(axis=-2), axis=-1)
     optimality_gap = 1.0 - np.minimum(scores, 1.0).mean(axis=(-2, -1))
@@ -180,21 +180,21 @@ def aggregate_runs(scores: FloatArray) -> FloatArray:
 
 
 def probability_of_improvement(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Return how probably a run of one algorithm beats one of another; a draw counts half; the mean over environments."""
+    """Return the probability that a run of the first beats one of the second, averaged over environments; ties count half."""
     difference = first[..., :, np.newaxis, :] - second[..., np.newaxis, :, :]
     return np.asarray(np.mean((difference > 0.0) + 0.5 * (difference == 0.0), axis=(-3, -2, -1)))
 
 
 def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray]) -> FloatArray:
     """
-    Estimate statistics of normalised scores with 95 % intervals, by a bootstrap over runs, stratified by environment.
+    Estimate statistics of normalised scores with 95 % intervals by a bootstrap over runs, stratified by environment.
 
-    Each end is the outer one of two: percentiles of the bootstrap follow skewed distributions, but are too narrow with few
-    runs. Student's interval has the bootstrap's standard error times sqrt(n / (n - 1)) and Satterthwaite's degrees of freedom
-    over the environments (Hesterberg, The American Statistician 69, 2015, on both).
+    Each end is the outer one of two intervals. The bootstrap's percentiles follow skewed distributions but are too narrow
+    with few runs. Student's interval has the bootstrap's standard error times sqrt(n / (n - 1)) and Satterthwaite's degrees
+    of freedom over the environments (Hesterberg, The American Statistician 69, 2015, on both).
 
-    ``function`` takes matrices of shape (..., runs, environments), which are drawn from independently, and returns numbers
-    between 0 and 1. The result has the numbers, low and high ends, of shape (3, ...); NaN ends if there is a single run.
+    ``function`` takes matrices of shape (..., runs, environments), which are resampled independently, and returns numbers
+    between 0 and 1. The result holds the estimates, low ends and high ends, shape (3, ...); the ends are NaN for a single run.
     """
     values = function(*matrices)
     n_runs = min(map(len, matrices))
@@ -214,16 +214,16 @@ def bootstrap(matrices: Sequence[FloatArray], function: Callable[..., FloatArray
 
 
 def draw_runs(scores: FloatArray, n_samples: int, rng: np.random.Generator) -> FloatArray:
-    """Draw as many runs as there are in each environment with replacement, of shape (n_samples, runs, environments)."""
+    """Resample the runs of each environment with replacement; return shape (n_samples, runs, environments)."""
     return np.take_along_axis(scores[np.newaxis], rng.integers(len(scores), size=(n_samples, *scores.shape)), axis=1)
 
 
 def first_reached(positions: Sequence[float], scores: Sequence[float], threshold: float) -> float:
     """
-    Return the position at which a learning curve reaches a score and the next two evaluations confirm it, or infinity.
+    Return the position at which a learning curve reaches a score that the next two evaluations confirm, or infinity.
 
-    The best of many noisy evaluations proves little: with scores of 180 on average and a standard deviation of 20, one of
-    twenty reaches 200 with a probability of 97 %, three in a row with 6 %. Scores after the last position only confirm.
+    The best of many noisy evaluations proves little: with a mean score of 180 and a standard deviation of 20, one of twenty
+    evaluations reaches 200 with probability 97 %, three in a row with 6 %. Scores after the last position only confirm.
     """
     reached = np.asarray(scores) >= threshold
     (confirmed,) = np.nonzero(reached[:-2] & reached[1:-1] & reached[2:])
@@ -231,7 +231,7 @@ def first_reached(positions: Sequence[float], scores: Sequence[float], threshold
 
 
 def mean_curve(curves: Sequence[tuple[FloatArray, FloatArray]], n_points: int = 100) -> dict[str, FloatArray]:
-    """Average learning curves (positions and scores of each run) from 0 to where the shortest ends; Student's interval."""
+    """Average learning curves (positions and scores per run) from 0 to the end of the shortest, with Student's interval."""
     end = min(positions[-1] for positions, _ in curves)
     grid = np.linspace(0.0, end, n_points)
     scores = np.array([np.interp(grid, positions, values) for positions, values in curves])

@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences that claim no more than the numbers."""
+"""The findings of a comparison, in sentences that claim no more than the numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from sb3_reinforce.zoo.experiment import describe_time_limit
 
 class Ranking(NamedTuple):
     """
-    Which algorithms are ahead, by p-values.
+    A ranking of algorithms by p-values.
 
-    :param estimates: What is ranked, by algorithm.
-    :param leaders: Those with the highest estimate, more than one if they are equal.
-    :param behind: Of the others those that are lower.
-    :param level: Those for which that may be chance.
-    :param untested: Those that were not tested.
+    :param estimates: The ranked estimates by algorithm.
+    :param leaders: Algorithms with the highest estimate, more than one if tied.
+    :param behind: Other algorithms that a test finds lower.
+    :param level: Other algorithms whose difference may be due to chance.
+    :param untested: Other algorithms that were not tested.
     """
 
     estimates: dict[str, Interval]
@@ -31,7 +31,7 @@ class Ranking(NamedTuple):
 
 
 def findings(results: Results, overall: Overall | None, rankings: Mapping[str, Ranking]) -> list[str]:
-    """Say at most five things, one claim each: differences only where a test finds them, corrected for their number."""
+    """Return at most five findings with one claim each; differences only if a test, corrected for their number, finds them."""
     if results.runs.empty:
         return ["No run is finished, so there is nothing to compare. The reasons are listed below."]
     sentences = []
@@ -41,7 +41,7 @@ def findings(results: Results, overall: Overall | None, rankings: Mapping[str, R
 
 
 def notes(results: Results, overall: Overall | None) -> list[str]:
-    """Say what limits the findings: few seeds, missing runs, missing entries, algorithms that cannot act somewhere."""
+    """List what limits the findings: few seeds, missing runs, missing entries, algorithms that cannot act somewhere."""
     sentences = describe_seeds(results) + describe_untuned(results.settings) + describe_absences(results, overall)
     if results.missing and not results.runs.empty:
         sentences.append(f"{len(results.missing)} runs are missing (listed below); all numbers are without them.")
@@ -49,7 +49,7 @@ def notes(results: Results, overall: Overall | None) -> list[str]:
 
 
 def describe_extent(results: Results) -> str:
-    """Say what was compared."""
+    """Describe what was compared."""
     settings = results.settings
     if settings.seconds is not None:
         budget = f"{settings.seconds:g} seconds of training each"
@@ -67,7 +67,7 @@ def describe_extent(results: Results) -> str:
 
 
 def describe_aggregate(overall: Overall) -> list[str]:
-    """Say which algorithm is ahead over all environments, of those that suit all of them; one claim in each sentence."""
+    """Say which of the algorithms that can act in all environments is ahead over them, one claim per sentence."""
     estimates, leaders, behind, level, untested = rank_everywhere(overall)
     with_iqm = {name: f"{name} ({write(estimate)})" for name, estimate in estimates.items()}
     what = "interquartile mean of the normalised final scores over all environments"
@@ -85,7 +85,7 @@ def describe_aggregate(overall: Overall) -> list[str]:
 
 
 def describe_seeds(results: Results) -> list[str]:
-    """Say if the seeds are too few to tell anything about a single environment."""
+    """Say if there are too few seeds to conclude anything about a single environment."""
     n_seeds, n_environments = len(results.settings.seeds), len(results.environments)
     if n_seeds == 1:
         return [
@@ -102,7 +102,7 @@ def describe_seeds(results: Results) -> list[str]:
 
 
 def describe_untuned(settings: Settings) -> list[str]:
-    """Say which algorithms train without hyperparameters for an environment: to be ahead of them says less."""
+    """Say which algorithms train without hyperparameters for an environment: being ahead of them means less."""
     env_ids: dict[tuple[str, ...], list[str]] = {}
     for env_id, by_name in settings.untuned.items():
         env_ids.setdefault(tuple(by_name), []).append(env_id)
@@ -116,7 +116,7 @@ def describe_untuned(settings: Settings) -> list[str]:
 
 
 def describe_time_limits(results: Results) -> list[str]:
-    """Say where a time limit that the environment does not have ended an evaluation episode."""
+    """Say where an added time limit, which the environment itself lacks, ended an evaluation episode."""
     return [
         describe_time_limit(env_id, limit)
         for env_id, limit in results.settings.time_limits.items()
@@ -125,7 +125,7 @@ def describe_time_limits(results: Results) -> list[str]:
 
 
 def describe_absences(results: Results, overall: Overall | None) -> list[str]:
-    """Say which algorithm does not suit the actions of which environment."""
+    """Say which algorithms do not support the actions of which environments."""
     sentences = []
     for name in results.algorithms:
         absent = [env_id for env_id in results.environments if name not in results.settings.entries[env_id]]
@@ -149,13 +149,13 @@ def rank_environments(results: Results) -> dict[str, Ranking]:
 
 
 def rank_everywhere(overall: Overall) -> Ranking:
-    """Rank the algorithms that suit all environments by their interquartile means."""
+    """Rank the algorithms that can act in all environments by their interquartile means."""
     estimates = {name: estimate for name, estimate in overall.aggregates["IQM"].items() if name in overall.everywhere}
     return rank(estimates, overall.differences, LEVEL)
 
 
 def describe_environments(rankings: Mapping[str, Ranking]) -> list[str]:
-    """Say which algorithm has the highest final score in which environments."""
+    """Say in which environments each algorithm has the highest final score."""
     highest: dict[str, list[str]] = {}
     undecided = False
     for env_id, (estimates, leaders, _, level, untested) in rankings.items():
@@ -173,7 +173,7 @@ def describe_environments(rankings: Mapping[str, Ranking]) -> list[str]:
 
 
 def describe_speed(results: Results) -> list[str]:
-    """Say how fast the first algorithm trains, relative to the others."""
+    """Say how fast the first algorithm trains relative to the others."""
     speeds = results.speeds()
     first, *others = results.algorithms
     parts = []
@@ -189,7 +189,7 @@ def describe_speed(results: Results) -> list[str]:
 
 
 def rank(estimates: dict[str, Interval], differences: PValues, level: float) -> Ranking:
-    """Find the highest estimates, and from which others they can be told, by p-values below ``level``."""
+    """Find the highest estimates, and the others that differ from them with p-values below ``level``."""
     highest = max(estimate.value for estimate in estimates.values())
     leaders = [name for name, estimate in estimates.items() if estimate.value == highest]
     others = sorted((name for name in estimates if name not in leaders), key=lambda name: -estimates[name].value)
@@ -204,13 +204,13 @@ def rank(estimates: dict[str, Interval], differences: PValues, level: float) -> 
 
 
 def write(estimate: Interval, digits: int = 2, is_best: bool = False, is_tied: bool = False) -> str:
-    """Write an estimate with its interval if it has one; the best one in bold, one that may be as high with a mark."""
+    """Format an estimate with its interval, if it has one; the best in bold, one that may be as high with a mark."""
     value = f"{estimate.value:,.{digits}f}"
     interval = f" [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]" if estimate.is_bounded else ""
     return f"{f'**{value}**' if is_best else value}{interval}{' ≈' if is_tied else ''}"
 
 
 def join(parts: Iterable[str]) -> str:
-    """Write a list as a part of a sentence, such as ``a, b and c``."""
+    """Join a list for a sentence, such as ``a, b and c``."""
     items: Sequence[str] = list(parts)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
