@@ -173,7 +173,9 @@ def main(arguments: Sequence[str]) -> None:
     for part in [] if options.report_only else options.part or comparison.parts:
         folder = options.folder / options.name / part
         new = run_part([*shlex.split(comparison.parts[part]), *further], folder, part, provenance, runs)
-        runs = replace_rows(runs, new, KEY)
+        new.loc[new["env"].isin(comparison.stochastic), "score"] = np.nan
+        for _, rows in new.groupby(KEY, sort=False):
+            runs = replace_rows(runs, rows, KEY)
         write_page(options.name, comparison, runs, results_dir)
         for figure, source in comparison.figures.items():
             of_part, _, env_id = source.partition("/")

@@ -31,6 +31,7 @@ class Comparison(NamedTuple):
     :param normalised: Whether the page has statistics over the environments, and a figure of them.
     :param published: Published scores by environment; with these, the page has one row for each environment.
     :param figures: Learning curves on the page, by file: a part, or one environment of it (``part/environment``).
+    :param stochastic: Environments whose best policy is stochastic, where only the score of sampled actions is kept.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Comparison(NamedTuple):
     normalised: bool = False
     published: Mapping[str, Published] = {}
     figures: Mapping[str, str] = {}
+    stochastic: tuple[str, ...] = ()
 
 
 #: Tianshou: REINFORCE in examples/mujoco/README.md of thu-ml/tianshou, 10M steps, maximum over the training, ten seeds.
@@ -105,6 +107,7 @@ COMPARISONS = {
         },
         dots="score",
         published=PUBLISHED,
+        stochastic=("sb3_reinforce/AliasedGridworld-v0", "sb3_reinforce/RockPaperScissors-v0"),
     ),
     "time_to_threshold": Comparison(
         "Time to 475 on CartPole-v1",
