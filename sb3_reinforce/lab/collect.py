@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -57,16 +57,17 @@ class Episodes(NamedTuple):
 class _Watch(BaseCallback):
     """Show how many episodes are done, and stop episodes that would never end."""
 
-    def __init__(self, show: Callable[[int], Any], max_episode_steps: int) -> None:
+    def __init__(self, bar: Any, max_episode_steps: int) -> None:
         super().__init__()
-        self.show = show
+        self.bar = bar
         self.max_episode_steps = max_episode_steps
         self.n_steps: Any = 0
 
     def _on_step(self) -> bool:
         self.n_steps = np.where(self.locals["dones"], 0, self.n_steps + 1)
         check_length(int(self.n_steps.max()), self.max_episode_steps)
-        self.show(sum(map(len, self.locals["rollout_buffer"].episode_ends)))
+        if self.bar is not None:
+            self.bar.update(sum(map(len, self.locals["rollout_buffer"].episode_ends)) - self.bar.n)
         return True
 
 
@@ -187,15 +188,16 @@ def collect(
     max_steps = max_episode_steps * (-(-n_episodes // env.num_envs) + 1)
     # SB3's algorithms bootstrap where a time limit truncated an episode
     bootstraps = has_critic(model) and getattr(model, "bootstrap_at_time_limit", True)
-    with progress(progress_bar, "episodes", n_episodes) as show, frozen(env, model.device):
+    with progress(progress_bar, "episodes", n_episodes) as bar, frozen(env, model.device):
         th.manual_seed(seed)
         env.seed(seed)
-        watch = _Watch(show, max_episode_steps)
+        watch = _Watch(bar, max_episode_steps)
         watch.init_callback(copied)
         rng = np.random.default_rng(seed)
         settings = RolloutSettings(max_steps, bootstraps, rng, use_masking)
         collect_episodes(copied, env, watch, buffer, EpisodeQuota(0, n_episodes), settings, common_starts)
-        show(n_episodes)
+        if bar is not None:
+            bar.update(n_episodes - bar.n)
 
     batch = buffer.whole_episodes()
     returns = np.array([info["r"] for info in copied.ep_info_buffer], dtype=np.float64)
@@ -205,12 +207,12 @@ def collect(
 
 
 @contextlib.contextmanager
-def progress(is_shown: bool, what: str, total: int) -> Iterator[Callable[[int], Any]]:
-    """Yield a function that advances a tqdm progress bar, or does nothing if the bar is not shown."""
+def progress(is_shown: bool, what: str, total: int) -> Iterator[Any]:
+    """Yield a progress bar of tqdm, or None if it is not shown."""
     if not is_shown:
-        yield lambda n_done: None
+        yield None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, leave=False) as bar:
-        yield lambda n_done: bar.update(n_done - bar.n)
+        yield bar

@@ -261,13 +261,15 @@ def measure_episodes(
     sizes = sorted(other for other in rounded if 0 < other <= half)
     deals = [other for other in sizes for _ in range(N_DEALS_AT_BATCH_SIZE if other == size else N_DEALS)]
     results = {}
-    with progress(progress_bar, label, len(deals) + len(estimators)) as show:
-        for n_done, other in enumerate(deals, start=1):
+    with progress(progress_bar, label, len(deals) + len(estimators)) as bar:
+        for other in deals:
             laboratory.deal(other)
-            show(n_done)
-        for n_done, estimator in enumerate(estimators, start=len(deals) + 1):
+            if bar is not None:
+                bar.update()
+        for estimator in estimators:
             results[estimator.key] = laboratory.result(estimator)
-            show(n_done)
+            if bar is not None:
+                bar.update()
     return Measurement(
         label=label,
         model_class=type(episodes.model).__name__,
