@@ -77,7 +77,7 @@ class IdleEnvironments:
         self.is_idle[indices] = True
         self._idle, self._stepped = np.flatnonzero(self.is_idle), np.flatnonzero(~self.is_idle)
         self.n_idle = len(self._idle)
-        # A placeholder: ``step`` replaces it with the observation at which the environment waits
+        # Nobody reads it: ``step`` replaces it with the observation at which the environment waits
         observation = create_zero_array(self._engine.observation_space)
         if isinstance(self._engine, SubprocVecEnv):
             remotes = list(self._engine.remotes)
