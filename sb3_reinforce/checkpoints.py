@@ -75,6 +75,12 @@ def atomic_write(destination: pathlib.Path) -> Iterator[IO[bytes]]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_file(path: pathlib.Path, content: str | bytes) -> None:
+    """Write a file atomically: no reader sees it half-written."""
+    with atomic_write(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
 def check_model_file(path: str | pathlib.Path | io.BufferedIOBase, arguments: Mapping[str, Any]) -> None:
     """
     Refuse a file of another algorithm, or of a model with more or fewer parameters than the arguments require.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from sb3_reinforce.checkpoints import atomic_write
+from sb3_reinforce.checkpoints import write_file
 
 
 class Table(NamedTuple):
@@ -70,9 +70,3 @@ def write_document(path: Path, document: Document) -> None:
     for suffix in ("html", "md"):
         text = environment.get_template(f"document.{suffix}.jinja").render(document._asdict())
         write_file(path.with_name(f"{path.name}.{suffix}"), text)
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: no reader sees it half-written."""
-    with atomic_write(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
-from sb3_reinforce.lab.document import write_file
+from sb3_reinforce.checkpoints import write_file
 
 #: Widths in inches of a page of 1,280 pixels, half such a page, and a phone screen.
 WIDE, HALF, NARROW = 12.6, 6.2, 4.0

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document, write_file
+from sb3_reinforce.checkpoints import write_file
+from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document
 from sb3_reinforce.lab.findings import (
     TOO_FEW,
     best_estimators,

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from rl_zoo3.utils import ALGOS
 
-from sb3_reinforce.lab.document import write_file
+from sb3_reinforce.checkpoints import write_file
 from sb3_reinforce.zoo import shipped_configurations
 from sb3_reinforce.zoo.command_line import check_environment
 from sb3_reinforce.zoo.config import suggest

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document, write_file
+from sb3_reinforce.checkpoints import write_file
+from sb3_reinforce.lab.document import Document, Picture, Section, Table, write_document
 from sb3_reinforce.zoo.compare import statistics, summary
 from sb3_reinforce.zoo.compare.results import SCORES, Results
 from sb3_reinforce.zoo.compare.run import REPORT_SEED, SELECTION_SEED

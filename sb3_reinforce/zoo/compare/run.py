@@ -24,7 +24,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import get_system_info, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
-from sb3_reinforce.lab.document import write_file
+from sb3_reinforce.checkpoints import write_file
 from sb3_reinforce.policies.masked_distribution import split_observation
 from sb3_reinforce.rollout.action_masks import sample_valid_actions
 from sb3_reinforce.zoo import register
