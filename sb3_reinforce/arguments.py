@@ -202,8 +202,8 @@ def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str 
         return None
     advice = "lower n_steps" + (" or take fewer environments" if n_envs > 1 else "")
     return (
-        f"total_timesteps={total_timesteps} is at most {n_updates} updates, since each takes n_steps={n_steps} steps of each "
-        f"of {n_envs} environments for one gradient step: for more updates, {advice}"
+        f"total_timesteps={total_timesteps}: the policy takes at most {n_updates} gradient step{'s' * (n_updates > 1)}, each "
+        f"after n_steps={n_steps} steps of every environment (n_envs={n_envs}). For more of them, {advice}"
     )
 
 

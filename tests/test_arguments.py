@@ -297,15 +297,16 @@ def few_updates(n_envs, total_timesteps, **kwargs):
         warnings.simplefilter("always")
         model.learn(total_timesteps)
         model.learn(total_timesteps, reset_num_timesteps=False)
-    return [str(warning.message) for warning in caught if "is at most" in str(warning.message)]
+    return [str(warning.message) for warning in caught if "gradient step" in str(warning.message)]
 
 
 def test_few_updates_are_warned_about_once_at_the_start():
     (warning,) = few_updates(8, 4_000)
-    assert "total_timesteps=4000 is at most 2 updates" in warning
-    assert "n_steps=256 steps of each of 8 environments" in warning and "lower n_steps or take fewer environments" in warning
+    assert "at most 2 gradient steps, each after" in warning
+    assert "n_steps=256 steps of every environment (n_envs=8)" in warning
+    assert "lower n_steps or take fewer environments" in warning
     # The number is right: updates that the budget allows
-    assert few_updates(1, 1)[0].startswith("total_timesteps=1 is at most 1 updates")
+    assert few_updates(1, 1)[0].startswith("total_timesteps=1: the policy takes at most 1 gradient step, each after")
 
 
 def test_enough_updates_are_not_warned_about():

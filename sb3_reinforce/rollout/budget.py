@@ -83,7 +83,7 @@ def explain_cut(max_steps: float, n_cut: int, has_critic: bool) -> str:
     """Return a warning that a rollout reached its bound, and what to do."""
     closing = "the value of its last observation" if has_critic else "what it had earned until then"
     return (
-        f"A rollout reached max_rollout_steps={max_steps} steps per environment with {n_cut} episodes still "
-        f"running. They were cut, and each return was closed with {closing}. If episodes are meant to be that long, "
+        f"A rollout reached max_rollout_steps={max_steps} steps per environment, and the episodes that were still running "
+        f"({n_cut}) were cut: each return was closed with {closing}. If episodes are meant to be that long, "
         "raise max_rollout_steps; if they never end, wrap the environment in gymnasium.wrappers.TimeLimit."
     )
