@@ -50,12 +50,13 @@ class REINFORCE(SavedWhole, DerivedArguments):
     if there is one. With ``natural_gradient``, the length of that step is set by how much it changes the policy.
 
     An episode counts if it *started* while the budget (``n_steps`` or ``n_episodes``) was open, and every counted episode
-    is finished and used whole.
+    is finished and used whole, unless it reaches ``max_rollout_steps``.
 
-    With ``n_episodes``, ``loss_reduction="episode"`` and any baseline but ``"mean"``, the expected gradient, before clipping
-    and before any optimizer, is that of the discounted objective (with ``discounted_weighting=True`` or ``gamma=1``). The
-    defaults give the estimator that every library uses, a mean over steps that does not discount the states; it is the
-    gradient of no objective. ``docs/exactness.md`` lists every bias with its size.
+    With ``n_episodes``, ``loss_reduction="episode"``, an unbiased baseline (all but ``"mean"``) and
+    ``bootstrap_at_time_limit=False``, the expected gradient, before clipping and before any optimizer, is that of the
+    discounted objective (with ``discounted_weighting=True`` or ``gamma=1``). The defaults give the estimator that every
+    library uses, a mean over steps that does not discount the states; it is the gradient of no objective.
+    ``docs/exactness.md`` has the exact conditions and the known biases.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or any actor-critic policy class;
         recurrent: MlpLstmPolicy, CnnLstmPolicy, MultiInputLstmPolicy, which need sb3-contrib)
