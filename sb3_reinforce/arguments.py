@@ -195,11 +195,11 @@ def check_arguments(arguments: Mapping[str, Any], n_envs: int | None, n_processe
     return [warning for warning in warnings if warning is not None]
 
 
-def explain_few_updates(total_timesteps: int, n_steps: int, n_envs: int) -> str | None:
+def explain_few_updates(total_timesteps: float, n_steps: int, n_envs: int) -> str | None:
     """Return a warning if there would be fewer than ``MIN_UPDATES`` updates, or None: A2C and PPO make hundreds."""
-    n_updates = math.ceil(total_timesteps / (n_steps * n_envs))
-    if n_updates >= MIN_UPDATES:
+    if total_timesteps > (MIN_UPDATES - 1) * n_steps * n_envs:
         return None
+    n_updates = math.ceil(total_timesteps / (n_steps * n_envs))
     advice = "lower n_steps" + (" or take fewer environments" if n_envs > 1 else "")
     return (
         f"total_timesteps={total_timesteps}: the policy takes at most {n_updates} gradient step{'s' * (n_updates > 1)}, each "
@@ -332,6 +332,11 @@ class DerivedArguments(OnPolicyAlgorithm):
     def target_kl_schedule(self) -> Schedule:
         """``target_kl`` as a function of the progress remaining, from its current value."""
         return make_schedule(self.target_kl, "target_kl")
+
+    @property
+    def critic_is_fitted(self) -> bool:
+        """Whether updates have fitted the critic: never with ``vf_coef=0``."""
+        return self._n_updates > 0 and self.vf_coef > 0.0
 
     @property
     def estimator(self) -> Estimator:

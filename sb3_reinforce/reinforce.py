@@ -383,7 +383,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
         if rollout is None:
             return None
         if rollout.n_cut > 0:
-            has_value = self._baseline.needs_critic and self._n_updates > 0
+            has_value = self._baseline.needs_critic and self.critic_is_fitted
             self._warn_once("max_rollout_steps", explain_cut(bound, rollout.n_cut, has_value))
         self.logger.record("rollout/episodes", rollout.n_episodes)
         self.logger.record("rollout/discarded_fraction", 1.0 - rollout_buffer.n_counted_steps / rollout.n_steps)
@@ -395,7 +395,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
     def _evaluate_rollout(self, rollout_buffer: EpisodeRolloutBuffer | DictEpisodeRolloutBuffer) -> None:
         """Evaluate the policy that acted, as the update needs it. SB3's arrays in the buffer follow from the outputs."""
         evaluator, batch = make_evaluator(self.policy, self.micro_batch_size), rollout_buffer.whole_episodes()
-        outputs = evaluate_rollout(evaluator, batch, self._baseline, self._n_updates > 0, self.entropy_in_return)
+        outputs = evaluate_rollout(evaluator, batch, self._baseline, self.critic_is_fitted, self.entropy_in_return)
         rollout_buffer.set_outputs(outputs, evaluator, self.estimator, self._ent_coef_in_return)
 
     @property
@@ -545,7 +545,7 @@ class REINFORCE(SavedWhole, DerivedArguments):
             callback, progress_bar = None, False
         elif reset_num_timesteps and self.n_steps is not None and self.n_episodes is None:
             n_envs = self.n_envs * processes.size
-            if (warning := explain_few_updates(int(total_timesteps), self.n_steps, n_envs)) is not None:
+            if (warning := explain_few_updates(total_timesteps, self.n_steps, n_envs)) is not None:
                 warnings.warn(warning, UserWarning, stacklevel=2)
         return super().learn(
             total_timesteps=total_timesteps,

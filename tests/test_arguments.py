@@ -309,6 +309,11 @@ def test_few_updates_are_warned_about_once_at_the_start():
     assert few_updates(1, 1)[0].startswith("total_timesteps=1: the policy takes at most 1 gradient step, each after")
 
 
+def test_a_callback_may_end_a_training_without_a_budget():
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_steps=8)
+    assert model.learn(float("inf"), callback=lambda *_: model.num_timesteps < 50).num_timesteps == 50
+
+
 def test_enough_updates_are_not_warned_about():
     assert few_updates(2, 20 * 2 * 8, n_steps=8) == []
     assert few_updates(2, 20 * 2 * 8 - 16, n_steps=8) != []

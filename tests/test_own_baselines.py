@@ -546,6 +546,28 @@ def test_a_baseline_with_a_critic_has_its_values_fitted():
     assert "use_critic" not in model.policy_kwargs
 
 
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_a_baseline_may_keep_what_it_was_given(n_envs):
+    class Memory(Baseline):
+        needs_observations = True
+
+        def __init__(self):
+            self.kept = []
+
+        def __call__(self, episodes):
+            return np.zeros(len(episodes.rewards))
+
+        def fit(self, episodes):
+            arrays = [episodes.observations, episodes.actions, episodes.rewards, episodes.returns, episodes.lengths]
+            self.kept.append([(array, array.copy()) for array in arrays])
+
+    memory = Memory()
+    REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", n_envs), baseline=memory, n_episodes=4, seed=0, device="cpu").learn(300)
+    assert len(memory.kept) > 2
+    for array, copied in itertools.chain(*memory.kept):
+        np.testing.assert_array_equal(array, copied)
+
+
 @pytest.mark.parametrize(
     ("space", "use_sde"),
     [

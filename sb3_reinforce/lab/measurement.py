@@ -313,7 +313,7 @@ def prepare(
         if one.key == OWN:
             # As in the model's own update
             entropy_in_return = getattr(model, "entropy_in_return", False)
-            critic_is_fitted = not isinstance(model, REINFORCE) or model._n_updates > 0
+            critic_is_fitted = not isinstance(model, REINFORCE) or model.critic_is_fitted
             outputs = evaluate_rollout(evaluator, batch, baseline, critic_is_fitted, entropy_in_return)
             ent_coef_in_return, ent_coef_in_loss = (ent_coef, 0.0) if entropy_in_return else (0.0, ent_coef)
         else:

@@ -39,8 +39,12 @@ def remove_critic(policy: ActorCriticPolicy) -> None:
         policy.lstm_critic, policy.critic = None, nn.Sequential()  # type: ignore[assignment]
     policy.share_features_extractor = True
     policy.vf_features_extractor = policy.pi_features_extractor
-    learning_rate = policy.optimizer.param_groups[0]["lr"]
-    policy.optimizer = policy.optimizer_class(policy.parameters(), lr=learning_rate, **policy.optimizer_kwargs)  # type: ignore[call-arg]
+    # A policy's own optimizer may have several groups of parameters
+    rest = {id(parameter) for parameter in policy.parameters()}
+    groups = policy.optimizer.param_groups
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in rest]
+    groups[:] = [group for group in groups if group["params"]]
 
 
 class OptionalCriticMixin(ActorCriticPolicy):

@@ -91,7 +91,9 @@ class ActionMaskReader:
         :raises ValueError: If a mask has the wrong shape or type, or allows no action; names the environment and the step.
         """
         masks = self.source(observations, infos, starts)
-        return check_masks(masks, self.action_dims, self.n_envs, f"of environment {{}} at step {n_steps} of the rollout")
+        masks = check_masks(masks, self.action_dims, self.n_envs, f"of environment {{}} at step {n_steps} of the rollout")
+        # A VecEnv may write the next step's masks into the same array
+        return masks.copy()
 
 
 def sample_valid_actions(masks: Any, action_space: spaces.Space[Any], rng: np.random.Generator) -> NumpyArray:

@@ -96,16 +96,21 @@ def describe_episodes(batch: EpisodeBatch, estimator: Estimator, ent_coef: float
             "rollout_buffer.returns and .advantages are there until the policy is updated: ask for them in on_rollout_end"
         )
     if evaluator is not None and baseline.needs_observations:
+        # Copies, since a baseline may keep them, and the next rollout uses the same memory
         episodes = episodes.replace(
-            observations=map_observation(lambda part: part.cpu().numpy(), batch.observations),
-            actions=evaluator.reshape_actions(batch.actions).cpu().numpy(),
-            action_masks=None if batch.action_masks is None else batch.action_masks.cpu().numpy(),
+            observations=map_observation(_copy, batch.observations),
+            actions=_copy(evaluator.reshape_actions(batch.actions)),
+            action_masks=None if batch.action_masks is None else _copy(batch.action_masks),
         )
     if evaluator is not None and baseline.needs_scores:
         of_policy = estimator.add_returns(episodes)
         products = evaluator.score_products(batch, of_policy.returns, estimator.step_weights(of_policy))
         episodes = episodes.replace(score_products=products)
     return episodes
+
+
+def _copy(tensor: th.Tensor) -> NumpyArray:
+    return tensor.cpu().numpy().copy()
 
 
 def locate_step(batch: EpisodeBatch, step: int) -> tuple[int, int]:

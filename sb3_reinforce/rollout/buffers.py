@@ -85,6 +85,8 @@ class _WholeEpisodes:
     features: NumpyArray | None
     #: Observation key of the action masks, which are then not stored a second time
     mask_key: str | None = None
+    #: The last observations, and the infos of the environments' resets, where the last rollout ended
+    end_of_last_rollout: tuple[Any, list[dict[str, Any]]] = (None, [])
 
     def reset(self) -> None:
         """Discard all steps. The storage is reused, except for features, so that only the first rollouts allocate."""

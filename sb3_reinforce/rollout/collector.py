@@ -1,5 +1,6 @@
 """The loop over the steps of the environments."""
 
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,10 @@ def collect_episodes(
         environment and the step. Also if masks or common starts are required but missing.
     """
     rollout_buffer.reset()
-    if common_starts is None and not np.all(model._last_episode_starts):
+    # Somebody else may have used the environments since the last rollout, which replaces the infos of their resets
+    last_obs, reset_infos = rollout_buffer.end_of_last_rollout
+    was_used = last_obs is model._last_obs and any(map(operator.is_not, reset_infos, reset_infos_of(env)))
+    if common_starts is None and (was_used or not np.all(model._last_episode_starts)):
         model._last_obs = env.reset()  # type: ignore[assignment]
         model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
     callback.on_rollout_start()
@@ -131,7 +135,13 @@ def collect_episodes(
         rollout = step_waves(model, env, callback, rollout_buffer, common_starts, settings)
     if rollout is not None:
         rollout_buffer.finish_rollout()
+        rollout_buffer.end_of_last_rollout = model._last_obs, reset_infos_of(env)
     return rollout
+
+
+def reset_infos_of(env: VecEnv) -> list[dict[str, Any]]:
+    """The info of the last reset of every environment; none if the ``VecEnv`` has no such list."""
+    return list(getattr(env.unwrapped, "reset_infos", ()))
 
 
 def step_waves(

@@ -62,6 +62,7 @@ class IdleEnvironments:
         #: Which environments are idle, shape ``(n_envs,)``; replaced, not changed, by ``set_idle``.
         self.is_idle: NumpyArray = np.zeros(env.num_envs, dtype=bool)
         self.n_idle = 0
+        self._is_stepping = False
         # Attributes ``step`` that environments of a ``DummyVecEnv`` had of their own, None for the method, by index
         self._steps: dict[int, Any] = {}
 
@@ -77,6 +78,7 @@ class IdleEnvironments:
         self.is_idle[indices] = True
         self._idle, self._stepped = np.flatnonzero(self.is_idle), np.flatnonzero(~self.is_idle)
         self.n_idle = len(self._idle)
+        vars(self._engine)["step_async"] = self._step_async
         # Nobody reads it: ``step`` replaces it with the observation at which the environment waits
         observation = create_zero_array(self._engine.observation_space)
         if isinstance(self._engine, SubprocVecEnv):
@@ -94,6 +96,7 @@ class IdleEnvironments:
         """Step all environments again."""
         if self.n_idle == 0:
             return
+        del self._engine.step_async
         for env_idx, step in self._steps.items():
             attributes = vars(self._engine.envs[env_idx])
             if step is None:
@@ -125,7 +128,11 @@ class IdleEnvironments:
         idle, stepped = self._idle, self._stepped
         rows = [attributes[name][idle] for attributes, name in self._arrays()]
         with self._counting(stepped):
-            observations, rewards, dones, infos = self.env.step(actions)
+            self._is_stepping = True
+            try:
+                observations, rewards, dones, infos = self.env.step(actions)
+            finally:
+                self._is_stepping = False
         for (attributes, name), values in zip(self._arrays(), rows, strict=True):
             attributes[name][idle] = values
         if isinstance(observations, dict):
@@ -134,6 +141,15 @@ class IdleEnvironments:
         else:
             observations[idle] = last_obs[idle]  # type: ignore[index]
         return observations, rewards, dones, infos
+
+    def _step_async(self, actions: NumpyArray) -> None:
+        """The engine's ``step_async`` while environments are idle."""
+        if not self._is_stepping:
+            raise RuntimeError(
+                "The training environment was stepped during a rollout, while some of its environments are idle: their "
+                "episodes would never end. A callback that evaluates the policy needs an environment of its own."
+            )
+        type(self._engine).step_async(self._engine, actions)
 
     def _arrays(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Find the wrappers' arrays with a row for each environment: the dictionary that holds each array, and its key."""

@@ -53,6 +53,23 @@ def trace(module, observation):
     return th.jit.trace(module, (observation,), check_trace=False)
 
 
+class OwnGroups(ActorCriticPolicy):
+    """Has an optimizer of its own, with two groups of parameters."""
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        layers = [*self.mlp_extractor.parameters(), *self.value_net.parameters()]
+        groups = [{"params": layers, "weight_decay": 0.3}, {"params": [*self.action_net.parameters()], "weight_decay": 0.0}]
+        self.optimizer = th.optim.AdamW(groups, lr=lr_schedule(1))
+
+
+def test_a_policy_keeps_its_own_optimizer_without_a_critic():
+    kwargs = {"env": "CartPole-v1", "policy_kwargs": {"net_arch": [8]}, "device": "cpu"}
+    optimizer = REINFORCE(OwnGroups, baseline=None, **kwargs).policy.optimizer
+    assert type(optimizer) is th.optim.AdamW
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(2, 0.3), (2, 0.0)]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("make_export", [trace, export])

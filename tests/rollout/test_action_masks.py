@@ -400,6 +400,24 @@ class OwnMethodVecEnv(VecEnvWrapper):
         return np.stack(self.venv.env_method("action_masks"))
 
 
+class OneArrayVecEnv(OwnMethodVecEnv):
+    """It writes the masks of every step into the same array."""
+
+    def reset(self):
+        return self._write(self.venv.reset())
+
+    def step_wait(self):
+        return self._write(self.venv.step_wait())
+
+    def _write(self, result):
+        self.masks = getattr(self, "masks", np.zeros((self.num_envs, 3), dtype=bool))
+        self.masks[:] = super().action_masks()
+        return result
+
+    def action_masks(self):
+        return self.masks
+
+
 class CountedDummyVecEnv(DummyVecEnv):
     """Notes which methods of its environments were called."""
 
@@ -415,6 +433,7 @@ SOURCES = {
     "wrapper": lambda: DummyVecEnv([lambda: ActionMaskInObservation(CueEnv())] * 3),
     "wrapped method": lambda: DummyVecEnv([lambda: ActionMaskInObservation(MethodEnv())] * 3),
     "VecEnv": lambda: OwnMethodVecEnv(DummyVecEnv([MethodEnv] * 3)),
+    "VecEnv, one array": lambda: OneArrayVecEnv(DummyVecEnv([MethodEnv] * 3)),
     "VecEnv below wrappers": lambda: VecNormalize(VecMonitor(OwnMethodVecEnv(DummyVecEnv([MethodEnv] * 3)))),
     "method": lambda: DummyVecEnv([MethodEnv] * 3),
     "ActionMasker": lambda: DummyVecEnv([lambda: ActionMasker(CueEnv(), lambda env: env.MASKS[env.time])] * 3),

@@ -171,6 +171,12 @@ def test_never_bootstraps_from_an_untrained_critic():
     np.testing.assert_allclose(learned_returns(model), [1.75, 1.5, 1.0])
 
 
+def test_a_critic_without_a_loss_stays_untrained():
+    model = make_model(fixed_length_envs([3], truncate=True), n_steps=3, gamma=0.5, vf_coef=0.0)
+    value_after_first_update(model)
+    np.testing.assert_allclose(learned_returns(model), [1.75, 1.5, 1.0])
+
+
 def test_bootstraps_from_the_true_final_observation():
     envs = fixed_length_envs([3], [5], truncate=True)
     model = make_model(envs, n_episodes=2, gamma=1.0, policy_kwargs={"net_arch": []})

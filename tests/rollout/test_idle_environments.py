@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import CueEnv, FixedLengthEnv, UpdatesByHand
+from helpers import AtRolloutEnd, CueEnv, FixedLengthEnv, UpdatesByHand
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -556,3 +557,37 @@ def test_stepping_all_again_after_each_rollout():
     idle.resume()
     assert idle.n_idle == 0 and not idle.is_idle.any()
     assert idle.step(np.zeros(2, dtype=int), observations)[0].tolist() == [[1, 0], [2, 0]]
+
+
+# Others that use the training environment
+
+
+def returns_at_the_start(model):
+    return [float(model.rollout_buffer.returns[0, env_idx]) for env_idx in range(model.n_envs)]
+
+
+@pytest.mark.parametrize("vec_normalize", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_episodes_are_whole_after_others_have_used_the_environments(engine, vec_normalize):
+    env = fixed_length_envs([10], [7], [4], engine=engine, wrap=Monitor)
+    env = VecNormalize(env, norm_reward=False) if vec_normalize else env
+    model = make_model(env, n_episodes=3, gamma=1.0, baseline=None)
+    evaluate = AtRolloutEnd(lambda buffer: evaluate_policy(model, env, n_eval_episodes=4) and returns_at_the_start(model))
+    model.learn(80, callback=evaluate)
+    assert len(evaluate.seen) > 2 and all(returns == [10.0, 7.0, 4.0] for returns in evaluate.seen)
+    evaluate_policy(model, env, n_eval_episodes=4)
+    model.learn(1, reset_num_timesteps=False)
+    assert returns_at_the_start(model) == [10.0, 7.0, 4.0]
+    env.close()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_callback_that_steps_idle_environments_is_refused(engine):
+    env = fixed_length_envs([3], [8], engine=engine, wrap=Monitor)
+    model = make_model(env, n_steps=1)
+    evaluate = Watch(lambda watch: watch.n_calls < 5 or evaluate_policy(model, env, n_eval_episodes=2))
+    with pytest.raises(RuntimeError, match="an environment of its own"):
+        model.learn(1, callback=evaluate)
+    assert model.learn(1).num_timesteps == 3 + 8
+    assert model.rollout_buffer.episode_ends == [[3], [8]]
+    env.close()
