@@ -26,7 +26,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)))
 MARKERS = "osD^vP*X"
 #: Text becomes paths, so it is equally wide in every browser; equal figures give equal files.
-STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "sb3-reinforce", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
+STYLE: Any = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "sb3-reinforce",
+    "font.size": 10,
+    "axes.grid": True,
+    "text.parse_math": False,
+    "grid.alpha": 0.3,
+}
 #: Minimum gap between two tick labels in pixels, about one digit.
 LABEL_GAP = 6.0
 PLAIN_NUMBERS: Formatter = FuncFormatter(lambda value, _: f"{value:,g}")

@@ -32,6 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
+from sb3_reinforce.checkpoints import write_file
 from sb3_reinforce.zoo import ALGORITHMS, hyperparams_path, shipped_configurations
 from sb3_reinforce.zoo.config import check_hyperparameters, evaluate_entry, find_idle
 from sb3_reinforce.zoo.errors import LIBRARIES, UserError, is_about_request
@@ -148,7 +149,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             print(note)
         self._entry = copy.deepcopy(dict(saved_hyperparams))
         if self.optimize_hyperparameters:
-            self._task = describe_task(self.algo, env_id, hyperparams.get("env_kwargs", self.env_kwargs), self.eval_env_kwargs)
+            n_timesteps = self.n_timesteps if self.n_timesteps > 0 else int(hyperparams["n_timesteps"])
+            task = describe_task(self.algo, env_id, hyperparams.get("env_kwargs", self.env_kwargs), self.eval_env_kwargs)
+            self._task = f"{n_timesteps} steps of {task}"
             self._study = self._load_study()
             self._check_trials()
         return hyperparams, saved_hyperparams
@@ -315,11 +318,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         env_id = self.env_name.gym_id
         path = os.path.join(self.save_path, f"{self.algo}.yml")
         entry = merge_trial(self._entry, HYPERPARAMS_CONVERTER[self.algo](self._study.best_params))
-        Path(path).write_text(
-            f"# Best trial of a search in which a trial lasted {self.n_timesteps} steps\n"
-            + yaml.safe_dump({env_id: entry}, width=1000),
-            encoding="utf-8",
-        )
+        comment = f"# Best trial of a search in which a trial lasted {self.n_timesteps} steps\n"
+        write_file(Path(path), comment + yaml.safe_dump({env_id: entry}, width=1000))
         print(f"Best trial written to {path}")
         command = ["sb3-reinforce", "train", "--algo", self.algo, "--env", env_id, *self._task_options(), "--conf-file", path]
         print(f"Train with it: {shlex.join(command)}")

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from helpers import ACTION_PROBABILITIES, FixedLengthEnv, linear_model, policy_gradient, set_action_probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_contrib import TRPO
 from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
@@ -886,6 +887,11 @@ def test_estimators_that_need_a_critic():
 def test_models_without_a_stochastic_actor():
     with pytest.raises(ValueError, match="model: DQN has no stochastic actor"):
         measure(DQN("MlpPolicy", "CartPole-v1"), make_vec_env("CartPole-v1", 1))
+
+
+def test_a_step_that_is_no_step_of_an_optimizer_is_refused():
+    with pytest.raises(ValueError, match="model: TRPO's policy step is no step of its optimizer"):
+        measure(TRPO("MlpPolicy", "CartPole-v1", device="cpu"), make_vec_env("CartPole-v1"), 20)
 
 
 def test_the_models_own_environment_is_refused(cartpole):

@@ -21,7 +21,7 @@ from sb3_reinforce.lab import figures, measure, plots, refit
 from sb3_reinforce.lab.estimators import LECTURE, make_estimators
 from sb3_reinforce.lab.findings import best_estimators, describe, findings, notes, write_bias, write_episodes
 from sb3_reinforce.lab.measurement import Measurement, Result
-from sb3_reinforce.lab.report import needed_table
+from sb3_reinforce.lab.report import needed_table, write_report
 from sb3_reinforce.lab.statistics import Interval
 from sb3_reinforce.zoo import register
 from sb3_reinforce.zoo.cli import main
@@ -380,3 +380,13 @@ def test_findings_are_few_and_hints_are_given():
         "have a return that is not the most common one, and no interval can be trusted. Collect more episodes."
     ]
     assert notes([made_up({"to-go": (0.02, 0.01, 0.03)})]) == []
+
+
+def test_a_label_is_neither_mathematics_nor_a_table(tmp_path):
+    model = REINFORCE("MlpPolicy", "CartPole-v1", device="cpu")
+    measurement = measure(model, make_vec_env("CartPole-v1"), 20, estimators=["to-go"], label="$_$ | 0.1")
+    write_report(tmp_path, "CartPole-v1", [measurement])
+    text = (tmp_path / "gradients.md").read_text()
+    assert "$_$ \\| 0.1" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in tables[:2]} == {tables[1].count("|")}

@@ -795,6 +795,13 @@ def test_an_exact_tie_has_no_leader(tmp_path):
     assert [cell.startswith("**500.0**") for cell in row[1:]] == [True, True, False, False]
 
 
+def test_means_that_differ_by_rounding_are_a_tie():
+    scores = {"a": [0.7] * 2, "b": [0.7] * 3}
+    estimates = {name: statistics.mean_with_interval(values) for name, values in scores.items()}
+    assert estimates["a"].value != estimates["b"].value
+    assert summary.rank(estimates, statistics.compare_means(scores), statistics.LEVEL).leaders == ["a", "b"]
+
+
 def test_the_steps_that_were_taken_are_said(results):
     runs = results.runs.copy()
     runs.loc[(runs["algorithm"] == "ppo") & (runs["seed"] == 1), "steps"] = 1330
@@ -970,7 +977,7 @@ def test_report_names_what_is_missing(results, tmp_path):
     incomplete = read_results(tmp_path, results.settings, {})
     report.write_report(tmp_path, incomplete, [], {"ppo on Acrobot-v1, seed 2": "exit status 1: boom"})
     markdown = (tmp_path / "report.md").read_text()
-    assert "1 runs are missing" in markdown
+    assert "Missing runs: 1 " in markdown
     assert "| ppo on Acrobot-v1, seed 2 | exit status 1: boom |" in markdown
     # Statistics over environments need the same seeds in all of them
     assert {name: len(matrix) for name, matrix in incomplete.normalised().items()} == {"reinforce": 3, "ppo": 2}

@@ -4,12 +4,14 @@ import contextlib
 import copy
 import io
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.compare import run
@@ -134,3 +136,25 @@ def test_state_dependent_exploration_is_drawn_for_every_episode(monkeypatch, alg
     evaluator.score(model, 4, 0, deterministic=False)
     # Before the first, and at the end of each
     assert drawn == [2] * 5
+
+
+@pytest.mark.parametrize("score", [np.nan, -np.inf])
+def test_a_score_that_is_not_finite_ends_the_run(score):
+    env = DummyVecEnv([lambda: Monitor(gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: score))])
+    with pytest.raises(ValueError, match=r"not finite: .*CartPole-v1"):
+        run.Evaluator(env).score(StubModel(), 1, seed=0)
+
+
+@pytest.mark.parametrize("n_evaluations", [20, 50, 100])
+def test_every_share_of_the_budget_is_evaluated_once(monkeypatch, n_evaluations):
+    settings = make_settings("CartPole-v1", CARTPOLE)._replace(n_evaluations=n_evaluations)
+    callback = run.ComparisonCallback(settings, 100, run.Evaluator(make_vec_env("CartPole-v1")), "best")
+    monkeypatch.setattr(callback.evaluator, "score", lambda *_: [0.0])
+    callback.init_callback(REINFORCE("MlpPolicy", "CartPole-v1", device="cpu"))
+    monkeypatch.setattr(callback.model, "save", lambda *_, **__: None)
+    callback.on_training_start({}, {})
+    for steps in range(1, 101):
+        callback.model.num_timesteps = steps
+        callback.on_step()
+    wanted = [100 * number // n_evaluations for number in range(n_evaluations)]
+    assert [evaluation["steps"] for evaluation in callback.evaluations] == wanted

@@ -772,6 +772,7 @@ def seeded_search(
 def refused_search(folder: Path, storage: str, algo: str = "reinforce", env_id: str = "Pendulum-v1", **kwargs) -> str:
     """Search in a study that has other trials, and return what is said."""
     with pytest.raises(UserError) as error_info:
+        kwargs = {"n_timesteps": 20, **kwargs}
         seeded_search(folder, algo, env_id, seeds_per_trial=1, storage=storage, study_name="study", **kwargs)
     assert not folder.exists()
     return str(error_info.value)
@@ -781,18 +782,19 @@ def refused_search(folder: Path, storage: str, algo: str = "reinforce", env_id: 
 def test_a_study_of_another_environment_or_algorithm_is_refused(tmp_path):
     shared = {"storage": f"{tmp_path}/study.log", "study_name": "study", "seeds_per_trial": 1, "n_timesteps": 20}
     seeded_search(tmp_path / "logs", **shared)
-    refusal = "--study-name study: the study has trials of reinforce on CartPole-v1, not of {}. Choose another --study-name"
+    refusal = "--study-name study: the study has trials of 20 steps of reinforce on CartPole-v1, not of {}. Choose another"
     cases = [
-        ({}, "reinforce on Pendulum-v1"),
-        ({"algo": "ppo"}, "ppo on Pendulum-v1"),
-        ({"algo": "a2c", "env_id": "CartPole-v1"}, "a2c on CartPole-v1"),
-        ({"env_id": "CartPole-v1", "env_kwargs": {"x": 1, "a": "b"}}, "reinforce on CartPole-v1 with a='b', x=1"),
-        ({"env_id": "CartPole-v1", "eval_env_kwargs": {"x": 1}}, "reinforce on CartPole-v1 evaluated with x=1"),
+        ({}, "20 steps of reinforce on Pendulum-v1"),
+        ({"algo": "ppo"}, "20 steps of ppo on Pendulum-v1"),
+        ({"algo": "a2c", "env_id": "CartPole-v1"}, "20 steps of a2c on CartPole-v1"),
+        ({"env_id": "CartPole-v1", "env_kwargs": {"x": 1, "a": "b"}}, "20 steps of reinforce on CartPole-v1 with a='b', x=1"),
+        ({"env_id": "CartPole-v1", "eval_env_kwargs": {"x": 1}}, "20 steps of reinforce on CartPole-v1 evaluated with x=1"),
         # Where nothing would be left to do but to write the best trial
-        ({"max_total_trials": 1}, "reinforce on Pendulum-v1"),
+        ({"max_total_trials": 1}, "20 steps of reinforce on Pendulum-v1"),
+        ({"max_total_trials": 1, "env_id": "CartPole-v1", "n_timesteps": 30}, "30 steps of reinforce on CartPole-v1"),
     ]
     for kwargs, task in cases:
-        assert refused_search(tmp_path / "others", shared["storage"], **kwargs) == refusal.format(task)
+        assert refused_search(tmp_path / "others", shared["storage"], **kwargs) == f"{refusal.format(task)} --study-name"
 
 
 @pytest.mark.usefixtures("short_rollouts")
@@ -805,7 +807,7 @@ def test_a_study_of_another_program_is_refused_once_it_has_a_trial(tmp_path):
     assert [trial.params for trial in study.trials] == [{"learning_rate": 0.015}]
     study.add_trial(optuna.trial.create_trial(value=1e9))
     message = refused_search(tmp_path / "others", storage, env_id="CartPole-v1")
-    assert "has trials of a task that another program did not note, not of reinforce on CartPole-v1" in message
+    assert "has trials of a task that another program did not note, not of 20 steps of reinforce on CartPole-v1" in message
 
 
 @pytest.mark.usefixtures("short_rollouts")
@@ -827,7 +829,7 @@ def test_of_two_searches_that_begin_a_study_together_the_first_trial_decides(tmp
 
     monkeypatch.setattr(REINFORCE, "learn", learn_while_another_begins)
     search_on("CartPole-v1")
-    assert "has trials of reinforce on CartPole-v1, not of reinforce on Pendulum-v1" in refusals[0]
+    assert "has trials of 20 steps of reinforce on CartPole-v1, not of 20 steps of reinforce on Pendulum-v1" in refusals[0]
     backend = optuna.storages.journal.JournalFileBackend(storage)
     trials = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend)).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]

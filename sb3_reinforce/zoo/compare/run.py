@@ -73,6 +73,7 @@ class Evaluator:
         options = {"deterministic": deterministic, "callback": draw_noise, "return_episode_rewards": True, "warn": False}
         scores, lengths = evaluate_policy(model, self.env, n_episodes, **options)  # type: ignore[arg-type]
         assert isinstance(scores, list)
+        check_scores(scores, self.env)
         self.longest_episode = max(self.longest_episode, np.max(lengths).item())
         return scores
 
@@ -142,7 +143,8 @@ class ComparisonCallback(BaseCallback):
         self.start = time.perf_counter() - seconds
         self.evaluations.append({"steps": steps, "seconds": seconds, "scores": scores})
         n_evaluations = self.settings.n_evaluations
-        self.next_evaluation = (int(self.spent * n_evaluations) + 1) / n_evaluations
+        # A share of 0.58 is 28.999999999999996 of 50 evaluations
+        self.next_evaluation = (int(self.spent * n_evaluations + 1e-9) + 1) / n_evaluations
 
 
 def train(settings: Settings, task: Task, folder: Path, device: str = "cpu") -> dict[str, Any]:
@@ -242,8 +244,15 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
     env = create_eval_env(manager, settings)
     env.seed(REPORT_SEED)
     scores, lengths = evaluate_policy(RandomPolicy(env), env, settings.final_episodes, return_episode_rewards=True, warn=False)
+    check_scores(scores, env)
     env.close()
     return {"final": {"stochastic": scores}, "longest_episode": np.max(lengths).item()}
+
+
+def check_scores(scores: Any, env: VecEnv) -> None:
+    """Raise ``ValueError``, which names the environment, if the score of an episode is NaN or infinite."""
+    if not np.isfinite(scores).all():
+        raise ValueError(f"The environment gave rewards whose sum over an episode is not finite: {env.get_attr('spec')[0]}")
 
 
 def describe_system(device: str = "cpu") -> dict[str, str]:

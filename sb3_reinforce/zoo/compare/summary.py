@@ -1,5 +1,6 @@
 """The findings of a comparison, in sentences that claim no more than the numbers."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def notes(results: Results, overall: Overall | None) -> list[str]:
     """List what limits the findings: few seeds, missing runs, missing entries, algorithms that cannot act somewhere."""
     sentences = describe_seeds(results) + describe_untuned(results.settings) + describe_absences(results, overall)
     if results.missing and not results.runs.empty:
-        sentences.append(f"{len(results.missing)} runs are missing (listed below); all numbers are without them.")
+        sentences.append(f"Missing runs: {len(results.missing)} (listed below). All numbers are without them.")
     return sentences
 
 
@@ -191,7 +192,8 @@ def describe_speed(results: Results) -> list[str]:
 def rank(estimates: dict[str, Interval], differences: PValues, level: float) -> Ranking:
     """Find the highest estimates, and the others that differ from them with p-values below ``level``."""
     highest = max(estimate.value for estimate in estimates.values())
-    leaders = [name for name, estimate in estimates.items() if estimate.value == highest]
+    # The means of the same score over different numbers of runs differ by rounding
+    leaders = [name for name, estimate in estimates.items() if math.isclose(estimate.value, highest, rel_tol=1e-12)]
     others = sorted((name for name in estimates if name not in leaders), key=lambda name: -estimates[name].value)
     p_values = {name: differences.get(frozenset((leaders[0], name))) for name in others}
     return Ranking(
