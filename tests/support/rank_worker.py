@@ -442,7 +442,7 @@ def two_processes(folder):
             next(model.policy.parameters()).mul_(1.0 + 1e-6)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.filterwarnings("ignore", "total_timesteps=.* is at most")
+        warnings.filterwarnings("ignore", "total_timesteps=.* at most")
         model.learn(30)
         drifted = [str(warning.message) for warning in caught]
         nothing = CallbackList([])
