@@ -203,7 +203,7 @@ def explain_few_updates(total_timesteps: float, n_steps: int, n_envs: int) -> st
     advice = "lower n_steps" + (" or take fewer environments" if n_envs > 1 else "")
     return (
         f"total_timesteps={total_timesteps}: the policy takes at most {n_updates} gradient step{'s' * (n_updates > 1)}, each "
-        f"after n_steps={n_steps} steps of every environment (n_envs={n_envs}). For more of them, {advice}"
+        f"after n_steps={n_steps} steps of every environment (n_envs={n_envs}). For more gradient steps, {advice}"
     )
 
 

@@ -94,7 +94,8 @@ def check_model(model: BaseAlgorithm, n_episodes: int) -> None:
         )
     if any(base.__name__ == "TRPO" for base in type(model).__mro__):
         raise ValueError(
-            "model: TRPO's policy step is no step of its optimizer; the laboratory measures REINFORCE, A2C and PPO"
+            "model: TRPO does not step its policy with its optimizer, so the size of its step cannot be measured; the "
+            "laboratory measures REINFORCE, A2C and PPO"
         )
     if n_episodes < MIN_EPISODES:
         raise ValueError(f"n_episodes must be at least {MIN_EPISODES}, not {n_episodes}: fewer say nothing about noise")

@@ -122,7 +122,7 @@ def collect_episodes(
         environment and the step. Also if masks or common starts are required but missing.
     """
     rollout_buffer.reset()
-    # Somebody else may have used the environments since the last rollout, which replaces the infos of their resets
+    # A reset by somebody else since the last rollout, such as evaluate_policy, left other infos
     last_obs, reset_infos = rollout_buffer.end_of_last_rollout
     was_used = last_obs is model._last_obs and any(map(operator.is_not, reset_infos, reset_infos_of(env)))
     if common_starts is None and (was_used or not np.all(model._last_episode_starts)):

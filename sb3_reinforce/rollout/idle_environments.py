@@ -146,8 +146,8 @@ class IdleEnvironments:
         """The engine's ``step_async`` while environments are idle."""
         if not self._is_stepping:
             raise RuntimeError(
-                "The training environment was stepped during a rollout, while some of its environments are idle: their "
-                "episodes would never end. A callback that evaluates the policy needs an environment of its own."
+                "The training environment was stepped by something other than the rollout, such as a callback, while some of "
+                "its environments are idle: their episodes would never end. Evaluate the policy in a separate environment."
             )
         type(self._engine).step_async(self._engine, actions)
 

@@ -889,8 +889,8 @@ def test_models_without_a_stochastic_actor():
         measure(DQN("MlpPolicy", "CartPole-v1"), make_vec_env("CartPole-v1", 1))
 
 
-def test_a_step_that_is_no_step_of_an_optimizer_is_refused():
-    with pytest.raises(ValueError, match="model: TRPO's policy step is no step of its optimizer"):
+def test_an_algorithm_that_does_not_step_its_policy_with_an_optimizer_is_refused():
+    with pytest.raises(ValueError, match="model: TRPO does not step its policy with its optimizer"):
         measure(TRPO("MlpPolicy", "CartPole-v1", device="cpu"), make_vec_env("CartPole-v1"), 20)
 
 

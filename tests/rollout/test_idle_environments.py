@@ -586,7 +586,7 @@ def test_a_callback_that_steps_idle_environments_is_refused(engine):
     env = fixed_length_envs([3], [8], engine=engine, wrap=Monitor)
     model = make_model(env, n_steps=1)
     evaluate = Watch(lambda watch: watch.n_calls < 5 or evaluate_policy(model, env, n_eval_episodes=2))
-    with pytest.raises(RuntimeError, match="an environment of its own"):
+    with pytest.raises(RuntimeError, match="in a separate environment"):
         model.learn(1, callback=evaluate)
     assert model.learn(1).num_timesteps == 3 + 8
     assert model.rollout_buffer.episode_ends == [[3], [8]]

@@ -252,7 +252,7 @@ def score_random(settings: Settings, task: Task, folder: Path) -> dict[str, Any]
 def check_scores(scores: Any, env: VecEnv) -> None:
     """Raise ``ValueError``, which names the environment, if the score of an episode is NaN or infinite."""
     if not np.isfinite(scores).all():
-        raise ValueError(f"The environment gave rewards whose sum over an episode is not finite: {env.get_attr('spec')[0]}")
+        raise ValueError(f"The return of an evaluation episode of {env.get_attr('spec')[0].id} is NaN or infinite")
 
 
 def describe_system(device: str = "cpu") -> dict[str, str]:
