@@ -231,9 +231,11 @@ def test_learning_rates_of_policy_and_critic(monkeypatch):
 
 def test_schedules_never_see_what_lies_beyond_their_end():
     seen = []
-    model = REINFORCE("MlpPolicy", "CartPole-v1", learning_rate=lambda progress: seen.append(progress) or 1e-3, n_steps=30)
+    env = DummyVecEnv([lambda: FixedLengthEnv([40])])
+    model = REINFORCE("MlpPolicy", env, learning_rate=lambda progress: seen.append(progress) or 1e-3, n_steps=30)
+    # Three rollouts of one episode each: the last one ends beyond the budget
     model.learn(100)
-    assert model.num_timesteps > 100
+    assert model.num_timesteps == 120
     assert min(seen) == 0.0
 
 
