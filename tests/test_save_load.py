@@ -264,7 +264,7 @@ def test_a_file_keeps_its_owner(tmp_path):
     assert (status.st_uid, status.st_gid) == (1234, 5678)
 
 
-# chown to another owner is refused to ordinary users, and Windows has no owners
+# The administrator may write to every file, and Windows has other rules
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is write-protected for the administrator")
 def test_a_write_protected_file_is_refused(tmp_path):
     (tmp_path / "model.zip").write_bytes(b"old")
