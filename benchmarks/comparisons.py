@@ -113,11 +113,11 @@ COMPARISONS = {
     "time_to_threshold": Comparison(
         "Time to 475 on CartPole-v1",
         "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that never "
-        "reaches it counts as longer than any other. PPO and A2C use RL Zoo's entries, REINFORCE the entry of "
+        "reaches it counts as longer than any other. PPO uses RL Zoo's entry, REINFORCE the entry of "
         "`hyperparams/reinforce_adam.yml`, the textbook's step.",
         {
-            "cartpole": "--env CartPole-v1 --algos reinforce-adam ppo a2c --seeds 5 -n 300000 --n-evaluations 100 "
-            "--threshold CartPole-v1=475 --jobs 1"
+            "cartpole": "--env CartPole-v1 --algos reinforce-adam ppo --seeds 20 -n 100000 --n-evaluations 50 "
+            "--eval-episodes 5 --final-episodes 20 --threshold CartPole-v1=475 --jobs 1"
         },
         dots="seconds_to_threshold",
         to_threshold=True,
