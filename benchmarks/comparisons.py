@@ -104,7 +104,7 @@ COMPARISONS = {
             "long": "--algos reinforce --seeds 3 --n-evaluations 10 --eval-episodes 30 --env BipedalWalker-v3 Humanoid-v5",
             "adam": "--algos reinforce-adam --seeds 5 --env CartPole-v1 Acrobot-v1 MountainCar-v0 MountainCarContinuous-v0 "
             "Pendulum-v1 LunarLander-v3 LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 Reacher-v5 Ant-v5 "
-            "Humanoid-v5",
+            "Humanoid-v5 BipedalWalker-v3",
         },
         dots="score",
         published=PUBLISHED,
