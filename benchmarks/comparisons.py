@@ -92,8 +92,9 @@ COMPARISONS = {
         "Scores of the entries of `hyperparams/reinforce.yml`: the policy of one run after 100,000, 300,000 and a million "
         "steps (30 episodes) and at its end (100 episodes), with deterministic actions unless sampled actions are named; "
         "mean over the seeds and a 95 % interval (Student's). Step sizes that decay with the whole budget have hardly decayed "
-        "after 100,000 steps. Adam: the textbook's step, `hyperparams/reinforce_adam.yml`, at the end. Published scores are "
-        "cited, not measured here: REINFORCE in Tianshou (10M steps, maximum over training), and A2C, PPO and TRPO in RL Zoo "
+        "after 100,000 steps. Adam: the textbook's step, `hyperparams/reinforce_adam.yml`, at the end of the same budget "
+        "(five million steps on BipedalWalker-v3). Published scores are cited, not measured here: REINFORCE in "
+        "Tianshou (10M steps, maximum over training), and A2C, PPO and TRPO in RL Zoo "
         "(one run, a million steps or the number in brackets). Older versions of an environment are not quite the same task.",
         {
             "entries": "--algos reinforce --seeds 5 --n-evaluations 10 --eval-episodes 30 --env CartPole-v1 Acrobot-v1 "

@@ -51,7 +51,7 @@ N_TIMESTEPS = {
     "Pendulum-v1": 1_000_000,
     "LunarLander-v3": 1_000_000,
     "LunarLanderContinuous-v3": 1_000_000,
-    "BipedalWalker-v3": 5_000_000,
+    "BipedalWalker-v3": 2_000_000,
     "Ant-v5": 1_000_000,
     "HalfCheetah-v5": 1_000_000,
     "Hopper-v5": 1_000_000,
@@ -138,9 +138,9 @@ def test_rl_zoos_own_manager_trains_reinforce(tmp_path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_covers_the_environments(path):
     entries = yaml.safe_load(path.read_text())
-    assert {env_id: entry["n_timesteps"] for env_id, entry in entries.items() if env_id not in ("default", "atari")} == (
-        N_TIMESTEPS
-    )
+    n_timesteps = {env_id: entry["n_timesteps"] for env_id, entry in entries.items() if env_id not in ("default", "atari")}
+    # Adam's step needs more to walk
+    assert n_timesteps == N_TIMESTEPS | ({} if path == hyperparams_path() else {"BipedalWalker-v3": 5_000_000})
     assert {"default", "atari"} <= set(entries)
 
 
