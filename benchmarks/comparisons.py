@@ -115,7 +115,7 @@ COMPARISONS = {
         "Time to 475 on CartPole-v1",
         "Steps and seconds of training until the score is reached, one thread: medians over the seeds, where a run that never "
         "reaches it counts as longer than any other. PPO uses RL Zoo's entry, REINFORCE the entry of "
-        "`hyperparams/reinforce_adam.yml`, the textbook's step.",
+        "`hyperparams/reinforce_adam.yml`, the textbook's step. An evaluation has five episodes.",
         {
             "cartpole": "--env CartPole-v1 --algos reinforce-adam ppo --seeds 20 -n 100000 --n-evaluations 50 "
             "--eval-episodes 5 --final-episodes 20 --threshold CartPole-v1=475 --jobs 1"
